@@ -1,0 +1,136 @@
+"""The decoder that every AV-LLM here shares: Llama and Qwen2, with grouped queries and (M-)RoPE.
+
+The decoder knows nothing of caches or policies. It projects, rotates, and hands each layer's q, k and v to `attend`, which
+answers with the attention output and that layer's next cache; so one definition serves training, prefill and decoding.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Self
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from acckv_jax.sharding import ShardingRules, head_axis
+from models.layers.linear import Embed, Linear
+from models.layers.mlp import SwiGLU
+from models.layers.norm import RMSNorm
+from models.layers.rope import Rotation, rotate, rotation
+
+Attend = Callable[[int, Array, Array, Array, Any], tuple[Array, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """Sizes and options of a Llama / Qwen2 decoder; the names are Hugging Face's."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    intermediate_size: int
+    rope_theta: float
+    rms_norm_eps: float
+    max_position_embeddings: int
+    attention_bias: bool = False
+    tie_word_embeddings: bool = True
+    mrope_section: tuple[int, ...] | None = None
+
+    @classmethod
+    def smollm2_135m(cls) -> Self:
+        """SmolLM2-135M-Instruct."""
+        return cls(49152, 576, 30, 9, 3, 64, 1536, 1e5, 1e-5, 8192)
+
+    @classmethod
+    def tiny(cls, **changes: Any) -> Self:
+        """Two small layers, for tests."""
+        return dataclasses.replace(cls(96, 32, 2, 4, 2, 8, 48, 1e4, 1e-5, 512), **changes)
+
+
+class DecoderLayer(nnx.Module):
+    """Pre-norm attention and SwiGLU."""
+
+    def __init__(self, config: DecoderConfig, *, rules: ShardingRules, rngs: nnx.Rngs, dtype: jnp.dtype) -> None:
+        c = config
+        heads = head_axis(rules, c.num_key_value_heads)
+        into = {"axis_out": heads, "batch": rules.batch, "use_bias": c.attention_bias, "rngs": rngs, "dtype": dtype}
+        self.attn_norm = RMSNorm(c.hidden_size, epsilon=c.rms_norm_eps, dtype=dtype)
+        self.q = Linear(c.hidden_size, c.num_attention_heads * c.head_dim, **into)
+        self.k = Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, **into)
+        self.v = Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, **into)
+        self.o = Linear(
+            c.num_attention_heads * c.head_dim, c.hidden_size, axis_in=heads, batch=rules.batch, rngs=rngs, dtype=dtype
+        )
+        self.mlp_norm = RMSNorm(c.hidden_size, epsilon=c.rms_norm_eps, dtype=dtype)
+        self.mlp = SwiGLU(c.hidden_size, c.intermediate_size, rules=rules, rngs=rngs, dtype=dtype)
+        self.head_dim = c.head_dim
+
+    def __call__(
+        self, x: Float[Array, "B T D"], table: Rotation, index: int, cache: Any, attend: Attend
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """Applies layer number `index`; returns the hidden states and the layer's next cache."""
+        h = self.attn_norm(x)
+        q, k, v = (p(h).reshape(*h.shape[:2], -1, self.head_dim) for p in (self.q, self.k, self.v))
+        out, cache = attend(index, rotate(q, table), rotate(k, table), v, cache)
+        x = x + self.o(out.reshape(*h.shape[:2], -1))
+        return x + self.mlp(self.mlp_norm(x)), cache
+
+
+class Decoder(nnx.Module):
+    """Token embeddings, layers, final norm and output head."""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        rules: ShardingRules = ShardingRules(),
+        rngs: nnx.Rngs,
+        dtype: jnp.dtype = jnp.float32,
+    ) -> None:
+        c = config
+        self.config = c
+        self.tokens = Embed(c.vocab_size, c.hidden_size, batch=rules.batch, vocab=rules.vocab, rngs=rngs, dtype=dtype)
+        self.layers = nnx.List(DecoderLayer(c, rules=rules, rngs=rngs, dtype=dtype) for _ in range(c.num_hidden_layers))
+        self.norm = RMSNorm(c.hidden_size, epsilon=c.rms_norm_eps, dtype=dtype)
+        self.head = (
+            None
+            if c.tie_word_embeddings
+            else Linear(c.hidden_size, c.vocab_size, axis_out=rules.vocab, batch=rules.batch, rngs=rngs, dtype=dtype)
+        )
+
+    def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Embeds token ids."""
+        return self.tokens(tokens)
+
+    def __call__(
+        self,
+        embeddings: Float[Array, "B T D"],
+        positions: Int[Array, "B T"] | Int[Array, "A B T"],
+        layers: tuple[Any, ...],
+        attend: Attend,
+    ) -> tuple[Float[Array, "B T D"], tuple[Any, ...]]:
+        """Runs the layers.
+
+        Args:
+            embeddings: input embeddings [B, T, D].
+            positions: rotary positions [B, T], or [A, B, T] for M-RoPE.
+            layers: one cache per layer, of whatever type `attend` takes.
+            attend: `(index, q [B,T,N,H], k [B,T,K,H], v [B,T,K,H], cache) -> (out [B,T,N,H], cache)`.
+
+        Returns:
+            Hidden states after the final norm, and the next caches.
+        """
+        c = self.config
+        table = rotation(positions, c.head_dim, c.rope_theta, c.mrope_section)
+        x, after = embeddings, []
+        for index, (layer, cache) in enumerate(zip(self.layers, layers, strict=True)):
+            x, cache = layer(x, table, index, cache, attend)
+            after.append(cache)
+        return self.norm(x), tuple(after)
+
+    def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """Logits over the vocabulary, in the parameters' type."""
+        return self.tokens.attend(hidden) if self.head is None else self.head(hidden)

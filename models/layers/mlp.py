@@ -1,0 +1,34 @@
+"""Feed-forward layers."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from acckv_jax.sharding import ShardingRules
+from models.layers.linear import Linear
+
+
+class SwiGLU(nnx.Module):
+    """down(silu(gate(x)) * up(x)) (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(
+        self,
+        features: int,
+        hidden: int,
+        *,
+        rules: ShardingRules,
+        rngs: nnx.Rngs,
+        use_bias: bool = False,
+        dtype: jnp.dtype = jnp.float32,
+    ) -> None:
+        into = {"axis_out": rules.mlp, "batch": rules.batch, "use_bias": use_bias, "rngs": rngs, "dtype": dtype}
+        self.gate = Linear(features, hidden, **into)
+        self.up = Linear(features, hidden, **into)
+        self.down = Linear(
+            hidden, features, axis_in=rules.mlp, batch=rules.batch, use_bias=use_bias, rngs=rngs, dtype=dtype
+        )
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """Applies the layer."""
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
