@@ -73,7 +73,7 @@ _SEMITONES = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 
 
 def pitch(path: str) -> int | None:
-    """Returns the number of the note in a file's name, counted in semitones: 46 for `package/As3.mp3` (A sharp, octave 3).
+    """Returns the number of the note in a file's name, in semitones: 46 for `package/As3.mp3` (A sharp of octave 3).
 
     None for other files, such as the second takes of two cello notes (`F2 v2.mp3`).
     """
