@@ -42,7 +42,7 @@ OPTION_SETS: dict[str, dict[str, Any]] = {
     "weighted_refill": {"budget": 0.3, "split": "weighted", "refill": True},
     "proportional": {"budget": 0.4, "split": "proportional"},
     "no_floor": {"budget": 0.3, "floor": 0.0},
-    "high_floor": {"budget": 0.4, "floor": 0.4, "floor_after_gate": True},
+    "high_floor": {"budget": 0.4, "floor": 0.4},
     "summary": {"budget": 0.4, "merge": "summary"},
     "summary_quantile_refill": {
         "budget": 0.7,
@@ -58,11 +58,11 @@ OPTION_SETS: dict[str, dict[str, Any]] = {
     "cross_modal": {"budget": 0.3, "cross_modal_merge": True},
     "cross_modal_refill": {"budget": 0.4, "cross_modal_merge": True, "refill": True},
     "quantile": {"budget": 0.4, "gate": "quantile", "quantile": 0.4},
-    "centred": {"budget": 0.5, "gate": "centred", "tau": -0.1},
+    "centred": {"budget": 0.5, "gate": "centred", "tau": 0.0},
     "refill": {"budget": 0.4, "refill": True},
     "refill_floor": {"budget": 0.5, "refill": True, "floor_after_gate": True, "floor": 0.2},
     "unrotated": {"budget": 0.4, "unrotated": True},
-    "unrotated_centred": {"budget": 0.4, "unrotated": True, "gate": "centred", "tau": -0.1, "refill": True},
+    "unrotated_centred": {"budget": 0.4, "unrotated": True, "gate": "centred", "tau": 0.0, "refill": True},
     "everything": {"budget": 1.0},
 }
 
@@ -137,7 +137,7 @@ def random_case(
         strength = (weak + strong) / 2
         media = unit(rotate(noise + strength * bias))[:, modality != TEXT]
         typical = np.median(np.einsum("kjh,kh->kj", media, media.mean(axis=1)))
-        weak, strong = (weak, strength) if typical > tau - 0.02 else (strength, strong)
+        weak, strong = (weak, strength) if typical > tau + 0.01 else (strength, strong)
     unrotated = noise + strong * bias
     q = rotate(rng.standard_normal((query_heads, length, dim)) * 1.5)
     v = rng.standard_normal((kv_heads, length, dim))
