@@ -4,34 +4,15 @@ Layout (CTranslate2, `python/ctranslate2/specs/model_spec.py`): version, name an
 variables, and pairs of names that share one variable. Strings carry a 16-bit length that counts a closing zero.
 """
 
-import struct
 from pathlib import Path
 
 import numpy as np
 
 from models.errors import UserError
+from models.readers.cursor import Cursor
 
 VERSION = 6
 DTYPES = {0: "<f4", 1: "<i1", 2: "<i2", 3: "<i4", 4: "<f2"}
-
-
-class _Cursor:
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.offset = 0
-
-    def take(self, count: int) -> bytes:
-        chunk = self.data[self.offset : self.offset + count]
-        if len(chunk) != count:
-            raise ValueError("it ends too early")
-        self.offset += count
-        return chunk
-
-    def number(self, code: str) -> int:
-        return struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))[0]
-
-    def string(self) -> str:
-        return self.take(self.number("H"))[:-1].decode()
 
 
 def read_ctranslate2(path: Path) -> dict[str, np.ndarray]:
@@ -41,25 +22,29 @@ def read_ctranslate2(path: Path) -> dict[str, np.ndarray]:
         UserError: if the file is truncated or damaged, or of another version.
     """
     try:
-        return _read(_Cursor(path.read_bytes()))
+        return _read(Cursor(path.read_bytes()))
     except (ValueError, KeyError) as error:
         raise UserError(
             f"{path} is not a readable CTranslate2 model ({error}); delete the file and fetch it again."
         ) from error
 
 
-def _read(cursor: _Cursor) -> dict[str, np.ndarray]:
+def _read(cursor: Cursor) -> dict[str, np.ndarray]:
     if (version := cursor.number("I")) != VERSION:
         raise ValueError(f"format version {version}, where {VERSION} is expected")
-    cursor.string()  # name of the specification
+    _string(cursor)  # name of the specification
     cursor.number("I")  # its revision
     variables = {}
     for _ in range(cursor.number("I")):
-        name = cursor.string()
-        shape = [cursor.number("I") for _ in range(cursor.number("B"))]
+        name = _string(cursor)
+        shape = cursor.numbers("I", cursor.number("B"))
         dtype = np.dtype(DTYPES[cursor.number("B")])
         variables[name] = np.frombuffer(cursor.take(cursor.number("I")), dtype).reshape(shape)
     for _ in range(cursor.number("I")):
-        alias = cursor.string()
-        variables[alias] = variables[cursor.string()]
+        alias = _string(cursor)
+        variables[alias] = variables[_string(cursor)]
     return variables
+
+
+def _string(cursor: Cursor) -> str:
+    return cursor.take(cursor.number("H"))[:-1].decode()
