@@ -42,7 +42,7 @@ def decode_audio(file: str | Path | IO[bytes], rate: int = SAMPLE_RATE) -> Int[n
     """
     resampler = MonoResampler(rate)
     blocks: list[np.ndarray] = []
-    with av.open(str(file) if isinstance(file, Path) else file) as container:
+    with av.open(str(file) if isinstance(file, Path) else file, "r") as container:
         for frame in container.decode(audio=0):
             blocks.extend(resampler.blocks(frame))
     blocks.extend(resampler.blocks(None))

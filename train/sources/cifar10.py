@@ -24,7 +24,7 @@ VALIDATION = 5_000  # the last pictures of the official training set
 
 def _read_strip(data: bytes) -> UInt8[np.ndarray, "10000 32 32 3"]:
     """Decodes one PNG strip."""
-    with av.open(io.BytesIO(data), format="png_pipe") as container:
+    with av.open(io.BytesIO(data), "r", format="png_pipe") as container:
         frame = next(container.decode(video=0))
     return frame.to_ndarray(format="rgb24").reshape(-1, 32, 32, 3)
 

@@ -3,13 +3,14 @@
 import os
 import tarfile
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from models.package_index import cache_root
 
 
-def stored(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def stored(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, np.ndarray]:
     """Returns the arrays kept under `name`, making and keeping them the first time.
 
     The file appears by a rename, so that a killed run never leaves half of one.
