@@ -181,3 +181,22 @@ def pad(cases: Sequence[Case], bucket: int = BUCKET, fill: float = 0.0) -> dict[
     for row, case in enumerate(cases):
         batch["modality"][row, : case.length] = case.modality
     return batch
+
+
+def random_stream(
+    rng: np.random.Generator,
+    steps: int,
+    *,
+    query_heads: int = QUERY_HEADS,
+    kv_heads: int = KV_HEADS,
+    dim: int = HEAD_DIM,
+) -> tuple[Floats, Floats, Floats]:
+    """Decode tokens q [T, N, H], k, v [T, K, H] whose heavy hitters change: what the queries look for wanders, and keys
+    now and then match it strongly. With plain noise the first heavy hitters would stay for good."""
+    walk = np.cumsum(0.3 * rng.standard_normal((steps, kv_heads, dim)), axis=0)
+    sought = unit(walk)
+    strength = 6.0 * (rng.random((steps, kv_heads, 1)) < 0.15)
+    k = rng.standard_normal((steps, kv_heads, dim)) + strength * sought
+    own = np.repeat(sought, query_heads // kv_heads, axis=1)
+    q = rng.standard_normal((steps, query_heads, dim)) + 5.0 * own
+    return q, k, rng.standard_normal((steps, kv_heads, dim))
