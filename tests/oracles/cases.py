@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from tests.oracles.acckv_numpy import Trace, acckv_oracle
+from tests.oracles.acckv_numpy import acckv_oracle
 from tests.oracles.acckv_scores import AUDIO, TEXT, VIDEO
+from tests.oracles.acckv_trace import Trace
 from tests.oracles.attention_numpy import Floats, Ints, unit
 
 QUERY_HEADS, KV_HEADS, HEAD_DIM, BUCKET = 4, 2, 16, 96
@@ -93,7 +94,7 @@ def rotate(x: Floats, theta: float = 10_000.0) -> Floats:
 
 
 def random_modality(rng: np.random.Generator, length: int, layout: str) -> Ints:
-    """[l] ids: text, then media in time chunks of both (interleaved) or one modality after the other (blocks), then text."""
+    """[l] ids: text, then media in time chunks (interleaved) or one modality after the other (blocks), then text."""
     head, tail = int(rng.integers(1, 4)), int(rng.integers(2, 4))
     body = length - head - tail
     media: list[int] = []
@@ -109,6 +110,11 @@ def random_modality(rng: np.random.Generator, length: int, layout: str) -> Ints:
     else:
         raise ValueError(f"Unknown layout {layout!r}: use interleaved or blocks.")
     return np.array([TEXT] * head + media + [TEXT] * tail, dtype=np.int64)
+
+
+def single(x: Floats) -> Floats:
+    """x rounded to float32 values, so that a float32 implementation sees exactly the oracle's input."""
+    return x.astype(np.float32).astype(np.float64)
 
 
 def random_case(
@@ -141,7 +147,7 @@ def random_case(
     unrotated = noise + strong * bias
     q = rotate(rng.standard_normal((query_heads, length, dim)) * 1.5)
     v = rng.standard_normal((kv_heads, length, dim))
-    return Case(q, rotate(unrotated), v, unrotated, modality)
+    return Case(single(q), single(rotate(unrotated)), single(v), single(unrotated), modality)
 
 
 def run_oracle(case: Case, options: Mapping[str, Any]) -> Trace:
@@ -151,9 +157,7 @@ def run_oracle(case: Case, options: Mapping[str, Any]) -> Trace:
     return acckv_oracle(case.q, case.k, case.v, case.modality, unrotated_keys=unrotated, **options)
 
 
-def decided_cases(
-    seed: int, options: Mapping[str, Any], count: int, margin: float = 1e-5
-) -> list[tuple[Case, Trace]]:
+def decided_cases(seed: int, options: Mapping[str, Any], count: int, margin: float = 1e-5) -> list[tuple[Case, Trace]]:
     """`count` cases (both layouts in turn) in which no decision is nearer than `margin` to its turning point.
 
     Nearer decisions depend on float32 rounding and prove nothing; they are drawn again (a few per cent).
@@ -199,4 +203,4 @@ def random_stream(
     k = rng.standard_normal((steps, kv_heads, dim)) + strength * sought
     own = np.repeat(sought, query_heads // kv_heads, axis=1)
     q = rng.standard_normal((steps, query_heads, dim)) + 5.0 * own
-    return q, k, rng.standard_normal((steps, kv_heads, dim))
+    return single(q), single(k), single(rng.standard_normal((steps, kv_heads, dim)))

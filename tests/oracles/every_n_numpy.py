@@ -2,15 +2,18 @@
 
 Decisions
 ---------
- 1. A step first appends its token (k, v; index = prompt length + step, modality text, multiplicity 1, mass 0), then its
-    query attends to all slots of its KV head, the new one included; softmax scale 1 / sqrt(H); multiplicity is not used.
- 2. Then mass[slot] += mean over the G query heads of the step's attention probability. The mass of prompt slots starts
-    from what prefill counted (column sums of A over all rows, mean over G; see `column_mass`). Evicted mass is lost.
+ 1. A step first appends its token (k, v; index = prompt length + step, modality text, multiplicity 1, mass 0), then
+    its query attends to all slots of its KV head, the new one included; softmax scale 1 / sqrt(H); multiplicity is
+    not used.
+ 2. Then mass[slot] += mean over the G query heads of the step's attention probability. The mass of prompt slots
+    starts from what prefill counted (column sums of A over all rows, mean over G; see `column_mass`). Evicted mass is
+    lost.
  3. After steps n, 2n, 3n ... (counted from 1 since prefill): a KV head with more than `capacity` slots is pruned to
     `capacity` by `select`; one with no more is left alone. So at most capacity + n slots exist, and never more than
     `capacity` after a prune.
  4. `select(mass, index, modality, capacity)` names the kept slots of one KV head. Recency is by index, never by slot.
-    Kept slots stay in index order with keys, values and mass unchanged; pruning between steps evicts, it never merges.
+    Kept slots stay in index order with keys, values and mass unchanged; pruning between steps evicts, it never
+    merges.
  5. Equal mass: the earlier token wins.
 """
 
@@ -109,7 +112,7 @@ def decode(
 def mass_gap(mass: Floats, kept: Ints) -> float:
     """Smallest relative gap between the mass of an evicted slot and that of any kept slot.
 
-    Far below a float32 rounding error the choice is not decided by the numbers; a comparison should then use another seed.
+    Near a float32 rounding error the numbers do not decide the choice: a comparison should then use another seed.
     """
     evicted = np.setdiff1d(np.arange(len(mass)), kept)
     gaps = np.abs(mass[kept][:, None] - mass[evicted][None]) / np.maximum(mass[kept][:, None], 1e-30)
@@ -124,7 +127,7 @@ def heaviest(mass: Floats, index: Ints, candidates: Ints, count: int) -> Ints:
 def by_modality(quotas: Mapping[int, int], prompt_length: int, recent: int) -> Select:
     """A fixed quota of slots per modality, for AccKV between steps.
 
-    Text: all prompt text, then the `recent` newest generated tokens, then the heaviest generated tokens, up to its quota.
+    Text: all prompt text, then the `recent` newest generated tokens, then the heaviest generated ones, up to its quota.
     Video, audio: the heaviest of each, up to its quota. The quotas sum to the capacity; what one modality leaves unused
     stays unused.
     """
@@ -132,9 +135,7 @@ def by_modality(quotas: Mapping[int, int], prompt_length: int, recent: int) -> S
     def select(mass: Floats, index: Ints, modality: Ints, capacity: int) -> Ints:
         if sum(quotas.values()) != capacity:
             raise ValueError(f"The quotas {dict(quotas)} do not sum to the capacity {capacity}.")
-        kept = [
-            heaviest(mass, index, np.flatnonzero(modality == m), count) for m, count in quotas.items() if m != TEXT
-        ]
+        kept = [heaviest(mass, index, np.flatnonzero(modality == m), count) for m, count in quotas.items() if m != TEXT]
         prompt_text = np.flatnonzero((modality == TEXT) & (index < prompt_length))
         generated = np.flatnonzero(index >= prompt_length)
         newest = generated[np.argsort(index[generated])][len(generated) - min(recent, len(generated)) :]

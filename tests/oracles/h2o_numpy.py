@@ -4,12 +4,13 @@ Decisions
 ---------
  1. Score of a token = attention it has received so far, summed over all query rows of the prompt and all decode steps
     (the paper's accumulated attention score), mean over the G query heads of a KV head. No normalisation by age.
- 2. Of a budget of B slots, recent = round(recent_ratio * B) (half to even; default ratio 1/2) go to the newest tokens by
-    index, the other B - recent to the heaviest of the rest. Equal scores: the earlier token. Modality plays no part.
+ 2. Of a budget of B slots, recent = round(recent_ratio * B) (half to even; default ratio 1/2) go to the newest tokens
+    by index, the other B - recent to the heaviest of the rest. Equal scores: the earlier token. Modality plays no
+    part.
  3. At prefill B = round(budget * l) for a float, `budget` for an int, at most l.
  4. Decoding at fixed capacity B: append, attend (the new token sees itself), accumulate, then, if B + 1 slots are
-    occupied, evict the lightest slot outside the newest `recent`. The evicted score is lost (Algorithm 1 of the paper).
-    This is `every_n_numpy.decode` with every = 1.
+    occupied, evict the lightest slot outside the newest `recent`. The evicted score is lost (Algorithm 1 of the
+    paper). This is `every_n_numpy.decode` with every = 1.
  5. Kept keys hold the rotation of their original position, and positions are not renumbered.
 """
 
