@@ -26,11 +26,23 @@ class MonoResampler:
 
     def __init__(self, rate: int = SAMPLE_RATE) -> None:
         """Prepares a resampler to `rate` hertz."""
-        self._resampler = av.AudioResampler(format="s16", layout="mono", rate=rate)
+        self._rate = rate
+        self._input: tuple[str, str, int] | None = None
+        self._resampler = self._new()
+
+    def _new(self) -> av.AudioResampler:
+        return av.AudioResampler(format="s16", layout="mono", rate=self._rate)
 
     def blocks(self, frame: av.AudioFrame | None) -> Iterator[Int[np.ndarray, " samples"]]:
         """Yields the samples that `frame` completes; None flushes what is still inside."""
-        for block in self._resampler.resample(frame):
+        finished: list[av.AudioFrame] = []
+        if frame is not None:
+            kind = (frame.format.name, frame.layout.name, frame.sample_rate)
+            if self._input not in (None, kind):  # the stream changes on the way
+                finished = self._resampler.resample(None)
+                self._resampler = self._new()
+            self._input = kind
+        for block in [*finished, *self._resampler.resample(frame)]:
             yield block.to_ndarray()[0]
 
 
