@@ -65,5 +65,5 @@ def best(scores: Floats, candidates: Ints, count: int, trace: Trace) -> Ints:
     if 0 < count < len(order):
         inside, outside = scores[order[count - 1]], scores[order[count]]
         if math.isfinite(inside) and not inside == outside == 0:
-            trace.note((inside - outside) / max(abs(inside), 1e-30))
+            trace.note(float((inside - outside) / max(abs(inside), 1e-30)))
     return np.array(sorted(order[:count]), dtype=np.int64)
