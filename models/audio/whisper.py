@@ -116,7 +116,9 @@ class WhisperEncoder(nnx.Module):
 
 
 def load_whisper_tiny_en() -> tuple[nnx.GraphDef, Params]:
-    """Graph definition and float32 parameters (NumPy) of the tiny.en encoder; ``nnx.merge(graph, params)(mel)`` runs it.
+    """Graph definition and float32 parameters (NumPy) of the tiny.en encoder.
+
+    ``nnx.merge(graph, params)(mel)`` runs it.
 
     Raises:
         UserError: if the weights cannot be fetched or read.

@@ -1,5 +1,7 @@
 """Depthwise convolution."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -29,7 +31,10 @@ class DepthwiseConv(nnx.Module):
         XLA's grouped convolution is some ten times slower on CPU than k*k shifted products, so CPUs get the latter.
         """
         y = jax.lax.platform_dependent(
-            x, self.kernel[...], cpu=lambda a, w: shifted(a, w, self.stride), default=lambda a, w: grouped(a, w, self.stride)
+            x,
+            self.kernel[...],
+            cpu=functools.partial(shifted, stride=self.stride),
+            default=functools.partial(grouped, stride=self.stride),
         )
         return y + self.bias[...].reshape(1, 1, 1, -1)
 

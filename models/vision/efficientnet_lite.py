@@ -144,7 +144,9 @@ class EfficientNetLite(nnx.Module):
 
 
 def load_efficientnet_lite0() -> tuple[nnx.GraphDef, Params]:
-    """Graph definition and float32 parameters (NumPy) of Lite0; ``nnx.merge(graph, params).features(images)`` runs it.
+    """Graph definition and float32 parameters (NumPy) of Lite0.
+
+    ``nnx.merge(graph, params).features(images)`` runs it.
 
     Raises:
         UserError: if the weights cannot be fetched or read.
