@@ -12,6 +12,7 @@ from models.layers.depthwise import grouped, shifted
 from models.readers.legacy_pickle import read_legacy_state_dict
 from models.vision.efficientnet_lite import EfficientNetLite, EfficientNetLiteConfig, load_efficientnet_lite0
 from models.weights import fetch
+from tests.tolerances import FP32, LOGITS
 
 # Lite0 from the paper's table: (expansion, channels, blocks, stride, kernel)
 TABLE = ((1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3), (6, 112, 3, 1, 5), (6, 192, 4, 2, 5))
@@ -60,8 +61,8 @@ def test_lite0_equals_torch() -> None:
         logits = jax.jit(lambda p, x: nnx.merge(graph, p).logits(x))(params, features)
     expected_features, expected_logits = reference(images)
     assert features.shape == (2, 7, 7, 320) and logits.shape == (2, 1000)
-    np.testing.assert_allclose(features, expected_features, atol=2e-4, rtol=0)  # values up to some 30
-    np.testing.assert_allclose(logits, expected_logits, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(features, expected_features, **LOGITS)
+    np.testing.assert_allclose(logits, expected_logits, **LOGITS)
 
 
 def test_lite0_follows_the_table_and_its_parameters_fit() -> None:
@@ -80,9 +81,10 @@ def test_lite0_follows_the_table_and_its_parameters_fit() -> None:
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [3, 5])
-@pytest.mark.parametrize("shape", [(14, 14), (9, 12), (3, 1)])
+@pytest.mark.parametrize("shape", [(9, 12), (3, 1)])
 def test_shifted_products_equal_grouped_convolution(shape: tuple[int, int], size: int, stride: int) -> None:
     random = np.random.default_rng(0)
     x = random.standard_normal((2, *shape, 6)).astype(np.float32)
     kernel = random.standard_normal((size, size, 6)).astype(np.float32)
-    np.testing.assert_allclose(shifted(x, kernel, stride), grouped(x, kernel, stride), atol=1e-5, rtol=0)
+    one, other = jax.jit(lambda a, w: (shifted(a, w, stride), grouped(a, w, stride)))(x, kernel)
+    np.testing.assert_allclose(one, other, **FP32)
