@@ -1,7 +1,8 @@
 """The decoder that every AV-LLM here shares: Llama and Qwen2, with grouped queries and (M-)RoPE.
 
-The decoder knows nothing of caches or policies. It projects, rotates, and hands each layer's q, k and v to `attend`, which
-answers with the attention output and that layer's next cache; so one definition serves training, prefill and decoding.
+The decoder knows nothing of caches or policies. It projects, rotates, and hands each layer's q, k and v to `attend`,
+which answers with the attention output and that layer's next cache; so one definition serves training, prefill and
+decoding.
 """
 
 import dataclasses

@@ -1,0 +1,140 @@
+"""Attention over the slots of a cache, row block by row block, with column statistics on the way.
+
+No l x l array exists: a block of query rows attends, adds its share to every requested column sum, and is gone. A
+policy's statistics are weighted column sums, so accumulated, windowed, text-row and position-weighted scores are one
+mechanism.
+"""
+
+import dataclasses
+import operator
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from acckv_jax.cache import LayerCache
+
+BLOCK = 128
+SEGMENTS = 8
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RowWeights:
+    """Weights of query rows in column sums: sum_i w[m, b, i] A[i, j], mean over the query heads of a KV head.
+
+    Attributes:
+        weights: [M, B, T] float32; zero for padding rows.
+        exclude_diagonal: leaves A[j, j] out (static).
+    """
+
+    weights: Float[Array, "M B T"]
+    exclude_diagonal: bool = dataclasses.field(default=False, metadata={"static": True})
+
+
+Sums = tuple[Float[Array, "M B K S"], ...]
+
+
+def _rows(
+    q: Float[Array, "B K G T H"],
+    q_index: Int[Array, "B T"],
+    layer: LayerCache,
+    stats: tuple[RowWeights, ...],
+    log_multiplicity: bool,
+) -> tuple[Float[Array, "B K G T H"], Sums]:
+    """Attention of one block of rows over the slots of `layer`, and its share of the column sums."""
+    scale = q.shape[-1] ** -0.5
+    logits = jnp.einsum("bkgth,bksh->bkgts", q, layer.k, preferred_element_type=jnp.float32) * scale
+    if log_multiplicity:
+        logits = logits + jnp.log(jnp.maximum(layer.multiplicity, 1.0))[:, :, None, None, :]
+    age = q_index[:, None, :, None] - layer.index[:, :, None, :]  # [B, K, T, S]
+    seen = layer.valid[:, :, None, :] & (age >= 0)
+    # A finite floor: a padding row that sees nothing must not make NaN.
+    logits = jnp.where(seen[:, :, None], logits, jnp.finfo(jnp.float32).min)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
+    weights = weights / weights.sum(-1, keepdims=True)
+    out = jnp.einsum("bkgts,bksh->bkgth", weights.astype(layer.v.dtype), layer.v)
+    sums = []
+    for stat in stats:
+        counted = jnp.where((age == 0)[:, :, None], 0.0, weights) if stat.exclude_diagonal else weights
+        sums.append(jnp.einsum("mbt,bkgts->mbks", stat.weights / q.shape[2], counted))
+    return out, tuple(sums)
+
+
+def _head(layer: LayerCache, slots: int) -> LayerCache:
+    """The first slots of a layer (static)."""
+    return dataclasses.replace(
+        layer,
+        **{n: getattr(layer, n)[:, :, :slots] for n in ("k", "v", "index", "valid", "multiplicity")},
+    )
+
+
+def attend(
+    q: Float[Array, "B T N H"],
+    layer: LayerCache,
+    q_index: Int[Array, "B T"],
+    stats: tuple[RowWeights, ...] = (),
+    *,
+    aligned: bool = False,
+    log_multiplicity: bool = False,
+) -> tuple[Float[Array, "B T N H"], Sums]:
+    """Causal attention of new rows over cached slots (their own included).
+
+    Row i sees the valid slots whose token index is at most its own. Softmax in float32, scale H**-0.5.
+
+    Args:
+        q: [B, T, N, H] rotated queries; N is a multiple of the K heads of the cache, heads of a group adjacent.
+        layer: slots to attend to, the rows' own tokens already among them.
+        q_index: [B, T] token indices of the rows.
+        stats: column sums wanted.
+        aligned: promises that slot i holds the token of row i (a first prefill), so that later slots can be skipped.
+        log_multiplicity: adds log(multiplicity) of a slot to its logits.
+
+    Returns:
+        The output [B, T, N, H], and for each entry of `stats` its sums [M, B, K, S].
+    """
+    rows, tokens, heads, size = q.shape
+    kv_heads = layer.k.shape[1]
+    grouped = q.reshape(rows, tokens, kv_heads, heads // kv_heads, size).transpose(0, 2, 3, 1, 4)
+    if tokens <= BLOCK:
+        out, sums = _rows(grouped, q_index, layer, stats, log_multiplicity)
+        return out.transpose(0, 3, 1, 2, 4).reshape(q.shape), sums
+
+    blocks = -(-tokens // BLOCK)
+    extra = blocks * BLOCK - tokens
+
+    def split(x: Array, axis: int) -> Array:
+        padded = jnp.pad(x, [(0, extra if a == axis else 0) for a in range(x.ndim)])
+        return jnp.moveaxis(padded.reshape(*x.shape[:axis], blocks, BLOCK, *x.shape[axis + 1 :]), axis, 0)
+
+    row_blocks = (
+        split(grouped, 3),
+        split(q_index, 1),
+        tuple(dataclasses.replace(s, weights=split(s.weights, 2)) for s in stats),
+    )
+    zero = jnp.zeros_like(layer.k[..., 0], dtype=jnp.float32)
+    totals = tuple(jnp.zeros((s.weights.shape[0], 1, 1, 1)) + zero[None] for s in stats)
+    outs = []
+    segments = min(SEGMENTS, blocks) if aligned else 1
+    edges = [round(blocks * i / segments) for i in range(segments + 1)]
+    for first, last in zip(edges, edges[1:], strict=False):
+        slots = min(last * BLOCK, layer.slots) if aligned else layer.slots
+        visible = _head(layer, slots)
+
+        def step(carry: Sums, block: tuple, visible: LayerCache = visible) -> tuple[Sums, Array]:
+            out, sums = _rows(*block[:2], visible, block[2], log_multiplicity)
+            return jax.tree.map(jnp.add, carry, sums), out
+
+        part, out = jax.lax.scan(
+            step,
+            tuple(t[..., :slots] for t in totals),
+            jax.tree.map(operator.itemgetter(slice(first, last)), row_blocks),
+        )
+        totals = tuple(
+            jnp.concatenate([p, t[..., slots:]], axis=-1) if slots < layer.slots else p
+            for p, t in zip(part, totals, strict=True)
+        )
+        outs.append(out)
+    out = jnp.concatenate(outs)  # [blocks, B, K, G, BLOCK, H]
+    out = out.transpose(1, 0, 4, 2, 3, 5).reshape(rows, blocks * BLOCK, heads, size)
+    return out[:, :tokens], totals

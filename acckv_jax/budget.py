@@ -1,0 +1,67 @@
+"""Budgets: how many slots a row may hold, and how many a layer allocates."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from acckv_jax.modality import Modality, Prompt
+
+Budget = float | int
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenCounts:
+    """Tokens of each row by modality, as NumPy arrays on the host.
+
+    Attributes:
+        text: [B] text tokens.
+        video: [B] video tokens.
+        audio: [B] audio tokens.
+    """
+
+    text: np.ndarray
+    video: np.ndarray
+    audio: np.ndarray
+
+    @property
+    def length(self) -> np.ndarray:
+        """[B] tokens in all."""
+        return self.text + self.video + self.audio
+
+
+def count_tokens(*chunks: Prompt) -> TokenCounts:
+    """Counts the tokens of a prompt that arrives in chunks (host read)."""
+    modalities = (Modality.TEXT, Modality.VIDEO, Modality.AUDIO)
+    return TokenCounts(*(sum((c.count(m) for c in chunks), np.int64(0)) for m in modalities))
+
+
+def check_budget(budget: Budget) -> None:
+    """Checks a budget on its own.
+
+    Raises:
+        ValueError: unless it is a float in (0, 1] (fraction of the prompt) or an int of at least 1 (slots).
+    """
+    if isinstance(budget, bool) or not isinstance(budget, int | float):
+        raise ValueError(f"a budget is a fraction such as 0.2 or a number of slots such as 512, not {budget!r}.")
+    if isinstance(budget, float) and not 0.0 < budget <= 1.0:
+        raise ValueError(f"budget {budget} is no fraction of the prompt: give a decimal above 0.0 and at most 1.0.")
+    if isinstance(budget, int) and budget < 1:
+        raise ValueError(f"budget {budget} is no number of slots: give an integer of at least 1.")
+
+
+def slots_of(budget: Budget, length: int) -> int:
+    """Slots that a row of `length` tokens may hold: round(fraction * length), half to even, or min(slots, length)."""
+    return min(length, round(budget * length) if isinstance(budget, float) else budget)
+
+
+def row_slots(budget: Budget, length: Int[Array, "*B"], longest: int) -> Int[Array, "*B"]:
+    """`slots_of` on the device, from a table for lengths up to `longest`: float32 would round differently."""
+    return jnp.asarray([slots_of(budget, n) for n in range(longest + 1)], jnp.int32)[length]
+
+
+def rounded_share(share: float, number: Int[Array, "*B"], most: int) -> Int[Array, "*B"]:
+    """round(share * number), half to even and exact, for numbers from 0 to `most`."""
+    table = jnp.asarray([round(share * n) for n in range(most + 1)], jnp.int32)
+    return table[jnp.clip(number, 0, most)]

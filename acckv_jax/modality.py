@@ -1,0 +1,82 @@
+"""Modalities of tokens, and the description of a chunk of prompt that travels beside its embeddings."""
+
+import dataclasses
+import enum
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+
+class Modality(enum.IntEnum):
+    """What a token is. Special tokens around media are text; tokens made while decoding are generated."""
+
+    TEXT = 0
+    VIDEO = 1
+    AUDIO = 2
+    GENERATED = 3
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """A batch of ragged rows, padded on the right.
+
+    Attributes:
+        modality: [B, T] modality ids (int8); padding may hold anything.
+        length: [B] number of real tokens in each row.
+    """
+
+    modality: Int[Array, "B T"]
+    length: Int[Array, " B"]
+
+    @property
+    def valid(self) -> Bool[Array, "B T"]:
+        """[B, T] true where a token is real."""
+        return jnp.arange(self.modality.shape[1])[None, :] < self.length[:, None]
+
+    def count(self, modality: Modality) -> np.ndarray:
+        """[B] tokens of one modality per row, read on the host."""
+        ids, length = np.asarray(self.modality), np.asarray(self.length)
+        return ((ids == modality) & (np.arange(ids.shape[1])[None, :] < length[:, None])).sum(1)
+
+
+def make_prompt(modality: np.ndarray, length: np.ndarray | None = None) -> Prompt:
+    """Checks and builds a `Prompt` on the host.
+
+    Args:
+        modality: [B, T] ids from `Modality`.
+        length: [B] real tokens per row; all T if not given.
+
+    Raises:
+        ValueError: on a wrong shape, an unknown modality id or a length outside 1..T.
+    """
+    ids = np.asarray(modality)
+    if ids.ndim != 2 or not ids.size:
+        raise ValueError(f"modality ids must be a non-empty [batch, tokens] array, not of shape {ids.shape}.")
+    rows, tokens = ids.shape
+    lengths = np.full(rows, tokens) if length is None else np.asarray(length)
+    if lengths.shape != (rows,) or (lengths < 1).any() or (lengths > tokens).any():
+        raise ValueError(f"lengths must be {rows} numbers from 1 to {tokens}, not {lengths.tolist()}.")
+    unknown = set(np.unique(ids).tolist()) - {int(m) for m in Modality}
+    if unknown:
+        raise ValueError(f"unknown modality ids {sorted(unknown)}; known are {[int(m) for m in Modality]}.")
+    return Prompt(jnp.asarray(ids, jnp.int8), jnp.asarray(lengths, jnp.int32))
+
+
+def bucket_length(tokens: int, *, minimum: int = 64, steps_per_octave: int = 4) -> int:
+    """The padded length of a prompt of `tokens` tokens: a multiple of an eighth to a quarter of its size.
+
+    With the defaults: 64, 80, 96, 112, 128, 160, ... so that padding adds at most 25 % and few lengths are compiled.
+
+    Raises:
+        ValueError: if `tokens` is below 1.
+    """
+    if tokens < 1:
+        raise ValueError(f"a prompt needs at least one token, not {tokens}.")
+    octave = minimum
+    while octave * 2 < tokens:
+        octave *= 2
+    step = octave // steps_per_octave
+    return max(minimum, -(-tokens // step) * step)

@@ -1,0 +1,347 @@
+"""AccKV as reconstructed from arXiv 2511.11106: redistribution, layer-adaptive focusing, merging, cross-calibration.
+
+No official code is public. The steps follow the paper's abstract and one summary of it; where these are silent, the
+choice is an option below, with the project's default. One prune per layer, right after that layer's prefill:
+
+1. attention redistribution: the column sums of attention, weighted by row i + 1, divided by the rows that see a column;
+2. layer-adaptive focusing: the modality that the text rows attend to more is the layer's high-priority one;
+3. budget: text whole, the rest split between video and audio;
+4. intra-modal integration: tokens not selected are merged into kept ones of their own modality;
+5. cross-calibration: low-priority slots whose keys agree too little with the high-priority keys are dropped.
+"""
+
+import dataclasses
+from typing import ClassVar, Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from acckv_jax.attention import RowWeights
+from acckv_jax.budget import TokenCounts, rounded_share
+from acckv_jax.cache import LayerCache, take_slots
+from acckv_jax.gather import pick, slot_numbers
+from acckv_jax.merging import merged, nearest, unit, weighted_means
+from acckv_jax.modality import Modality
+from acckv_jax.policy import CachePolicy, Rows, is_text, keep
+from acckv_jax.rotation import unrotated
+from acckv_jax.selection import chosen_slots, rank_within, top
+from acckv_jax.text import check_text_fits
+
+
+@dataclasses.dataclass(frozen=True)
+class AccKV(CachePolicy):
+    """The options of AccKV. The defaults are the paper-faithful preset; `acckv_plus` is the strongest variant found.
+
+    Attributes:
+        rows: query rows whose attention scores a token: all rows, or the text rows.
+        n_min: smallest divisor of a column's sum, so that the last tokens are not over-rewarded by few rows.
+        exclude_diagonal: leaves a token's attention to itself out of its score.
+        priority_stat: attention by which a modality gains priority: raw, or redistributed like the scores.
+        split: how the budget beside text is divided: jointly by W_m * s, by W_m, or by token counts.
+        floor: share of that budget which `joint` (and the gate, see `floor_after_gate`) leaves each modality.
+        k_min: slots that the other splits leave each modality.
+        b_min: slots that must be left beside text.
+        merge: what becomes of tokens not selected: joined to the nearest pivot, to one summary slot, or dropped.
+        cross_modal_merge: ablation: pivots may come from the other modality.
+        gate: which low-priority slots are dropped: cosine below `tau` (`centred`: after subtracting the mean key), the
+            lowest `quantile`, or none.
+        tau: threshold of the gate: 0.9 for Qwen2, 0.6 for Llama and SmolLM2.
+        quantile: share of the low-priority slots that the quantile gate drops.
+        floor_after_gate: gives a modality its floor back after the gate.
+        refill: gives dropped slots to the next best high-priority tokens.
+        unrotated_theta: base of the 1-D RoPE to undo before cosines are taken; None: keys as cached.
+        log_multiplicity: decoding adds log(multiplicity) to a merged slot's logit (an extension).
+        recent: generated tokens that a prune between decode steps never drops.
+    """
+
+    rows: Literal["all", "text"] = "all"
+    n_min: int = 1
+    exclude_diagonal: bool = False
+    priority_stat: Literal["raw", "redistributed"] = "raw"
+    split: Literal["joint", "weighted", "proportional"] = "joint"
+    floor: float = 0.05
+    k_min: int = 1
+    b_min: int = 1
+    merge: Literal["pivot", "summary", "none"] = "pivot"
+    cross_modal_merge: bool = False
+    gate: Literal["threshold", "quantile", "centred", "none"] = "threshold"
+    tau: float = 0.9
+    quantile: float = 0.25
+    floor_after_gate: bool = False
+    refill: bool = False
+    unrotated_theta: float | None = None
+    log_multiplicity: bool = False  # pyright: ignore[reportIncompatibleVariableOverride]
+    recent: int = 16
+    tracks_mass: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(allowed)}.")
+        if self.n_min < 1 or self.k_min < 0 or self.b_min < 0 or self.recent < 0:
+            raise ValueError("n_min must be at least 1; k_min, b_min and recent at least 0.")
+        if not 0.0 <= self.floor <= 0.5:
+            raise ValueError(f"floor is a share of the budget for each of two modalities, 0 to 0.5, not {self.floor}.")
+        if not 0.0 <= self.quantile <= 1.0:
+            raise ValueError(f"quantile is a share of the low-priority slots, 0 to 1, not {self.quantile}.")
+        if self.cross_modal_merge and self.merge != "pivot":
+            raise ValueError(f"cross_modal_merge needs merge='pivot', not {self.merge!r}.")
+
+    def check(self, counts: TokenCounts) -> None:
+        """Text and `b_min` further slots (with summary slots: one for each modality) must fit."""
+        least = np.int64(self.b_min)
+        if self.merge == "summary":
+            least = np.maximum(least, (counts.video > 0).astype(int) + (counts.audio > 0))
+        check_text_fits(self.budget, counts, np.minimum(counts.video + counts.audio, least))
+
+    def row_weights(self, rows: Rows) -> RowWeights:
+        """Redistributed sums, raw sums of the text rows, and if need be redistributed sums of the text rows."""
+        valid = rows.valid.astype(jnp.float32)
+        text = valid * is_text(rows.modality).astype(jnp.float32)
+        position = (rows.index + 1).astype(jnp.float32)
+        stats = [position * (valid if self.rows == "all" else text), text]
+        if self.priority_stat == "redistributed":
+            stats.append(position * text)
+        return RowWeights(jnp.stack(stats), self.exclude_diagonal)
+
+    def after_prefill(
+        self,
+        layer: LayerCache,
+        sums: Float[Array, "M B K S"] | None,
+        length: Int[Array, " B"],
+        capacity: int,
+        index: int,
+    ) -> LayerCache:
+        """Steps 1 to 5 on one layer."""
+        layer = dataclasses.replace(layer, mass=sums[1])
+        budget = self.row_budget(length, layer.slots)
+        share = self._share(layer)
+        score = sums[0] / share
+        weight = self._weights(layer, sums[-1] / share if self.priority_stat == "redistributed" else sums[1])
+        selected, whole = self._select(layer, score, weight, budget)
+        chosen, owner = self._assign(layer, selected, capacity)
+        if self.gate != "none":
+            high = jnp.where(whole, -1, _high_priority(layer, weight))
+            chosen, owner = self._calibrate(layer, score, high, selected, chosen, owner, budget, capacity)
+        slots, kept, place = chosen_slots(chosen, capacity)
+        target = _follow(place, owner, capacity)
+        keys, values, count = merged(layer, target, capacity)
+        pruned = take_slots(layer, slots, kept, room=layer.room)
+        return dataclasses.replace(pruned, k=keys, v=values, multiplicity=count, budget=budget)
+
+    def evict(self, layer: LayerCache) -> LayerCache:
+        """Between decode steps: text whole, modality floors, recent tokens, and the largest accumulated mass."""
+        text = layer.valid & is_text(layer.modality)
+        free = layer.budget[:, None] - text.sum(-1, dtype=jnp.int32)  # [B, K]
+        generated = layer.valid & (layer.modality == Modality.GENERATED)
+        recent_slots = jnp.minimum(self.recent, free // 2)
+        age, _ = rank_within(layer.index.astype(jnp.float32), jnp.where(generated, 0, -1), 1)
+        sure = text | (age < recent_slots[..., None])
+        group = _media_group(layer)
+        rank, size = rank_within(layer.mass, group, 2)
+        sure |= (group >= 0) & (rank < self._floor(size, free - recent_slots))
+        score = jnp.where(sure, jnp.inf, layer.mass)
+        return keep(layer, top(score, layer.valid, layer.budget), layer.budget, layer.slots - layer.room)
+
+    def _share(self, layer: LayerCache) -> Float[Array, "B K S"]:
+        """max(n_min, counted rows at or after each column): the divisor that makes a sum a mean (step 1)."""
+        counted = layer.valid if self.rows == "all" else layer.valid & is_text(layer.modality)
+        later = jnp.flip(jnp.cumsum(jnp.flip(counted, -1), -1, dtype=jnp.int32), -1)
+        if self.exclude_diagonal:
+            later = later - counted.astype(jnp.int32)
+        return jnp.maximum(later, self.n_min).astype(jnp.float32)
+
+    def _weights(self, layer: LayerCache, sums: Float[Array, "B K S"]) -> Float[Array, "B 2"]:
+        """W_Vd and W_Au of the layer (step 2), over all heads."""
+        member = _media_group(layer)[..., None] == jnp.arange(2)[None, None, None]  # [B, K, S, 2]
+        number = member.sum((1, 2), dtype=jnp.float32)
+        mean = jnp.where(member, sums[..., None], 0.0).sum((1, 2)) / jnp.maximum(number, 1.0)
+        total = mean.sum(-1, keepdims=True)
+        share = mean / jnp.where(total > 0, total, 1.0)
+        alone = (number > 0).astype(jnp.float32)
+        both = alone.sum(-1, keepdims=True) == 2
+        none = alone.sum(-1, keepdims=True) == 0
+        return jnp.where(none | (both & (total <= 0)), 0.5, jnp.where(both, share, alone))
+
+    def _floor(self, size: Int[Array, "B K S"], free: Int[Array, "B K"]) -> Int[Array, "B K S"]:
+        """Slots that a modality of `size` tokens is sure of among `free` slots."""
+        if self.floor == 0:
+            return jnp.zeros_like(size)
+        share = jnp.maximum(rounded_share(self.floor, free, size.shape[-1]), 1)
+        return jnp.minimum(size, jnp.minimum(free // 2, share)[..., None])
+
+    def _select(
+        self, layer: LayerCache, score: Float[Array, "B K S"], weight: Float[Array, "B 2"], budget: Int[Array, " B"]
+    ) -> tuple[Bool[Array, "B K S"], Bool[Array, "B K 1"]]:
+        """Tokens kept as they are or as pivots (step 3), and which rows keep everything."""
+        group = _media_group(layer)
+        free = _free(layer, budget, summary=self.merge == "summary")
+        rank, size = rank_within(score, group, 2)
+        if self.split == "joint":
+            weighted = jnp.where(group == 0, weight[:, 0][:, None, None], weight[:, 1][:, None, None]) * score
+            weighted = jnp.where(rank < self._floor(size, free), jnp.inf, weighted)
+            rank, _ = rank_within(weighted, jnp.minimum(group, 0), 1)
+            media = rank < free[..., None]
+        else:
+            video, audio = (jnp.sum(group == g, -1, dtype=jnp.int32) for g in (0, 1))
+            wanted = weight[:, :1] * free.astype(jnp.float32) if self.split == "weighted" else _exact_share(video, audio, free)
+            least_video, least_audio = (jnp.minimum(jnp.minimum(self.k_min, n), free // 2) for n in (video, audio))
+            slots = jnp.clip(
+                jnp.round(wanted).astype(jnp.int32),
+                jnp.maximum(least_video, free - audio),
+                jnp.minimum(video, free - least_audio),
+            )
+            media = rank < jnp.where(group == 0, slots[..., None], (free - slots)[..., None])
+        whole = ((group >= 0).sum(-1) <= _free(layer, budget, summary=False))[..., None]
+        text = layer.valid & is_text(layer.modality)
+        return jnp.where(whole, layer.valid, text | (media & (group >= 0))), whole
+
+    def _assign(
+        self, layer: LayerCache, selected: Bool[Array, "B K S"], capacity: int
+    ) -> tuple[Bool[Array, "B K S"], Int[Array, "B K S"]]:
+        """Slots that stay (selected ones, and one for each summary), and the slot that every token goes to (step 4)."""
+        group, none = _media_group(layer), layer.slots
+        slot = slot_numbers(group)
+        lost = (group >= 0) & ~selected
+        owner = jnp.where(selected, slot, none)
+        if self.merge == "summary":
+            for g in (0, 1):
+                mine = lost & (group == g)
+                last = jnp.max(jnp.where(mine, slot, -1), axis=-1, keepdims=True)
+                selected = selected | (mine & (slot == last))
+                owner = jnp.where(mine, last, owner)
+        elif self.merge == "pivot":
+            slots, kept, _ = chosen_slots(selected, capacity)
+            view = self._view(layer)
+            kind = jnp.minimum(group, 0) if self.cross_modal_merge else group
+            pivot_kind = jnp.where(kept, pick(kind, slots), -2)
+            to = nearest(view, pick(view, slots), jnp.where(lost, kind, -1), pivot_kind)
+            padded = jnp.pad(slots, ((0, 0), (0, 0), (0, 1)), constant_values=none)
+            owner = jnp.where(lost, pick(padded, to), owner)
+        return selected, owner
+
+    def _view(self, layer: LayerCache) -> Float[Array, "B K S H"]:
+        """Keys as cosines see them."""
+        if self.unrotated_theta is None:
+            return layer.k
+        return unrotated(layer.k, layer.index, self.unrotated_theta)
+
+    def _calibrate(
+        self,
+        layer: LayerCache,
+        score: Float[Array, "B K S"],
+        high: Int[Array, "B K 1"],
+        selected: Bool[Array, "B K S"],
+        chosen: Bool[Array, "B K S"],
+        owner: Int[Array, "B K S"],
+        budget: Int[Array, " B"],
+        capacity: int,
+    ) -> tuple[Bool[Array, "B K S"], Int[Array, "B K S"]]:
+        """Drops low-priority slots by their agreement with the high-priority keys (step 5), and refills."""
+        group = _media_group(layer)
+        is_high = (group >= 0) & (group == high)
+        low = chosen & (group == 1 - high) & (high >= 0) & is_high.any(-1, keepdims=True)
+        cosine = self._agreement(layer, is_high, group >= 0, chosen, owner, capacity)
+        if self.gate == "quantile":
+            rank, number = rank_within(cosine, jnp.where(low, 0, -1), 1)
+            dropped = low & (rank >= number - rounded_share(self.quantile, number, layer.slots))
+        else:
+            dropped = low & (cosine < self.tau)
+        if self.floor_after_gate:
+            free = _free(layer, budget, summary=self.merge == "summary")
+            tokens = low & selected
+            size = jnp.sum(group == 1 - high, -1, keepdims=True, dtype=jnp.int32)
+            least = jnp.minimum(self._floor(size, free), tokens.sum(-1, keepdims=True, dtype=jnp.int32))
+            missing = least - (tokens & ~dropped).sum(-1, keepdims=True, dtype=jnp.int32)
+            rank, _ = rank_within(score, jnp.where(tokens & dropped, 0, -1), 1)
+            dropped = dropped & ~(rank < missing)
+        if not self.refill:
+            return chosen & ~dropped, owner
+        rank, _ = rank_within(score, jnp.where(is_high & ~selected, 0, -1), 1)
+        refilled = rank < dropped.sum(-1, keepdims=True, dtype=jnp.int32)
+        slot = slot_numbers(owner)
+        owner = jnp.where(refilled, slot, owner)
+        if self.merge == "summary":
+            left = is_high & ~selected & ~refilled
+            last = jnp.max(jnp.where(left, slot, -1), axis=-1, keepdims=True)
+            owner = jnp.where(left, last, owner)
+            chosen = jnp.where(is_high & ~selected, left & (slot == last), chosen)
+        return (chosen & ~dropped) | refilled, owner
+
+    def _agreement(
+        self,
+        layer: LayerCache,
+        is_high: Bool[Array, "B K S"],
+        is_media: Bool[Array, "B K S"],
+        chosen: Bool[Array, "B K S"],
+        owner: Int[Array, "B K S"],
+        capacity: int,
+    ) -> Float[Array, "B K S"]:
+        """Mean cosine of each chosen slot's merged key with all high-priority keys of the prompt."""
+        view = self._view(layer).astype(jnp.float32)
+        _, _, place = chosen_slots(chosen, capacity)
+        keys, _ = weighted_means(view, layer, _follow(place, owner, capacity), capacity)
+        if self.gate == "centred":
+            number = jnp.maximum(is_media.sum(-1), 1)[..., None, None].astype(jnp.float32)
+            centre = jnp.where(is_media[..., None], view, 0.0).sum(2, keepdims=True) / number
+            view, keys = view - centre, keys - centre
+        number = jnp.maximum(is_high.sum(-1), 1)[..., None].astype(jnp.float32)
+        mean = jnp.where(is_high[..., None], unit(view), 0.0).sum(2) / number  # [B, K, H]
+        cosine = jnp.einsum("bkch,bkh->bkc", unit(keys), mean)
+        return pick(cosine, jnp.minimum(place, capacity - 1))
+
+
+_CHOICES = {
+    "rows": ("all", "text"),
+    "priority_stat": ("raw", "redistributed"),
+    "split": ("joint", "weighted", "proportional"),
+    "merge": ("pivot", "summary", "none"),
+    "gate": ("threshold", "quantile", "centred", "none"),
+}
+
+
+def acckv_plus(**options: object) -> AccKV:
+    """The strongest variant found; any option can be overridden."""
+    preset: dict[str, object] = {
+        "rows": "text",
+        "n_min": 64,
+        "split": "weighted",
+        "gate": "quantile",
+        "refill": True,
+        "floor_after_gate": True,
+    }
+    return AccKV(**(preset | options))  # pyright: ignore[reportArgumentType]
+
+
+def _media_group(layer: LayerCache) -> Int[Array, "B K S"]:
+    """0 for video, 1 for audio, -1 for anything else."""
+    modality = jnp.where(layer.valid, layer.modality, jnp.int8(Modality.TEXT))
+    return jnp.where(modality == Modality.VIDEO, 0, jnp.where(modality == Modality.AUDIO, 1, -1))
+
+
+def _high_priority(layer: LayerCache, weight: Float[Array, "B 2"]) -> Int[Array, "B 1 1"]:
+    """0 or 1 for the modality of larger W, -1 on a tie."""
+    video, audio = weight[:, 0], weight[:, 1]
+    return jnp.where(video > audio, 0, jnp.where(audio > video, 1, -1))[:, None, None]
+
+
+def _free(layer: LayerCache, budget: Int[Array, " B"], *, summary: bool) -> Int[Array, "B K"]:
+    """Slots of the budget beside text, and beside summary slots if `summary`."""
+    free = budget[:, None] - (layer.valid & is_text(layer.modality)).sum(-1, dtype=jnp.int32)
+    if summary:
+        group = _media_group(layer)
+        free = free - sum((group == g).any(-1).astype(jnp.int32) for g in (0, 1))
+    return free
+
+
+def _exact_share(video: Int[Array, "B K"], audio: Int[Array, "B K"], free: Int[Array, "B K"]) -> Float[Array, "B K"]:
+    """Free * video / (video + audio), exact where the quotient is a half."""
+    return (free * video).astype(jnp.float32) / jnp.maximum(video + audio, 1).astype(jnp.float32)
+
+
+def _follow(place: Int[Array, "B K S"], owner: Int[Array, "B K S"], capacity: int) -> Int[Array, "B K S"]:
+    """The place of each token's owner; `capacity` (nowhere) for tokens without one."""
+    padded = jnp.pad(place, ((0, 0), (0, 0), (0, 1)), constant_values=capacity)
+    return pick(padded, owner)

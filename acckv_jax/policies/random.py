@@ -1,0 +1,51 @@
+"""Random eviction: the control that every score has to beat."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from acckv_jax.budget import TokenCounts
+from acckv_jax.cache import LayerCache
+from acckv_jax.gather import pick
+from acckv_jax.policy import CachePolicy, is_text, keep
+from acckv_jax.selection import top
+from acckv_jax.text import check_text_fits
+
+
+@dataclasses.dataclass(frozen=True)
+class Random(CachePolicy):
+    """Keeps the text and a random choice of the other tokens, per layer and KV head.
+
+    Attributes:
+        seed: of the choice; a token's lot depends on its index, layer and head alone, not on the batch around it.
+    """
+
+    seed: int = 0
+
+    def check(self, counts: TokenCounts) -> None:
+        """Text must fit."""
+        check_text_fits(self.budget, counts)
+
+    def after_prefill(
+        self,
+        layer: LayerCache,
+        sums: Float[Array, "M B K S"] | None,
+        length: Int[Array, " B"],
+        capacity: int,
+        index: int,
+    ) -> LayerCache:
+        """Keeps the text and a random choice."""
+        key = jax.random.fold_in(jax.random.key(self.seed), index)
+        kv_heads, slots = layer.index.shape[1:]
+        lots = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (kv_heads,)))(jnp.arange(slots))
+        score = _lots(lots, layer.index)
+        score = jnp.where(is_text(layer.modality), jnp.inf, score)
+        budget = self.row_budget(length, slots)
+        return keep(layer, top(score, layer.valid, budget), budget, capacity)
+
+
+def _lots(lots: Float[Array, "S K"], index: Int[Array, "B K S"]) -> Float[Array, "B K S"]:
+    """lots[index[b, k, s], k]."""
+    return pick(jnp.zeros_like(index, dtype=jnp.float32) + lots.T[None], index)

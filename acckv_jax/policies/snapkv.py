@@ -1,0 +1,81 @@
+"""SnapKV: pooled attention of the prompt's last rows, per KV head (Li et al. 2024, arXiv 2404.14469, section 4)."""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from acckv_jax.attention import RowWeights
+from acckv_jax.budget import TokenCounts, slots_of
+from acckv_jax.cache import LayerCache
+from acckv_jax.gather import pick, put
+from acckv_jax.policy import CachePolicy, Rows, keep
+from acckv_jax.selection import top
+
+
+@dataclasses.dataclass(frozen=True)
+class SnapKV(CachePolicy):
+    """Keeps the last `window_size` tokens and, of the others, those that these rows attend to most.
+
+    Attributes:
+        window_size: rows at the end of the prompt that observe, and are kept.
+        kernel_size: tokens that a score is averaged over (odd), zeros beyond the ends.
+    """
+
+    window_size: int = 32
+    kernel_size: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.window_size < 1:
+            raise ValueError(f"window_size must be at least 1, not {self.window_size}.")
+        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd and positive, not {self.kernel_size}.")
+
+    @property
+    def window(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The observing rows must come in one chunk."""
+        return self.window_size
+
+    def check(self, counts: TokenCounts) -> None:
+        """The window must fit."""
+        for row, length in enumerate(counts.length.tolist()):
+            need = min(self.window_size, length)
+            if slots_of(self.budget, length) < need:
+                raise ValueError(
+                    f"budget {self.budget} of row {row} ({length} tokens) is smaller than SnapKV's window: the "
+                    f"smallest possible budget is {need}, or choose a smaller window_size."
+                )
+
+    def row_weights(self, rows: Rows) -> RowWeights:
+        """The last rows of the prompt count."""
+        observing = rows.valid & (rows.index >= (rows.total - self.window_size)[:, None])
+        return RowWeights(observing.astype(jnp.float32)[None] / self.window_size)
+
+    def after_prefill(
+        self,
+        layer: LayerCache,
+        sums: Float[Array, "M B K S"] | None,
+        length: Int[Array, " B"],
+        capacity: int,
+        index: int,
+    ) -> LayerCache:
+        """Keeps the window and the tokens of largest pooled score."""
+        budget = self.row_budget(length, layer.slots)
+        window = layer.index >= (length - self.window_size)[:, None, None]
+        score = jnp.where(window | ~layer.valid, 0.0, sums[0])
+        score = jnp.where(window, jnp.inf, pooled(score, layer.index, layer.valid, self.kernel_size))
+        return keep(layer, top(score, layer.valid, budget), budget, capacity)
+
+
+def pooled(
+    score: Float[Array, "B K S"], index: Int[Array, "B K S"], valid: Array, kernel: int
+) -> Float[Array, "B K S"]:
+    """Mean over `kernel` neighbouring tokens, by token index: padding between chunks does not count as a token."""
+    slots = score.shape[-1]
+    at = jnp.where(valid, index, slots)
+    dense = put(jnp.zeros_like(score), at, score)
+    half = kernel // 2
+    padded = jnp.pad(dense, ((0, 0), (0, 0), (half, half)))
+    mean = sum(padded[..., i : i + slots] for i in range(kernel)) / kernel
+    return pick(mean, jnp.minimum(at, slots - 1))

@@ -1,0 +1,145 @@
+"""What a cache policy is.
+
+A policy is a frozen dataclass of options with pure methods. Being hashable by value it is a static argument of jitted
+functions, and two equal policies share one compiled program; a tuple of closures would compile anew for each.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from acckv_jax.attention import RowWeights
+from acckv_jax.budget import Budget, TokenCounts, check_budget, row_slots, slots_of
+from acckv_jax.cache import LayerCache, take_slots
+from acckv_jax.modality import Modality
+from acckv_jax.selection import chosen_slots
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The query rows of a chunk of prompt.
+
+    Attributes:
+        index: [B, T] token indices.
+        modality: [B, T] ids.
+        valid: [B, T] false for padding.
+        total: [B] tokens of the whole prompt; a very large number while more chunks are to come.
+    """
+
+    index: Int[Array, "B T"]
+    modality: Int[Array, "B T"]
+    valid: Bool[Array, "B T"]
+    total: Int[Array, " B"]
+
+
+@dataclasses.dataclass(frozen=True)
+class CachePolicy:
+    """Base of all policies: keeps everything, asks for no statistics.
+
+    A new policy overrides `row_weights` (which attention it wants summed) and `after_prefill` (what it keeps), and
+    `evict` if it can prune again while decoding. All methods but `check` and `capacity` run inside jit.
+
+    Attributes:
+        budget: fraction of the prompt (float) or number of slots (int) kept per layer, row and KV head.
+        every: decode steps between two prunes, which hold the cache at a fixed capacity; 0: decoding never prunes.
+    """
+
+    budget: Budget = 1.0
+    every: int = 0
+
+    window: ClassVar[int] = 0
+    """Trailing rows of the prompt that must come in one chunk, because their weights depend on the prompt's length."""
+    log_multiplicity: ClassVar[bool] = False
+    """Whether decoding adds log(multiplicity) to the logits of merged slots."""
+    tracks_mass: ClassVar[bool] = False
+    """Whether decoding adds each step's attention to `LayerCache.mass`."""
+
+    def __post_init__(self) -> None:
+        check_budget(self.budget)
+        if self.every < 0:
+            raise ValueError(f"every is a number of decode steps, or 0 for no pruning in between, not {self.every}.")
+
+    def check(self, counts: TokenCounts) -> None:
+        """Checks the budget against a prompt, on the host, before anything is compiled.
+
+        Raises:
+            ValueError: naming the smallest budget that would do.
+        """
+
+    def capacity(self, bucket: int, layer: int, layers: int) -> int:
+        """Slots that layer number `layer` of `layers` allocates for a prompt padded to `bucket` tokens."""
+        return max(1, slots_of(self.budget, bucket))
+
+    def decode_room(self, new_tokens: int) -> int:
+        """Slots to allocate for `new_tokens` tokens of decoding."""
+        return min(self.every, new_tokens) if self.every else new_tokens
+
+    def row_weights(self, rows: Rows) -> RowWeights | None:
+        """Weights of the chunk's rows in the column sums that `after_prefill` receives; None for no sums."""
+        return None
+
+    def after_prefill(
+        self,
+        layer: LayerCache,
+        sums: Float[Array, "M B K S"] | None,
+        length: Int[Array, " B"],
+        capacity: int,
+        index: int,
+    ) -> LayerCache:
+        """Prunes one layer once its prompt is complete.
+
+        Args:
+            layer: every token of the prompt, in time order, with padding anywhere.
+            sums: the column sums asked for.
+            length: [B] tokens of the prompt.
+            capacity: slots of the result (static).
+            index: number of the layer (static).
+
+        Returns:
+            A layer of `capacity` slots, its `budget` set.
+        """
+        return layer
+
+    def between_steps(self, layer: LayerCache) -> LayerCache:
+        """Runs after every decode step, shape-preserving: evicts once no free slot is left, if `every` is set."""
+        if not self.every:
+            return layer
+        return jax.lax.cond(layer.fill >= layer.slots, self.evict, lambda x: x, layer)
+
+    def evict(self, layer: LayerCache) -> LayerCache:
+        """Prunes a layer in the midst of decoding to its budget; its `room` slots are free again afterwards.
+
+        Raises:
+            ValueError: if the policy has no rule for it.
+        """
+        raise ValueError(f"{type(self).__name__} has no rule for pruning between decode steps; use every=0.")
+
+    def row_budget(self, length: Int[Array, " B"], bucket: int) -> Int[Array, " B"]:
+        """[B] slots that each row may hold."""
+        return row_slots(self.budget, length, bucket)
+
+
+def keep(layer: LayerCache, chosen: Bool[Array, "B K S"], budget: Int[Array, " B"], capacity: int) -> LayerCache:
+    """The chosen slots of a layer, in time order, in `capacity` slots plus the layer's room."""
+    slots, kept, _ = chosen_slots(chosen & layer.valid, capacity)
+    return dataclasses.replace(take_slots(layer, slots, kept, room=layer.room), budget=budget)
+
+
+def every_n_steps(policy: "CachePolicy", n: int) -> "CachePolicy":
+    """`policy` run again after every `n` decode steps, at a fixed capacity.
+
+    Raises:
+        ValueError: if `n` is below 1.
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1 decode step, not {n}.")
+    return dataclasses.replace(policy, every=n)
+
+
+def is_text(modality: Int[Array, "*B"]) -> Bool[Array, "*B"]:
+    """True for text of the prompt (special tokens included), not for generated tokens."""
+    return modality == Modality.TEXT

@@ -1,0 +1,48 @@
+"""From logits to tokens."""
+
+import dataclasses
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+class Sampler(Protocol):
+    """Chooses one token per row; hashable, so that it can be static."""
+
+    def __call__(self, logits: Float[Array, "B V"], key: Array) -> Int[Array, " B"]:
+        """Tokens [B]."""
+        ...
+
+
+def greedy(logits: Float[Array, "B V"], key: Array) -> Int[Array, " B"]:
+    """The most likely token; the key is not used."""
+    return jnp.argmax(logits, -1).astype(jnp.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Draws from softmax(logits / temperature), of the `top_k` likeliest tokens if that is set.
+
+    Attributes:
+        temperature: above 0.
+        top_k: number of tokens to draw from; None for all.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0, not {self.temperature}; for 0 use greedy.")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k must be at least 1, not {self.top_k}.")
+
+    def __call__(self, logits: Float[Array, "B V"], key: Array) -> Int[Array, " B"]:
+        """Draws one token per row."""
+        logits = logits.astype(jnp.float32) / self.temperature
+        if self.top_k is not None:
+            least = jax.lax.top_k(logits, self.top_k)[0][:, -1:]
+            logits = jnp.where(logits < least, -jnp.inf, logits)
+        return jax.random.categorical(key, logits).astype(jnp.int32)

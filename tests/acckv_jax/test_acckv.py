@@ -1,0 +1,47 @@
+"""AccKV in JAX against the independent NumPy implementation: same slots, same keys and values, on random prompts."""
+
+import jax
+import numpy as np
+import pytest
+
+from acckv_jax.attention import attend
+from acckv_jax.cache import full_layer
+from acckv_jax.modality import make_prompt
+from acckv_jax.policies.acckv import AccKV
+from acckv_jax.policy import Rows
+from tests.oracles.cases import OPTION_SETS, decided_cases, pad
+from tests.tolerances import FP32
+
+CASES = 10
+
+
+@jax.jit(static_argnames="policy")
+def prune_layer(q, k, v, prompt, policy):
+    index = jax.numpy.broadcast_to(jax.numpy.arange(q.shape[1])[None], q.shape[:2])
+    rows = Rows(index, prompt.modality, prompt.valid, prompt.length)
+    layer = full_layer(k, v, index, prompt.modality, prompt.valid)
+    _, sums = attend(q, layer, index, (policy.row_weights(rows),), aligned=True)
+    return policy.after_prefill(layer, sums[0], prompt.length, policy.capacity(q.shape[1], 0, 1), 0)
+
+
+def jax_policy(options):
+    options = dict(options)
+    if options.pop("unrotated", False):
+        options["unrotated_theta"] = 10_000.0
+    return AccKV(**options)
+
+
+@pytest.mark.parametrize("name", OPTION_SETS)
+def test_same_slots_and_values_as_numpy(name):
+    decided = decided_cases(seed=len(name), options=OPTION_SETS[name], count=CASES)
+    batch = pad([case for case, _ in decided], fill=1e3)
+    prompt = make_prompt(batch["modality"], batch["lengths"])
+    pruned = jax.device_get(prune_layer(batch["q"], batch["k"], batch["v"], prompt, jax_policy(OPTION_SETS[name])))
+    for row, (case, trace) in enumerate(decided):
+        for head, expected in enumerate(trace.heads):
+            valid = pruned.valid[row, head]
+            np.testing.assert_array_equal(pruned.index[row, head][valid], expected.index)
+            np.testing.assert_array_equal(pruned.modality[row, head][valid], expected.modality)
+            np.testing.assert_array_equal(pruned.multiplicity[row, head][valid], expected.multiplicity)
+            np.testing.assert_allclose(pruned.k[row, head][valid], expected.keys, **FP32)
+            np.testing.assert_allclose(pruned.v[row, head][valid], expected.values, **FP32)

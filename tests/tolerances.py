@@ -1,0 +1,6 @@
+"""All tolerances of the tests."""
+
+FP32 = {"rtol": 1e-5, "atol": 1e-5}
+"""float32 against float64 or another order of summation, values of order 1."""
+LOGITS = {"rtol": 0.0, "atol": 1e-4}
+"""float32 logits of a whole model against a reference implementation."""
