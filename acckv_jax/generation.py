@@ -3,8 +3,9 @@
     logits, cache = prefill(step, params, inputs, prompt, policy, layers=30, room=64)
     tokens, number, state = decode(step, params, start_decoding(logits, cache, key), policy, steps=64)
 
-`prefill` compresses each layer before the next one runs. `score` and `prune` are the same in two parts, for many budgets
-or many questions over one prompt. All run inside a caller's jit, scan, vmap and shard_map; host checks are apart.
+`prefill` compresses each layer before the next one runs. `score` and `prune` are the same in two parts, for many
+budgets or many questions over one prompt. All run inside a caller's jit, scan, vmap and shard_map; host checks are
+apart.
 """
 
 import dataclasses

@@ -141,7 +141,7 @@ class AccKV(CachePolicy):
         sure = text | (age < recent_slots[..., None])
         group = _media_group(layer)
         rank, size = rank_within(layer.mass, group, 2)
-        sure |= (group >= 0) & (rank < self._floor(size, free - recent_slots))
+        sure |= (group >= 0) & (rank < self._floor(size, free - recent_slots, layer.slots))
         score = jnp.where(sure, jnp.inf, layer.mass)
         return keep(layer, top(score, layer.valid, layer.budget), layer.budget, layer.slots - layer.room)
 
@@ -165,11 +165,11 @@ class AccKV(CachePolicy):
         none = alone.sum(-1, keepdims=True) == 0
         return jnp.where(none | (both & (total <= 0)), 0.5, jnp.where(both, share, alone))
 
-    def _floor(self, size: Int[Array, "B K S"], free: Int[Array, "B K"]) -> Int[Array, "B K S"]:
-        """Slots that a modality of `size` tokens is sure of among `free` slots."""
+    def _floor(self, size: Int[Array, "B K S"], free: Int[Array, "B K"], most: int) -> Int[Array, "B K S"]:
+        """Slots that a modality of `size` tokens is sure of among `free` slots, which are at most `most`."""
         if self.floor == 0:
             return jnp.zeros_like(size)
-        share = jnp.maximum(rounded_share(self.floor, free, size.shape[-1]), 1)
+        share = jnp.maximum(rounded_share(self.floor, free, most), 1)
         return jnp.minimum(size, jnp.minimum(free // 2, share)[..., None])
 
     def _select(
@@ -181,12 +181,15 @@ class AccKV(CachePolicy):
         rank, size = rank_within(score, group, 2)
         if self.split == "joint":
             weighted = jnp.where(group == 0, weight[:, 0][:, None, None], weight[:, 1][:, None, None]) * score
-            weighted = jnp.where(rank < self._floor(size, free), jnp.inf, weighted)
+            weighted = jnp.where(rank < self._floor(size, free, layer.slots), jnp.inf, weighted)
             rank, _ = rank_within(weighted, jnp.minimum(group, 0), 1)
             media = rank < free[..., None]
         else:
             video, audio = (jnp.sum(group == g, -1, dtype=jnp.int32) for g in (0, 1))
-            wanted = weight[:, :1] * free.astype(jnp.float32) if self.split == "weighted" else _exact_share(video, audio, free)
+            if self.split == "weighted":
+                wanted = weight[:, :1] * free.astype(jnp.float32)
+            else:
+                wanted = _exact_share(video, audio, free)
             least_video, least_audio = (jnp.minimum(jnp.minimum(self.k_min, n), free // 2) for n in (video, audio))
             slots = jnp.clip(
                 jnp.round(wanted).astype(jnp.int32),
@@ -253,7 +256,7 @@ class AccKV(CachePolicy):
             free = _free(layer, budget, summary=self.merge == "summary")
             tokens = low & selected
             size = jnp.sum(group == 1 - high, -1, keepdims=True, dtype=jnp.int32)
-            least = jnp.minimum(self._floor(size, free), tokens.sum(-1, keepdims=True, dtype=jnp.int32))
+            least = jnp.minimum(self._floor(size, free, layer.slots), tokens.sum(-1, keepdims=True, dtype=jnp.int32))
             missing = least - (tokens & ~dropped).sum(-1, keepdims=True, dtype=jnp.int32)
             rank, _ = rank_within(score, jnp.where(tokens & dropped, 0, -1), 1)
             dropped = dropped & ~(rank < missing)

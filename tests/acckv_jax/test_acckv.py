@@ -37,7 +37,7 @@ def test_same_slots_and_values_as_numpy(name):
     batch = pad([case for case, _ in decided], fill=1e3)
     prompt = make_prompt(batch["modality"], batch["lengths"])
     pruned = jax.device_get(prune_layer(batch["q"], batch["k"], batch["v"], prompt, jax_policy(OPTION_SETS[name])))
-    for row, (case, trace) in enumerate(decided):
+    for row, (_, trace) in enumerate(decided):
         for head, expected in enumerate(trace.heads):
             valid = pruned.valid[row, head]
             np.testing.assert_array_equal(pruned.index[row, head][valid], expected.index)
