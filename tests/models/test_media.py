@@ -5,6 +5,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 
 from models.clip_writer import write_clip
 from models.errors import UserError
@@ -146,6 +147,27 @@ def test_sound_alone(tmp_path, name, codec):
     assert media.duration == pytest.approx(2, abs=0.1)
     assert int(np.abs(np.fft.rfft(media.audio[4000 : 4000 + RATE])).argmax()) == 1000
     assert np.abs(media.audio).max() == pytest.approx(8000 / 32768, abs=0.02)
+
+
+def test_cover_picture_of_a_sound_file_is_not_a_video(tmp_path):
+    path = tmp_path / "a.mp3"
+    with av.open(str(path), "w") as out:
+        sound = out.add_stream("libmp3lame", rate=44_100, layout="stereo")
+        cover = out.add_stream("png", rate=1)
+        cover.height, cover.width, cover.pix_fmt = 16, 16, "rgb24"
+        cover.disposition = Disposition.attached_pic
+        out.mux(cover.encode(av.VideoFrame.from_ndarray(grey_frames([9], 16, 16)[0], format="rgb24")))
+        out.mux(cover.encode(None))
+        resampler = av.AudioResampler(format="s16p", layout="stereo", rate=44_100, frame_size=1152)
+        frame = av.AudioFrame.from_ndarray(np.full((1, 88_200), 3000, np.int16), format="s16", layout="stereo")
+        frame.sample_rate = 44_100
+        for block in [*resampler.resample(frame), *resampler.resample(None)]:
+            out.mux(sound.encode(block))
+        out.mux(sound.encode(None))
+    with av.open(str(path), "r") as container:
+        assert len(container.streams.video) == 1
+    media = read_clip(path)
+    assert media.frames is None and media.audio is not None
 
 
 def test_hole_in_the_sound_becomes_silence(tmp_path):
