@@ -1,0 +1,160 @@
+"""From encoder outputs to a token sequence, in numpy: pooling, the two layouts, the chat around them."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from models.smolav.config import AUDIO, LAYOUTS, VIDEO, Layout, SmolAVConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Chat:
+    """Token ids of the fixed text: kept short, because a pruned cache keeps all text.
+
+    Attributes:
+        before: what precedes the media.
+        after: what stands between the question and the answer.
+        end: the token that ends an answer.
+    """
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    end: int
+
+    @classmethod
+    def smollm2(cls, encode: Callable[[str], Sequence[int]]) -> "Chat":
+        """SmolLM2-Instruct's turns, without a system turn.
+
+        Args:
+            encode: text to token ids; must read `<|im_start|>` and `<|im_end|>` as special tokens.
+        """
+        after = tuple(encode("<|im_end|>\n<|im_start|>assistant\n"))
+        return cls(tuple(encode("<|im_start|>user\n")), after, after[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Media:
+    """Encoded media of one clip.
+
+    Attributes:
+        video: one row of tokens per second, [seconds, frame_tokens, video_width]; no rows without pictures.
+        audio: audio tokens, [n, audio_width]; none without sound.
+    """
+
+    video: Float[np.ndarray, "F P W"]
+    audio: Float[np.ndarray, "A W"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """A token sequence; every array has T entries.
+
+    Attributes:
+        ids: token ids, 0 where a media token stands.
+        modality: TEXT, VIDEO or AUDIO.
+        row: for a media token its row in the clip's video or audio tokens, else 0.
+        seconds: time of a media token in the clip, else 0.
+    """
+
+    ids: Int[np.ndarray, " T"]
+    modality: Int[np.ndarray, " T"]
+    row: Int[np.ndarray, " T"]
+    seconds: Float[np.ndarray, " T"]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def text_tokens(ids: Sequence[int]) -> Tokens:
+    """Tokens of plain text."""
+    zeros = np.zeros(len(ids), np.int32)
+    return Tokens(np.asarray(ids, np.int32).reshape(-1), zeros, zeros, zeros.astype(np.float32))
+
+
+def concatenate(parts: Sequence[Tokens]) -> Tokens:
+    """Joins token sequences."""
+    names = [field.name for field in dataclasses.fields(Tokens)]
+    return Tokens(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+def media_tokens(frames: int, audio: int, layout: Layout, config: SmolAVConfig) -> Tokens:
+    """Orders the media tokens of a clip.
+
+    "interleaved": second by second, the frame's tokens and then that second's audio tokens (as Qwen2.5-Omni does in
+    chunks). "blocks": all video, then all audio (as VideoLLaMA2 does). Time is in the embeddings, so no text tokens
+    are spent on separators.
+
+    Args:
+        frames: number of frames, one per second.
+        audio: number of audio tokens.
+        layout: "interleaved" or "blocks".
+        config: sizes.
+
+    Raises:
+        ValueError: the layout is unknown.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"There is no layout {layout!r}; use one of {', '.join(LAYOUTS)}.")
+    video_row, audio_row = np.arange(frames * config.frame_tokens), np.arange(audio)
+    modality = np.repeat([VIDEO, AUDIO], [len(video_row), audio]).astype(np.int32)
+    row = np.concatenate([video_row, audio_row]).astype(np.int32)
+    seconds = np.concatenate([video_row // config.frame_tokens + 0.5, (audio_row + 0.5) / config.audio_rate])
+    if layout == "interleaved":
+        order = np.argsort(np.floor(seconds), kind="stable")
+        modality, row, seconds = modality[order], row[order], seconds[order]
+    return Tokens(np.zeros(len(row), np.int32), modality, row, seconds.astype(np.float32))
+
+
+def prompt_tokens(media: Media, question: Sequence[int], chat: Chat, layout: Layout, config: SmolAVConfig) -> Tokens:
+    """The whole prompt of one question: turn start, media, question, answer's turn.
+
+    Args:
+        media: the encoded clip.
+        question: token ids of the question.
+        chat: the fixed text.
+        layout: order of the media tokens.
+        config: sizes.
+    """
+    body = media_tokens(len(media.video), len(media.audio), layout, config)
+    return concatenate([text_tokens(chat.before), body, text_tokens([*question, *chat.after])])
+
+
+def media_rows(tokens: Tokens, media: Media) -> tuple[Float[np.ndarray, "T W"], Float[np.ndarray, "T A"]]:
+    """Encoder outputs laid along the sequence: [T, video_width] and [T, audio_width], zero where none stands."""
+    rows = []
+    for modality, source in ((VIDEO, media.video.reshape(-1, media.video.shape[-1])), (AUDIO, media.audio)):
+        here = tokens.modality == modality
+        out = np.zeros((len(tokens), source.shape[-1]), np.float32)
+        out[here] = source[tokens.row[here]]
+        rows.append(out)
+    return rows[0], rows[1]
+
+
+def pool_grid(maps: Float[np.ndarray, "F Y X W"], size: int) -> Float[np.ndarray, "F P W"]:
+    """Adaptive average pooling of [F, Y, X, W] maps to size x size cells, in reading order.
+
+    Cell i of n averages rows floor(i Y / n) to ceil((i + 1) Y / n), so neighbouring cells share a row where n does
+    not divide Y.
+    """
+
+    def weights(length: int) -> np.ndarray:
+        matrix = np.zeros((size, length), np.float32)
+        for i in range(size):
+            low, high = i * length // size, -(-(i + 1) * length // size)
+            matrix[i, low:high] = 1 / (high - low)
+        return matrix
+
+    pooled = np.einsum("iy,jx,fyxw->fijw", weights(maps.shape[1]), weights(maps.shape[2]), maps, optimize=True)
+    return pooled.reshape(len(maps), size * size, -1)
+
+
+def pool_audio(features: Float[np.ndarray, "N W"], factor: int) -> Float[np.ndarray, "N/factor W"]:
+    """Averages every `factor` vectors; a remainder at the end is averaged by itself."""
+    pad = -len(features) % factor
+    counts = np.full((len(features) + pad) // factor, factor, np.float32)
+    if pad:
+        counts[-1] = factor - pad
+    padded = np.pad(features, ((0, pad), (0, 0))).reshape(len(counts), factor, features.shape[-1])
+    return padded.sum(axis=1) / counts[:, None]

@@ -1,0 +1,149 @@
+"""Trains SmolAV.
+
+    python -m train.main --config train/configs/smolav.py --workdir runs/smolav
+
+Killed at any moment and started again with the same arguments, it goes on from its newest checkpoint and gives the
+same losses as if it had not been killed.
+"""
+
+import argparse
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from models.errors import UserError
+from models.interface import Params
+from models.package_index import cache_root
+from models.smolav.encoders import Encoders
+from models.smolav.lora import init_lora
+from models.smolav.preprocess import Chat, Media
+from models.smollm2 import load_smollm2
+from models.text import load_smollm2_tokenizer
+from train import align, language_model
+from train.batches import Batch, BatchMaker, collate, question_rows
+from train.config import TrainConfig, read_config
+from train.features import ClipPool, PictureFeatures, sources_for
+from train.loop import Run, train
+
+VALIDATION_ROWS = 24
+
+
+def open_pools(config: TrainConfig, encoders: Encoders) -> tuple[dict[str, ClipPool], dict[str, PictureFeatures]]:
+    """The clips of every bucket, and the pictures of every split that they need."""
+    splits = {bucket.pool.split for bucket in config.buckets.values()}
+    sources = {split: sources_for(split, config.pictures) for split in splits}
+    pools = {
+        name: ClipPool(bucket.pool, sources[bucket.pool.split], encoders) for name, bucket in config.buckets.items()
+    }
+    return pools, {split: PictureFeatures(split, encoders) for split in splits}
+
+
+def validation_batches(
+    config: TrainConfig, batches: BatchMaker, pictures: dict[str, PictureFeatures]
+) -> dict[str, list[Batch]]:
+    """The same batches of canonical questions every time, both layouts in turn."""
+    result = {}
+    for name in sorted({stage.validate for stage in config.stages}):
+        bucket, pool = config.buckets[name], batches.pools[name]
+        rows = []
+        for index in range(min(bucket.pool.count, VALIDATION_ROWS)):
+            clip = pool.clip(index)
+            media = Media(pictures[bucket.pool.split].take(clip.picture_ids), pool.audio(index))
+            layout = ("interleaved", "blocks")[index % 2]
+            packed = question_rows(clip, media, batches.encode, batches.chat, layout, config.model, bucket.length)
+            rows.append((packed[0], media))
+        result[name] = [
+            collate(rows[i : i + bucket.batch], bucket.length, bucket.questions)
+            for i in range(0, len(rows) - bucket.batch + 1, bucket.batch)
+        ]
+    return result
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m train.main", description="Trains SmolAV; resumes where it was.")
+    parser.add_argument("--config", type=Path, default=Path(__file__).parent / "configs" / "smolav.py")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/smolav"), help="checkpoints, metrics.csv, plot")
+    parser.add_argument("--stop-at", type=int, help="stop after so many steps of the whole run")
+    options = parser.parse_args(arguments)
+    try:
+        run_training(
+            read_config(options.config), options.workdir, options.stop_at, lambda line: print(line, flush=True)
+        )
+    except UserError as error:
+        Console(stderr=True).print(str(error), markup=False)
+        return 2
+    return 0
+
+
+def run_training(config: TrainConfig, workdir: Path, stop_at: int | None, say: Callable[[str], None]) -> Params:
+    """Prepares the features and trains.
+
+    Returns:
+        The trained parameters.
+    """
+    jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))
+    workdir.mkdir(parents=True, exist_ok=True)
+    encoders = Encoders.load(config.model)
+    pools, pictures = open_pools(config, encoders)
+    tokenizer = load_smollm2_tokenizer()
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
+    decoder, params = load_smollm2()
+    if decoder != config.model.decoder:
+        raise UserError("The language model's sizes are not those of the configuration; correct `model.decoder`.")
+    batches = BatchMaker(config, pools, pictures["train"], encode, Chat.smollm2(encode))
+    validation = validation_batches(config, batches, pictures)
+    graph, start = initial(config, encode, params["tokens"]["embedding"], batches, pictures["validation"], say)
+    run = Run(config, graph, language_model.freeze(params), batches, validation, workdir, say)
+    return train(run, start, stop_at)
+
+
+def initial(
+    config: TrainConfig,
+    encode: Callable[[str], list[int]],
+    embeddings: np.ndarray,
+    batches: BatchMaker,
+    unseen: PictureFeatures,
+    say: Callable[[str], None],
+) -> tuple[object, Callable[[], Params]]:
+    """The media embedder's graph definition, and what makes the initial parameters (projectors aligned to words)."""
+    pool = batches.pools[config.align_bucket]
+    model, sources = config.model, pool.sources
+    rng = np.random.default_rng(config.seed)
+    video = batches.pictures.take(rng.integers(config.pictures, size=1024)).reshape(-1, model.video_width)
+    audio = np.concatenate([pool.audio(i) for i in range(min(200, pool.config.count))])
+    graph, media = align.initial_media(model, config.seed, video, audio)
+
+    def start() -> Params:
+        words = align.answer_words(sources)
+        table = align.word_embeddings(words, encode, embeddings, model.embedding_rms)
+        aligned = align.align(
+            model,
+            (graph, media),
+            (words, table),
+            sources,
+            batches.pictures,
+            pool,
+            steps=config.align_steps,
+            rate=config.align_rate,
+            seed=config.seed,
+            log=lambda step, values: say(f"align {step} " + " ".join(f"{k} {v:.3f}" for k, v in values.items())),
+        )
+        held_out = batches.pools[config.stages[0].validate]
+        found = align.projector_accuracy(model, (graph, aligned), (words, table), unseen, held_out)
+        say("aligned, nearest word right: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
+        return {"media": aligned, "lora": init_lora(jax.random.key(config.seed), model.decoder, model.lora_rank)}
+
+    return graph, start
+
+
+if __name__ == "__main__":
+    sys.exit(main())

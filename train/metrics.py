@@ -1,0 +1,50 @@
+"""Measurements of a run: one CSV, and a plot of it."""
+
+import csv
+from pathlib import Path
+
+COLUMNS = ("step", "stage", "kind", "loss", "exact", "tokens_per_second")
+
+
+class MetricsLog:
+    """A CSV of measurements that a resumed run goes on with."""
+
+    def __init__(self, path: Path, resumed_at: int) -> None:
+        """Opens the file and drops what was measured after step `resumed_at`, which will be measured again."""
+        self.path = path
+        kept = [row for row in read_metrics(path) if int(row["step"]) <= resumed_at] if path.exists() else []
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(kept)
+
+    def write(self, **values: object) -> None:
+        """Appends a row."""
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, COLUMNS).writerow(values)
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """The rows of the CSV."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def plot_metrics(path: Path, picture: Path) -> None:
+    """Draws loss and exact match over the steps, a dashed line where a stage begins."""
+    from matplotlib.figure import Figure
+
+    rows = read_metrics(path)
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    for axis, name in zip(figure.subplots(2, 1, sharex=True), ("loss", "exact"), strict=True):
+        for kind, style in (("train", "-"), ("validation", "o-")):
+            chosen = [row for row in rows if row["kind"] == kind]
+            axis.plot([int(r["step"]) for r in chosen], [float(r[name]) for r in chosen], style, label=kind, ms=4)
+        for before, after in zip(rows, rows[1:], strict=False):
+            if before["stage"] != after["stage"]:
+                axis.axvline(int(after["step"]), color="grey", ls="--", lw=0.8)
+        axis.set_ylabel({"loss": "cross entropy of answer tokens", "exact": "answers exactly right"}[name])
+        axis.grid(alpha=0.3)
+        axis.legend()
+    axis.set_xlabel("step")
+    figure.savefig(picture, dpi=120)
