@@ -265,7 +265,7 @@ def decode_step(
     logits, layers = step(
         params, tokens[:, None], index + cache.delta[:, None], cache.layers, attention, jnp.zeros_like(cache.length)
     )
-    return logits, KVCache(layers, cache.length + active, cache.delta)
+    return logits, KVCache(layers, cache.length + active.astype(jnp.int32), cache.delta)
 
 
 @jax.tree_util.register_dataclass
