@@ -1,20 +1,41 @@
-import os
+"""Eight CPU devices, strict promotion of dtypes and ranks, and meshes."""
 
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+import contextlib
+import os
+from collections.abc import Iterator
+
+os.environ["JAX_PLATFORMS"] = "cpu"  # in the environment, so that processes started by tests stay on the CPU too
 
 import jax
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AxisType, Mesh
 
+jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-@pytest.fixture(params=["explicit", "auto"])
-def mesh(request):
-    """A data=2, tensor=4 mesh of either kind, set for the test."""
-    kind = AxisType.Explicit if request.param == "explicit" else AxisType.Auto
-    mesh = jax.make_mesh((2, 4), ("data", "tensor"), axis_types=(kind, kind))
+@contextlib.contextmanager
+def _mesh(kind: str) -> Iterator[Mesh | None]:
+    if kind == "none":
+        yield None
+        return
+    axis_type = {"explicit": AxisType.Explicit, "auto": AxisType.Auto}[kind]
+    mesh = jax.make_mesh((2, 4), ("data", "tensor"), axis_types=(axis_type, axis_type))
     with jax.set_mesh(mesh):
+        yield mesh
+
+
+@pytest.fixture(params=["explicit", "auto"])
+def mesh(request: pytest.FixtureRequest) -> Iterator[Mesh]:
+    """A data=2, tensor=4 mesh of either kind, set for the test."""
+    with _mesh(request.param) as mesh:
+        assert mesh is not None
+        yield mesh
+
+
+@pytest.fixture(params=["explicit", "auto", "none"])
+def any_mesh(request: pytest.FixtureRequest) -> Iterator[Mesh | None]:
+    """As `mesh`, and also no mesh at all (None)."""
+    with _mesh(request.param) as mesh:
         yield mesh
