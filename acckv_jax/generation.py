@@ -255,11 +255,11 @@ def decode_step(
     """
     index = cache.length[:, None]
     generated = jnp.full_like(index, Modality.GENERATED)
-    ones = (RowWeights(active.astype(jnp.float32)[None, :, None]),) if policy.tracks_mass else ()
+    counted = (RowWeights(active.astype(jnp.float32)[None, :, None]),) if policy.tracks_mass and policy.every else ()
 
     def attention(number: int, q: Array, k: Array, v: Array, past: LayerCache) -> tuple[Array, LayerCache]:
         layer = append(past, k, v, index, generated, active[:, None])
-        out, sums = attend(q, layer, index, ones, log_multiplicity=policy.log_multiplicity)
+        out, sums = attend(q, layer, index, counted, log_multiplicity=policy.log_multiplicity)
         return out, policy.between_steps(_with_mass(layer, sums))
 
     logits, layers = step(

@@ -109,6 +109,10 @@ class CachePolicy:
             return layer
         return jax.lax.cond(layer.fill >= layer.slots, self.evict, lambda x: x, layer)
 
+    def while_decoding(self) -> "CachePolicy":
+        """What of this policy decoding depends on; policies that are equal in that share one compiled loop."""
+        return self if self.every or self.log_multiplicity else CachePolicy()
+
     def evict(self, layer: LayerCache) -> LayerCache:
         """Prunes a layer in the midst of decoding to its budget; its `room` slots are free again afterwards.
 

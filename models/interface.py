@@ -1,11 +1,85 @@
-"""How a model is held: a graph definition and a plain dict of parameters, joined only inside pure functions."""
+"""What the programs ask of a model, and how modules are held: a graph definition beside a plain dict of parameters."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 from flax import nnx
+from jaxtyping import Float, Int
+
+from acckv_jax import Modality, StepFn
+from models.media import Media
 
 Params = dict[Any, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """A piece of a prompt, unpadded.
+
+    Attributes:
+        inputs: token ids [T], or embeddings [T, D] where media are among them.
+        modality: [T] ids of `acckv_jax.Modality`.
+    """
+
+    inputs: Int[np.ndarray, " T"] | Float[np.ndarray, "T D"]
+    modality: Int[np.ndarray, " T"]
+
+    def __len__(self) -> int:
+        return len(self.modality)
+
+    def split(self, at: int) -> tuple["Chunk", "Chunk"]:
+        """The first `at` tokens, and the rest."""
+        return Chunk(self.inputs[:at], self.modality[:at]), Chunk(self.inputs[at:], self.modality[at:])
+
+    def then(self, other: "Chunk") -> "Chunk":
+        """Both chunks, one after the other; both must hold embeddings, or both token ids."""
+        return Chunk(np.concatenate([self.inputs, other.inputs]), np.concatenate([self.modality, other.modality]))
+
+    def count(self, modality: Modality) -> int:
+        """Tokens of one modality."""
+        return int((self.modality == modality).sum())
+
+
+class AVModel(Protocol):
+    """An audio-video language model, ready to answer questions about clips.
+
+    Attributes:
+        name: as given on the command line.
+        step: the decoder for `acckv_jax`.
+        params: the decoder's parameters.
+        layers: number of decoder layers.
+        context: most tokens that the decoder can tell apart.
+        frame_size: (height, width) that frames are read at.
+        fps: frames per second that are read.
+        tokens_per_second: tokens that a second of picture and sound makes, to say how much to shorten.
+        stop: token ids that end an answer.
+        tau: threshold of AccKV's gate for this family of decoders.
+    """
+
+    name: str
+    step: StepFn
+    params: Params
+    layers: int
+    context: int
+    frame_size: tuple[int, int]
+    fps: float
+    tokens_per_second: float
+    stop: tuple[int, ...]
+    tau: float
+
+    def prefix(self, media: Media, layout: str) -> Chunk:
+        """All that precedes the question, as embeddings."""
+        ...
+
+    def question(self, text: str) -> Chunk:
+        """The question and what follows it up to the answer, as embeddings."""
+        ...
+
+    def text(self, tokens: list[int]) -> str:
+        """Generated tokens as text, without the stop token."""
+        ...
 
 
 def define(make: Callable[[], nnx.Module]) -> tuple[nnx.GraphDef, Params]:

@@ -1,0 +1,200 @@
+"""Answers questions about a clip: ``python -m eval.answer [CLIP QUESTION...] [options]``.
+
+Without arguments it answers the bundled clip's questions with the full cache and with every policy.
+"""
+
+import ast
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+import acckv_jax
+from acckv_jax import POLICIES, CachePolicy
+from eval.answering import Answer, answer_all, answer_one
+from eval.report import answer_table
+from eval.roofline import measured_bandwidth
+from models.errors import UserError
+from models.interface import AVModel, Chunk
+from models.media import read_clip
+from models.package_index import cache_root
+from models.registry import load_model
+
+DEMO = Path(__file__).parent.parent / "models" / "smolav" / "demo"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Answers questions about a clip, with a full or a pruned KV cache."""
+
+    clip: Annotated[Path | None, tyro.conf.Positional] = None
+    """mp4, mkv, webm, mov, wav...; a picture, or a folder of pictures. Default: the bundled clip and its questions."""
+    questions: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """One or more questions; several share one prefill."""
+    model: str = "smolav"
+    """smolav, or the folder of an exported model."""
+    policy: str | None = None
+    """How to prune the cache; the default is the measured best. See --compare for all."""
+    budget: str = "0.2"
+    """With a decimal point the fraction of the prompt that is kept; an integer is a number of slots."""
+    option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """An option of the policy as NAME=VALUE; may be repeated."""
+    layout: str = "interleaved"
+    """interleaved (second by second), or blocks (all video, then all audio)."""
+    max_new_tokens: int = 16
+    """Longest answer."""
+    compare: bool = False
+    """Answer with the full cache and with every policy, and print a table."""
+    json: bool = False
+    """Print one JSON object per answer, and nothing else, to standard output."""
+
+
+DEFAULT_POLICY = "acckv_plus"
+
+
+def parse_budget(text: str) -> float | int:
+    """A budget as typed.
+
+    Raises:
+        UserError: if it is neither a decimal fraction nor an integer.
+    """
+    try:
+        return int(text) if text.lstrip("+-").isdigit() else float(text)
+    except ValueError as error:
+        raise UserError(
+            f"Budget {text!r} is no number; give a fraction such as 0.2, or a number of slots such as 512."
+        ) from error
+
+
+def build_policy(name: str, budget: float | int, options: tuple[str, ...], model: AVModel) -> CachePolicy:
+    """A policy as typed, with the gate's threshold for the model's family.
+
+    Raises:
+        UserError: on an unknown name, option or value.
+    """
+    chosen: dict[str, Any] = {"tau": model.tau} if name.startswith("acckv") else {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals:
+            raise UserError(f"Option {option!r} has no value; write NAME=VALUE.")
+        try:
+            chosen[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            chosen[key] = value
+    try:
+        return acckv_jax.make_policy(name, budget=budget, **chosen)
+    except ValueError as error:
+        raise UserError(f"{error}") from error
+
+
+def run(options: Options, out: Console, err: Console) -> None:
+    """Loads, reads, answers and prints.
+
+    Raises:
+        UserError: on any mistake in the arguments or the clip.
+    """
+    clip, questions, compare = options.clip, options.questions, options.compare
+    if clip is None:
+        clip, compare = DEMO / "demo.mp4", options.policy is None
+        questions = tuple(q["question"] for q in json.loads((DEMO / "questions.json").read_text())["questions"])
+    if not questions:
+        raise UserError("No question was asked; write it after the clip, in quotes.")
+    if options.max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens must be at least 1, not {options.max_new_tokens}.")
+    budget = parse_budget(options.budget)
+    with progress_bar(err) as progress:
+        report = reporter(progress)
+        report(f"loading {options.model} (the first time: downloading its weights)")
+        model = load_model(options.model)
+        policies = choose_policies(options, budget, model, compare=compare)
+        prefix = read_prefix(clip, options.layout, model, progress, report, err)
+        report("measuring memory bandwidth")
+        bandwidth = measured_bandwidth()
+        if len(questions) == 1 and len(policies) == 1:
+            item = next(iter(policies.items()))
+            pieces = answer_one(model, prefix, questions[0], item, options.max_new_tokens, bandwidth, report)
+            answers = list(stream(pieces, progress, out, quiet=options.json))
+        else:
+            answers = list(answer_all(model, prefix, questions, policies, options.max_new_tokens, bandwidth, report))
+    if options.json:
+        for answer in answers:
+            print(json.dumps(dataclasses.asdict(answer)))
+    else:
+        out.print(answer_table(answers, clip.name))
+
+
+def choose_policies(options: Options, budget: float | int, model: AVModel, *, compare: bool) -> dict[str, CachePolicy]:
+    """The policies to answer with, by name."""
+    if not compare:
+        name = options.policy or DEFAULT_POLICY
+        return {name: build_policy(name, budget, options.option, model)}
+    if options.option:
+        raise UserError("--option belongs to one policy; name it with --policy instead of --compare.")
+    return {name: build_policy(name, 1.0 if name == "full" else budget, (), model) for name in POLICIES}
+
+
+def read_prefix(
+    clip: Path, layout: str, model: AVModel, progress: Progress, report: Callable[[str], None], err: Console
+) -> Chunk:
+    """Decodes and encodes a clip."""
+    task = progress.add_task(f"decoding {clip.name}", total=None)
+    media = read_clip(
+        clip,
+        model.fps,
+        size=model.frame_size,
+        progress=lambda done, total: progress.update(task, completed=done, total=total),
+    )
+    progress.update(task, total=1, completed=1)
+    for note in media.notes:
+        err.print(note)
+    report("encoding pictures and sound")
+    return model.prefix(media, layout)
+
+
+def stream(pieces: Iterator[str | Answer], progress: Progress, out: Console, *, quiet: bool) -> Iterator[Answer]:
+    """Prints text as it is generated; passes on the answer."""
+    for piece in pieces:
+        if isinstance(piece, Answer):
+            yield piece
+        elif not quiet:
+            progress.stop()
+            out.print(piece, end="", markup=False, highlight=False)
+    if not quiet:
+        out.print()
+
+
+def progress_bar(err: Console) -> Progress:
+    """Progress on standard error."""
+    return Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=err, transient=True
+    )
+
+
+def reporter(progress: Progress) -> Callable[[str], None]:
+    """A function that shows what is being done now."""
+    task = progress.add_task("starting", total=None)
+    return lambda text: progress.update(task, description=text)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; 0, or 2 after a user's mistake."""
+    options = tyro.cli(Options, args=arguments, prog="python -m eval.answer", description=__doc__)
+    jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))
+    err = Console(stderr=True)
+    try:
+        run(options, Console(), err)
+    except UserError as error:
+        err.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,286 @@
+"""Answering questions about one clip: one prefill, any number of questions and policies."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import acckv_jax
+from acckv_jax import CachePolicy, KVCache, Modality, Prompt
+from eval.roofline import step_bytes
+from models.errors import UserError
+from models.interface import AVModel, Chunk
+
+STREAM = 8
+"""Tokens between two looks at what was generated."""
+TIMED_STEPS = 24
+"""Decode steps that the tokens per second are measured over; answers are too short for it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """An answer and what it cost.
+
+    Attributes:
+        answer: the text.
+        model: name of the model.
+        policy: name of the policy.
+        budget: as given.
+        question: as given.
+        tokens: prompt tokens by modality.
+        kept: per layer, slots by modality, averaged over KV heads.
+        cache_bytes: K and V allocated for the prompt after pruning.
+        full_cache_bytes: the same without pruning.
+        decode_room_bytes: K and V allocated for the answer.
+        metadata_bytes: everything else in the cache.
+        prefill_seconds: running the prompt once, pruning not included; shared by questions and policies.
+        prune_seconds: pruning alone (0 where layers are pruned in the prefill).
+        decode_tokens_per_second: over TIMED_STEPS steps.
+        roofline: least possible time of a decode step, by measured bandwidth, over its measured time.
+    """
+
+    answer: str
+    model: str
+    policy: str
+    budget: float | int
+    question: str
+    tokens: dict[str, int]
+    kept: list[dict[str, float]]
+    cache_bytes: int
+    full_cache_bytes: int
+    decode_room_bytes: int
+    metadata_bytes: int
+    prefill_seconds: float
+    prune_seconds: float
+    decode_tokens_per_second: float
+    roofline: float
+
+
+Report = Callable[[str], None]
+
+
+@functools.partial(jax.jit, static_argnames=("step", "policies", "layers", "complete"))
+def _score(params, inputs, prompt, before, *, step, policies, layers, complete):
+    return acckv_jax.score(step, params, inputs, prompt, policies, layers=layers, before=before, complete=complete)
+
+
+@functools.partial(jax.jit, static_argnames=("number", "policy", "room"))
+def _prune(scored, *, number, policy, room):
+    return acckv_jax.prune(scored, number, policy, room=room)
+
+
+@functools.partial(jax.jit, static_argnames=("step", "policy", "layers", "room"))
+def _prefill(params, inputs, prompt, *, step, policy, layers, room):
+    return acckv_jax.prefill(step, params, inputs, prompt, policy, layers=layers, room=room)
+
+
+@functools.partial(jax.jit, static_argnames=("step", "policy", "steps", "stop"), donate_argnames="state")
+def _decode(params, state, *, step, policy, steps, stop):
+    return acckv_jax.decode(step, params, state, policy, steps=steps, stop=stop)
+
+
+@functools.cache
+def _compiled(function: Any, tree: Any, shapes: tuple[jax.ShapeDtypeStruct, ...], static: tuple) -> Any:
+    return function.lower(*jax.tree.unflatten(tree, shapes), **dict(static)).compile()
+
+
+def timed(function: Any, *args: Any, **static: Any) -> tuple[Any, float]:
+    """Compiles a jitted function if need be, then runs it: its result, and the seconds of the run alone."""
+    leaves, tree = jax.tree.flatten(args)
+    shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+    compiled = _compiled(function, tree, shapes, tuple(static.items()))
+    start = time.perf_counter()
+    result = jax.block_until_ready(compiled(*args))
+    return result, time.perf_counter() - start
+
+
+def padded(chunk: Chunk) -> tuple[jax.Array, Prompt]:
+    """A chunk as a batch of one, padded to its bucket."""
+    extra = acckv_jax.bucket_length(len(chunk)) - len(chunk)
+    inputs = np.pad(chunk.inputs, ((0, extra),) + ((0, 0),) * (chunk.inputs.ndim - 1))
+    modality = np.pad(chunk.modality, (0, extra))[None]
+    return jnp.asarray(inputs)[None], acckv_jax.make_prompt(modality, np.array([len(chunk)]))
+
+
+def check_fits(model: AVModel, prompt: Chunk, new_tokens: int) -> None:
+    """Checks a prompt against the model's context.
+
+    Raises:
+        UserError: saying how to shorten it.
+    """
+    over = len(prompt) + new_tokens - model.context
+    if over > 0:
+        seconds = max(0, int((len(prompt) - over) / model.tokens_per_second) - 1)
+        raise UserError(
+            f"The prompt has {len(prompt)} tokens and the answer up to {new_tokens}, but {model.name} reads at most "
+            f"{model.context}: cut the clip to about {seconds} seconds (some {model.tokens_per_second:g} tokens each), "
+            "or ask for fewer new tokens."
+        )
+
+
+def check_policies(policies: dict[str, CachePolicy], prompt: Chunk) -> None:
+    """Checks every policy's budget against a prompt.
+
+    Raises:
+        UserError: if a budget is too small, naming the policy.
+    """
+    counts = acckv_jax.count_tokens(acckv_jax.make_prompt(prompt.modality[None]))
+    for name, policy in policies.items():
+        try:
+            policy.check(counts)
+        except ValueError as error:
+            raise UserError(f"Policy {name}: {error}") from error
+
+
+def answer_one(
+    model: AVModel,
+    prefix: Chunk,
+    question: str,
+    policy: tuple[str, CachePolicy],
+    new_tokens: int,
+    bandwidth: float,
+    report: Report = lambda text: None,
+) -> Iterator[str | Answer]:
+    """One question under one policy, each layer pruned before the next one runs.
+
+    Yields:
+        The answer's text in pieces as it is generated, and last the `Answer`.
+    """
+    name, chosen = policy
+    prompt = prefix.then(model.question(question))
+    check_fits(model, prompt, new_tokens)
+    check_policies({name: chosen}, prompt)
+    inputs, described = padded(prompt)
+    report("prefill")
+    (logits, cache), seconds = timed(
+        _prefill,
+        model.params,
+        inputs,
+        described,
+        step=model.step,
+        policy=chosen,
+        layers=model.layers,
+        room=_room(chosen, new_tokens),
+    )
+    asked = Asked(prompt, question, inputs.shape[1], seconds, 0.0)
+    yield from _generate(model, asked, (name, chosen), logits, cache, new_tokens, bandwidth)
+
+
+def answer_all(
+    model: AVModel,
+    prefix: Chunk,
+    questions: Sequence[str],
+    policies: dict[str, CachePolicy],
+    new_tokens: int,
+    bandwidth: float,
+    report: Report = lambda text: None,
+) -> Iterator[Answer]:
+    """Every question under every policy, over one prefill of the clip.
+
+    The last rows that a policy's window needs are run again with each question, so that each answer is what the
+    question gives alone.
+    """
+    for question in questions:
+        prompt = prefix.then(model.question(question))
+        check_fits(model, prompt, new_tokens)
+        check_policies(policies, prompt)
+    window = max(policy.window for policy in policies.values())
+    head, tail = prefix.split(max(1, len(prefix) - window))
+    shared: dict[str, Any] = {"step": model.step, "policies": tuple(policies.values()), "layers": model.layers}
+    report("prefill of the clip")
+    inputs, described = padded(head)
+    (_, clip), clip_seconds = timed(_score, model.params, inputs, described, None, complete=False, **shared)
+    for question in questions:
+        chunk = tail.then(model.question(question))
+        inputs, described = padded(chunk)
+        report(f"prefill of “{question}”")
+        (logits, scored), seconds = timed(_score, model.params, inputs, described, clip, complete=True, **shared)
+        for number, (name, policy) in enumerate(policies.items()):
+            report(f"{name}: “{question}”")
+            room = _room(policy, new_tokens)
+            cache, prune_seconds = timed(_prune, scored, number=number, policy=policy, room=room)
+            slots = scored.cache.layers[0].slots
+            asked = Asked(prefix.then(model.question(question)), question, slots, clip_seconds + seconds, prune_seconds)
+            pieces = _generate(model, asked, (name, policy), logits, cache, new_tokens, bandwidth)
+            yield from (piece for piece in pieces if isinstance(piece, Answer))
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """A prompt that was run: its tokens, the slots of its bucket, and what running it took."""
+
+    prompt: Chunk
+    question: str
+    slots: int
+    prefill_seconds: float
+    prune_seconds: float
+
+
+def _room(policy: CachePolicy, new_tokens: int) -> int:
+    """Decode slots for a whole number of streamed pieces."""
+    return policy.decode_room(-(-max(new_tokens, TIMED_STEPS) // STREAM) * STREAM)
+
+
+def _generate(
+    model: AVModel,
+    asked: Asked,
+    policy: tuple[str, CachePolicy],
+    logits: jax.Array,
+    cache: KVCache,
+    new_tokens: int,
+    bandwidth: float,
+) -> Iterator[str | Answer]:
+    name, chosen = policy
+    acckv_jax.check_finite(cache)
+    used, kept = acckv_jax.cache_bytes(cache), acckv_jax.kept_counts(cache)
+    slot_bytes = sum((layer.k.nbytes + layer.v.nbytes) // layer.slots for layer in cache.layers)
+    least = step_bytes(model.params, cache) / bandwidth
+    spare = jax.tree.map(jnp.copy, cache)
+    state = acckv_jax.start_decoding(logits, cache, jax.random.key(0), stop=model.stop)
+    options = {"step": model.step, "policy": chosen.while_decoding()}
+    tokens, shown = [int(state.token[0])], ""
+    while True:
+        text = model.text(tokens[:new_tokens])
+        finished = len(tokens) >= new_tokens or not bool(state.active[0])
+        if finished or not text.endswith("\ufffd"):  # half a character: wait for the rest
+            yield text[len(shown) :]
+            shown = text
+        if finished:
+            break
+        made, number, state = _decode(model.params, state, steps=STREAM, stop=model.stop, **options)
+        tokens += np.asarray(made)[0, : int(number)].tolist()
+    rate = _tokens_per_second(model, options, logits, spare)
+    yield Answer(
+        answer=shown.strip(),
+        model=model.name,
+        policy=name,
+        budget=chosen.budget,
+        question=asked.question,
+        tokens={m.name.lower(): asked.prompt.count(m) for m in (Modality.TEXT, Modality.VIDEO, Modality.AUDIO)},
+        kept=[{m: n for m, n in layer.items() if m != "generated"} for layer in kept],
+        cache_bytes=used.prompt,
+        full_cache_bytes=slot_bytes * asked.slots,
+        decode_room_bytes=used.room,
+        metadata_bytes=used.metadata,
+        prefill_seconds=asked.prefill_seconds,
+        prune_seconds=asked.prune_seconds,
+        decode_tokens_per_second=rate,
+        roofline=least * rate,
+    )
+
+
+def _tokens_per_second(model: AVModel, options: dict[str, Any], logits: jax.Array, cache: KVCache) -> float:
+    """Decode speed, after a first run that compiles and warms up."""
+    seconds = 0.0
+    for _ in range(2):
+        state = acckv_jax.start_decoding(logits, jax.tree.map(jnp.copy, cache), jax.random.key(0))
+        jax.block_until_ready(state)
+        start = time.perf_counter()
+        jax.block_until_ready(_decode(model.params, state, steps=TIMED_STEPS, stop=(), **options))
+        seconds = time.perf_counter() - start
+    return TIMED_STEPS / seconds

@@ -1,0 +1,24 @@
+"""Models by name or folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from models.errors import UserError
+from models.interface import AVModel
+from models.smolav.model import SmolAVModel
+
+MODELS: dict[str, Callable[[], AVModel]] = {"smolav": SmolAVModel.load}
+
+
+def load_model(name: str) -> AVModel:
+    """A model by name, or one exported to a folder.
+
+    Raises:
+        UserError: if there is neither such a name nor such a folder.
+    """
+    if name in MODELS:
+        return MODELS[name]()
+    folder = Path(name)
+    if not folder.is_dir():
+        raise UserError(f"Unknown model {name!r}; give one of {', '.join(MODELS)}, or the folder of a checkpoint.")
+    return SmolAVModel.load(folder)

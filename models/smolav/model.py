@@ -1,0 +1,135 @@
+"""SmolAV, ready to answer questions."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Float
+from tokenizers import Tokenizer
+
+from models.decoder import Decoder
+from models.errors import UserError
+from models.interface import Chunk, Params, define
+from models.media import Media
+from models.smolav.config import LAYOUTS, SmolAVConfig
+from models.smolav.encoders import FRAME_SIZE, Encoders
+from models.smolav.params import load_smolav
+from models.smolav.preprocess import Chat, Tokens, concatenate, media_rows, media_tokens, text_tokens
+from models.smolav.preprocess import Media as EncodedMedia
+from models.step import DecoderStep
+from models.text import load_smollm2_tokenizer
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _embed(graph: nnx.GraphDef, params: Params, *inputs: jax.Array) -> Float[jax.Array, "B T D"]:
+    return nnx.merge(graph, params).embed(*inputs)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SmolAVModel:
+    """A loaded SmolAV: what `models.interface.AVModel` describes."""
+
+    name: str
+    config: SmolAVConfig
+    graph: nnx.GraphDef
+    all_params: Params
+    encoders: Encoders
+    tokenizer: Tokenizer
+    chat: Chat
+    step: DecoderStep
+
+    frame_size = (FRAME_SIZE, FRAME_SIZE)
+    fps = 1.0
+    tau = 0.6
+
+    @classmethod
+    def load(cls, folder: Path | None = None) -> Self:
+        """Loads the embedded model, or one exported to `folder`.
+
+        Raises:
+            UserError: if weights cannot be fetched or read.
+        """
+        config, graph, params = load_smolav(folder) if folder else load_smolav()
+        tokenizer = load_smollm2_tokenizer()
+        chat = Chat.smollm2(lambda text: tokenizer.encode(text).ids)
+        tokenizer.encode_special_tokens = True  # what a user types is never a special token
+        decoder, _ = define(lambda: Decoder(config.decoder, rngs=nnx.Rngs(0)))
+        name = str(folder) if folder else "smolav"
+        params = jax.device_put(params)
+        return cls(name, config, graph, params, Encoders.load(config), tokenizer, chat, DecoderStep(decoder))
+
+    @property
+    def params(self) -> Params:
+        """The decoder's parameters."""
+        return self.all_params["decoder"]
+
+    @property
+    def layers(self) -> int:
+        """Number of decoder layers."""
+        return self.config.decoder.num_hidden_layers
+
+    @property
+    def context(self) -> int:
+        """Most tokens that the decoder can tell apart."""
+        return self.config.decoder.max_position_embeddings
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens of a second of picture and sound."""
+        return self.config.frame_tokens + self.config.audio_rate
+
+    @property
+    def stop(self) -> tuple[int, ...]:
+        """The token that ends an answer."""
+        return (self.chat.end,)
+
+    def prefix(self, media: Media, layout: str) -> Chunk:
+        """Turn start and media.
+
+        Raises:
+            UserError: on an unknown layout, or sound too short to make a token with no picture beside it.
+        """
+        if layout not in LAYOUTS:
+            raise UserError(f"Unknown layout {layout!r}; choose one of {', '.join(LAYOUTS)}.")
+        frames = np.zeros((0, *self.frame_size, 3), np.uint8) if media.frames is None else media.frames
+        sound = np.zeros(0, np.float32) if media.audio is None else media.audio
+        encoded = EncodedMedia(self.encoders.frames(frames), self.encoders.audio(sound))
+        tokens = media_tokens(len(encoded.video), len(encoded.audio), layout, self.config)
+        if not len(tokens):
+            raise UserError("The clip has neither a frame nor a tenth of a second of sound; choose a longer one.")
+        return self._chunk(concatenate([text_tokens(self.chat.before), tokens]), encoded)
+
+    def question(self, text: str) -> Chunk:
+        """The question, and the start of the answer's turn.
+
+        Raises:
+            UserError: if the question is empty.
+        """
+        if not text.strip():
+            raise UserError("The question is empty; ask something about the clip.")
+        ids = [*self.tokenizer.encode(text.strip()).ids, *self.chat.after]
+        nothing = EncodedMedia(
+            np.zeros((0, self.config.frame_tokens, self.config.video_width), np.float32),
+            np.zeros((0, self.config.audio_width), np.float32),
+        )
+        return self._chunk(text_tokens(ids), nothing)
+
+    def text(self, tokens: list[int]) -> str:
+        """Generated tokens as text."""
+        return self.tokenizer.decode([token for token in tokens if token != self.chat.end])
+
+    def _chunk(self, tokens: Tokens, media: EncodedMedia) -> Chunk:
+        video, audio = media_rows(tokens, media)
+        extra = -len(tokens) % 64  # few lengths, few compilations
+
+        def padded(x: np.ndarray) -> Any:
+            return jnp.asarray(np.pad(x, ((0, extra),) + ((0, 0),) * (x.ndim - 1)))[None]
+
+        inputs = (padded(x) for x in (tokens.ids, tokens.modality, tokens.seconds, video, audio))
+        embedded = _embed(self.graph, self.all_params, *inputs)
+        return Chunk(np.asarray(embedded)[0, : len(tokens)], tokens.modality)
