@@ -57,11 +57,16 @@ def slots_of(budget: Budget, length: int) -> int:
 
 
 def row_slots(budget: Budget, length: Int[Array, "*B"], longest: int) -> Int[Array, "*B"]:
-    """`slots_of` on the device, from a table for lengths up to `longest`: float32 would round differently."""
-    return jnp.asarray([slots_of(budget, n) for n in range(longest + 1)], jnp.int32)[length]
+    """`slots_of` on the device, for lengths up to `longest`: float32 would round differently."""
+    return _looked_up([slots_of(budget, n) for n in range(longest + 1)], length)
 
 
 def rounded_share(share: float, number: Int[Array, "*B"], most: int) -> Int[Array, "*B"]:
     """round(share * number), half to even and exact, for numbers from 0 to `most`."""
-    table = jnp.asarray([round(share * n) for n in range(most + 1)], jnp.int32)
-    return table[jnp.clip(number, 0, most)]
+    return _looked_up([round(share * n) for n in range(most + 1)], number)
+
+
+def _looked_up(table: list[int], at: Int[Array, "*B"]) -> Int[Array, "*B"]:
+    """Entries of a table that starts at 0, as a sum of its steps: a gather would need to be told its sharding."""
+    steps = np.diff(np.array([0, *table], np.int32)).reshape(*(1,) * at.ndim, -1)
+    return jnp.where(at[..., None] >= np.arange(len(table)).reshape(steps.shape), steps, 0).sum(-1, dtype=jnp.int32)

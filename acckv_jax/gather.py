@@ -24,5 +24,5 @@ def add(into: Array, at: Int[Array, "B K S"], values: Array) -> Array:
 
 
 def slot_numbers(like: Array) -> Int[Array, "B K S"]:
-    """0, 1, 2, ... along the slots of a [B, K, S] array."""
-    return jax.lax.broadcasted_iota(jnp.int32, like.shape, 2)
+    """0, 1, 2, ... along the slots of a [B, K, S] array, sharded like it."""
+    return jnp.zeros_like(like, jnp.int32) + jax.lax.broadcasted_iota(jnp.int32, like.shape, 2)
