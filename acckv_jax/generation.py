@@ -9,6 +9,7 @@ apart.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -108,8 +109,8 @@ def prefill(
         out, sums = attend(q, full, rows.index, () if weights is None else (weights,), aligned=True)
         full = _flagged(full, sums, rows.total)
         capacity = policy.capacity(full.slots, index, layers)
-        pruned = policy.after_prefill(full, sums[0] if sums else None, prompt.length, capacity, index)
-        return out, reserve(pruned, room)
+        used = sums[0] if sums else None
+        return out, _prune_layer(full, used, prompt.length, jnp.int32(index), policy, capacity, room)
 
     logits, cached = step(
         params,
@@ -188,6 +189,8 @@ def score(
 def prune(scored: Scored, number: int, policy: CachePolicy, *, room: int = 0) -> KVCache:
     """Prunes a complete prompt by policy; `scored` stays as it is, for other budgets.
 
+    Outside jit one compiled program serves all layers of equal size.
+
     Args:
         scored: the prompt.
         number: which of the policies given to `score` has the sums that `policy` needs (static).
@@ -197,8 +200,21 @@ def prune(scored: Scored, number: int, policy: CachePolicy, *, room: int = 0) ->
     cache, pruned = scored.cache, []
     for index, (layer, sums) in enumerate(zip(cache.layers, scored.sums[number], strict=True)):
         capacity = policy.capacity(layer.slots, index, len(cache.layers))
-        pruned.append(reserve(policy.after_prefill(layer, sums, cache.length, capacity, index), room))
+        pruned.append(_prune_layer(layer, sums, cache.length, jnp.int32(index), policy, capacity, room))
     return dataclasses.replace(cache, layers=tuple(pruned))
+
+
+@functools.partial(jax.jit, static_argnames=("policy", "capacity", "room"))
+def _prune_layer(
+    layer: LayerCache,
+    sums: Array | None,
+    length: Int[Array, " B"],
+    index: Int[Array, ""],
+    policy: CachePolicy,
+    capacity: int,
+    room: int,
+) -> LayerCache:
+    return reserve(policy.after_prefill(layer, sums, length, capacity, index), room)
 
 
 def extend(

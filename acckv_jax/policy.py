@@ -87,7 +87,7 @@ class CachePolicy:
         sums: Float[Array, "M B K S"] | None,
         length: Int[Array, " B"],
         capacity: int,
-        index: int,
+        index: Int[Array, ""],
     ) -> LayerCache:
         """Prunes one layer once its prompt is complete.
 
@@ -96,7 +96,7 @@ class CachePolicy:
             sums: the column sums asked for.
             length: [B] tokens of the prompt.
             capacity: slots of the result (static).
-            index: number of the layer (static).
+            index: number of the layer.
 
         Returns:
             A layer of `capacity` slots, its `budget` set.

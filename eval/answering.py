@@ -69,11 +69,6 @@ def _score(params, inputs, prompt, before, *, step, policies, layers, complete):
     return acckv_jax.score(step, params, inputs, prompt, policies, layers=layers, before=before, complete=complete)
 
 
-@functools.partial(jax.jit, static_argnames=("number", "policy", "room"))
-def _prune(scored, *, number, policy, room):
-    return acckv_jax.prune(scored, number, policy, room=room)
-
-
 @functools.partial(jax.jit, static_argnames=("step", "policy", "layers", "room"))
 def _prefill(params, inputs, prompt, *, step, policy, layers, room):
     return acckv_jax.prefill(step, params, inputs, prompt, policy, layers=layers, room=room)
@@ -203,7 +198,11 @@ def answer_all(
         for number, (name, policy) in enumerate(policies.items()):
             report(f"{name}: “{question}”")
             room = _room(policy, new_tokens)
-            cache, prune_seconds = timed(_prune, scored, number=number, policy=policy, room=room)
+            prune = functools.partial(acckv_jax.prune, scored, number, policy, room=room)
+            jax.block_until_ready(prune())  # compiles
+            start = time.perf_counter()
+            cache = jax.block_until_ready(prune())
+            prune_seconds = time.perf_counter() - start
             slots = scored.cache.layers[0].slots
             asked = Asked(prefix.then(model.question(question)), question, slots, clip_seconds + seconds, prune_seconds)
             pieces = _generate(model, asked, (name, policy), logits, cache, new_tokens, bandwidth)

@@ -112,7 +112,7 @@ class AccKV(CachePolicy):
         sums: Float[Array, "M B K S"] | None,
         length: Int[Array, " B"],
         capacity: int,
-        index: int,
+        index: Int[Array, ""],
     ) -> LayerCache:
         """Steps 1 to 5 on one layer."""
         layer = dataclasses.replace(layer, mass=sums[1])

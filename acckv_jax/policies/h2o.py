@@ -40,7 +40,7 @@ class H2O(CachePolicy):
         sums: Float[Array, "M B K S"] | None,
         length: Int[Array, " B"],
         capacity: int,
-        index: int,
+        index: Int[Array, ""],
     ) -> LayerCache:
         """Keeps recent tokens and heavy hitters of the prompt."""
         layer = dataclasses.replace(layer, mass=sums[0])

@@ -34,7 +34,7 @@ class Random(CachePolicy):
         sums: Float[Array, "M B K S"] | None,
         length: Int[Array, " B"],
         capacity: int,
-        index: int,
+        index: Int[Array, ""],
     ) -> LayerCache:
         """Keeps the text and a random choice."""
         key = jax.random.fold_in(jax.random.key(self.seed), index)

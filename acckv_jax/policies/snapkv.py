@@ -58,7 +58,7 @@ class SnapKV(CachePolicy):
         sums: Float[Array, "M B K S"] | None,
         length: Int[Array, " B"],
         capacity: int,
-        index: int,
+        index: Int[Array, ""],
     ) -> LayerCache:
         """Keeps the window and the tokens of largest pooled score."""
         budget = self.row_budget(length, layer.slots)

@@ -38,7 +38,7 @@ class StreamingLLM(CachePolicy):
         sums: Float[Array, "M B K S"] | None,
         length: Int[Array, " B"],
         capacity: int,
-        index: int,
+        index: Int[Array, ""],
     ) -> LayerCache:
         """Keeps sinks and recent tokens of the prompt."""
         budget = self.row_budget(length, layer.slots)
