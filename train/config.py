@@ -68,6 +68,7 @@ class TrainConfig:
         save_every: steps between checkpoints.
         validate_every: steps between validations.
         keep: checkpoints kept.
+        log_every: steps between two rows of the training log.
     """
 
     model: SmolAVConfig
@@ -86,6 +87,7 @@ class TrainConfig:
     save_every: int = 100
     validate_every: int = 200
     keep: int = 3
+    log_every: int = 10
 
     @property
     def steps(self) -> int:

@@ -22,8 +22,6 @@ from train.losses import answer_loss
 from train.metrics import MetricsLog, plot_metrics
 from train.optimizer import optimizer
 
-LOG_EVERY = 10
-
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -56,7 +54,8 @@ def make_step(config: TrainConfig, graph: nnx.GraphDef, tx: optax.GradientTransf
             return answer_loss(config.model, graph, trained, frozen, batch)
 
         gradient, metrics = jax.grad(loss, has_aux=True)(state["trained"])
-        updates, optimizer_state = tx.update(gradient, state["optimizer"], state["trained"])
+        with jax.numpy_dtype_promotion("standard"):  # optax raises Python floats to integer step counts
+            updates, optimizer_state = tx.update(gradient, state["optimizer"], state["trained"])
         return {"trained": optax.apply_updates(state["trained"], updates), "optimizer": optimizer_state}, metrics
 
     return jax.jit(step, donate_argnums=0)
@@ -115,7 +114,7 @@ def train(run: Run, trained: Callable[[], Params], stop_at: int | None = None) -
         state, metrics = step_fn(state, run.frozen, batch)
         tokens += int(np.sum(batch["segment"] >= 0))
         done = step + 1
-        if done % LOG_EVERY == 0:
+        if done % config.log_every == 0:
             values = {name: round(float(value), 5) for name, value in metrics.items()}
             speed = round(tokens / (time.perf_counter() - clock))
             log.write(step=done, stage=stage.name, kind="train", tokens_per_second=speed, **values)

@@ -48,10 +48,10 @@ def answer_loss(
     target = batch["target"].reshape(scores.shape[:2])
     there = target >= 0
     picked = jnp.take_along_axis(scores, jnp.maximum(target, 0)[..., None], axis=-1)[..., 0]
-    loss = -jnp.sum(jnp.where(there, picked, 0.0)) / jnp.sum(there)
+    loss = -jnp.sum(jnp.where(there, picked, 0.0)) / jnp.sum(there, dtype=jnp.float32)
     right = exact_answers(jnp.argmax(scores, axis=-1).reshape(batch["target"].shape), batch["target"])
     asked = batch["target"][..., 0] >= 0
-    return loss, {"loss": loss, "exact": jnp.sum(right & asked) / jnp.sum(asked)}
+    return loss, {"loss": loss, "exact": jnp.sum(right & asked, dtype=jnp.float32) / jnp.sum(asked, dtype=jnp.float32)}
 
 
 def exact_answers(chosen: Int[Array, "B Q A"], target: Int[Array, "B Q A"]) -> Bool[Array, "B Q"]:

@@ -72,9 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--stop-at", type=int, help="stop after so many steps of the whole run")
     options = parser.parse_args(arguments)
     try:
-        run_training(
-            read_config(options.config), options.workdir, options.stop_at, lambda line: print(line, flush=True)
-        )
+        say = functools.partial(print, flush=True)
+        run_training(read_config(options.config), options.workdir, options.stop_at, say)
     except UserError as error:
         Console(stderr=True).print(str(error), markup=False)
         return 2
