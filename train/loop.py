@@ -11,10 +11,8 @@ import numpy as np
 import optax
 from flax import nnx
 
-from models.interface import Params, define
-from models.smolav.config import SmolAVConfig
-from models.smolav.lora import init_lora
-from models.smolav.modeling import MediaEmbedder
+from models.interface import Params
+from models.smolav.params import trained_shapes
 from train.batches import Batch, BatchMaker
 from train.checkpoint import manager, restore, save
 from train.config import TrainConfig
@@ -71,13 +69,6 @@ def validate(evaluate: Callable, trained: Params, frozen: Params, batches: list[
     weights = [float(np.sum(batch["target"][..., 0] >= 0)) for batch in batches]
     found = [evaluate(trained, frozen, batch) for batch in batches]
     return {name: float(np.average([float(metrics[name]) for metrics in found], weights=weights)) for name in found[0]}
-
-
-def trained_shapes(config: SmolAVConfig) -> Params:
-    """Shapes of the trained parameters: the media embedder's and the low-rank updates."""
-    _, media = define(lambda: MediaEmbedder(config, rngs=nnx.Rngs(0)))
-    lora = jax.eval_shape(lambda key: init_lora(key, config.decoder, config.lora_rank), jax.random.key(0))
-    return {"media": media, "lora": lora}
 
 
 def fresh_state(config: TrainConfig, trained: Params) -> Params:
