@@ -116,7 +116,7 @@ def forward(
     Args:
         config: the decoder's sizes.
         frozen: `freeze`'s parameters.
-        lora: low-rank updates.
+        lora: low-rank updates; empty where they are merged into the kernels.
         lora_scale: factor on them.
         embeddings: input embeddings, float32.
         positions: rotary positions.
@@ -130,8 +130,10 @@ def forward(
         layer = frozen["layers"][index]
 
         def updated(name: str, h: Array, index: int = index, layer: Params = layer) -> Array:
-            low = (h @ lora[name]["a"][index]) @ lora[name]["b"][index]
-            return frozen_linear(h, layer[name]["kernel"]) + lora_scale * low
+            y = frozen_linear(h, layer[name]["kernel"])
+            if name not in lora:
+                return y
+            return y + lora_scale * ((h @ lora[name]["a"][index]) @ lora[name]["b"][index])
 
         h = _norm(x, layer["attn_norm"]["scale"], c.rms_norm_eps)
         q, k, v = (updated(name, h).reshape(*h.shape[:2], -1, c.head_dim) for name in ("q", "k", "v"))

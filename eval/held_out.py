@@ -1,0 +1,50 @@
+"""Held-out test clips: composed of photographs and recordings that no training saw, with their questions."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from models.smolav.encoders import Encoders
+from models.smolav.preprocess import Media
+from train.clips import Clip, ClipConfig
+from train.features import ClipPool, PictureFeatures, PoolConfig, sources_for
+from train.questions import ANSWERS, Question
+
+TEST_SEED = 20_000
+MOST = 1000  # clips; number i is always the same
+GROUPS = ("video", "spoken words", "instruments", "audio-visual")
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOutClips:
+    """The endless list of test clips of 10 to 30 seconds, 2 to 4 pictures each, not augmented."""
+
+    pool: ClipPool
+    pictures: PictureFeatures
+
+    @classmethod
+    def load(cls, encoders: Encoders) -> "HeldOutClips":
+        """Opens the test split's sources; features are encoded when first asked for, and kept on disk."""
+        pool = ClipPool(PoolConfig(ClipConfig(), MOST, TEST_SEED, "test"), sources_for("test"), encoders)
+        return cls(pool, PictureFeatures("test", encoders))
+
+    def __iter__(self) -> Iterator[tuple[Clip, Media]]:
+        """Yields clips in order, with their encoded media."""
+        for index in range(MOST):
+            clip = self.pool.clip(index)
+            yield clip, Media(self.pictures.take(clip.picture_ids), self.pool.audio(index))
+
+
+def group_of(question: Question) -> str:
+    """The row of the results that a question counts for, one of GROUPS."""
+    if question.kind == "audio":
+        return "spoken words" if ANSWERS[question.subkind] == "digit" else "instruments"
+    return {"video": "video", "audio_visual": "audio-visual"}[question.kind]
+
+
+def candidates(clip: Clip, question: Question) -> int:
+    """How many things in the clip are of the kind that is asked for: guessing among them is right once in so many."""
+    kind = ANSWERS[question.subkind]
+    names = [p.name for p in clip.pictures] if kind == "picture" else [s.name for s in clip.sounds if s.kind == kind]
+    return len(np.unique(names))
