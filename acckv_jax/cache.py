@@ -83,8 +83,9 @@ def full_layer(
     modality: Int[Array, "B T"],
     valid: Bool[Array, "B T"],
 ) -> LayerCache:
-    """A layer that holds every token of a chunk, in slots 0..T-1."""
-    keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
+    """A layer that holds every token of a chunk, in slots 0..T-1; keys and values of padding become zero."""
+    # A NaN in padding would survive its attention weight of zero.
+    keys, values = (jnp.where(valid[..., None, None], x, 0).swapaxes(1, 2) for x in (k, v))
     per_head = jnp.zeros_like(keys[..., 0], dtype=jnp.int32)
     ones = per_head.astype(jnp.float32) + 1
     return LayerCache(
@@ -143,6 +144,8 @@ def take_slots(
 def compact(cache: KVCache) -> KVCache:
     """Shrinks every layer to the slots that its fullest row and head really use; room stays.
 
+    Budgets shrink with the slots, so that a later prune between decode steps fits them.
+
     For use outside jit: it reads the valid counts of all layers to the host (the one host read of this library).
     """
     shrunk = []
@@ -151,7 +154,8 @@ def compact(cache: KVCache) -> KVCache:
         # Valid slots first, each in time order: slot numbers rise with time.
         order = jnp.argsort(~layer.valid, axis=-1, stable=True)[..., :used]
         kept = pick(layer.valid, order)
-        shrunk.append(take_slots(layer, order, kept, room=layer.room))
+        small = take_slots(layer, order, kept, room=layer.room)
+        shrunk.append(dataclasses.replace(small, budget=jnp.minimum(layer.budget, used)))
     return dataclasses.replace(cache, layers=tuple(shrunk))
 
 

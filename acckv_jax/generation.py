@@ -106,7 +106,7 @@ def prefill(
 
     def attention(index: int, q: Array, k: Array, v: Array, _: None) -> tuple[Array, LayerCache]:
         full = full_layer(k, v, rows.index, rows.modality, rows.valid)
-        out, sums = attend(q, full, rows.index, () if weights is None else (weights,), aligned=True)
+        out, sums = attend(_clean(q, rows), full, rows.index, () if weights is None else (weights,), aligned=True)
         full = _flagged(full, sums, rows.total)
         capacity = policy.capacity(full.slots, index, layers)
         used = sums[0] if sums else None
@@ -169,7 +169,7 @@ def score(
             full = full_layer(k, v, rows.index, rows.modality, rows.valid)
         else:
             full = append(reserve(past, k.shape[1], spare=False), k, v, rows.index, rows.modality, rows.valid)
-        out, sums = attend(q, full, rows.index, wanted, aligned=past is None)
+        out, sums = attend(_clean(q, rows), full, rows.index, wanted, aligned=past is None)
         collected.append(sums)
         return out, _flagged(full, sums, rows.total)
 
@@ -239,7 +239,7 @@ def extend(
 
     def attention(index: int, q: Array, k: Array, v: Array, past: LayerCache) -> tuple[Array, LayerCache]:
         layer = append(reserve(past, k.shape[1], spare=False), k, v, rows.index, rows.modality, rows.valid)
-        out, sums = attend(q, layer, rows.index, ones, log_multiplicity=policy.log_multiplicity)
+        out, sums = attend(_clean(q, rows), layer, rows.index, ones, log_multiplicity=policy.log_multiplicity)
         layer = dataclasses.replace(_with_mass(layer, sums), budget=layer.budget + prompt.length)
         return out, layer
 
@@ -262,13 +262,17 @@ def decode_step(
         step: the decoder.
         params: its parameters.
         tokens: [B] the tokens to append.
-        cache: the cache, with a free slot.
+        cache: the cache, with a free slot in every layer.
         policy: evicts between steps if its `every` is set (static).
         active: [B] false for rows that have ended: their token is not cached and their position stays.
 
     Returns:
         Logits [B, V] of the next token, and the cache.
+
+    Raises:
+        ValueError: if no room was reserved for decoding.
     """
+    _check_room(cache, 1)
     index = cache.length[:, None]
     generated = jnp.full_like(index, Modality.GENERATED)
     counted = (RowWeights(active.astype(jnp.float32)[None, :, None]),) if policy.tracks_mass and policy.every else ()
@@ -321,7 +325,7 @@ def decode(
     sampler: Sampler = greedy,
     stop: tuple[int, ...] = (),
 ) -> tuple[Int[Array, "B steps"], Int[Array, ""], DecodeState]:
-    """Up to `steps` decode steps in one while loop that ends early when every row has ended.
+    """Up to `steps` decode steps in one while loop that ends early when every row has ended, or the room is used up.
 
     Donate `state`: the loop then updates the cache in place. Rows that have ended repeat their last token.
 
@@ -337,11 +341,18 @@ def decode(
 
     Returns:
         Tokens [B, steps], how many of the steps ran, and the next state.
+
+    Raises:
+        ValueError: if less room was reserved than the steps need.
     """
+    _check_room(state.cache, 1 if policy.every else steps)
 
     def unfinished(carry: tuple[Array, Array, DecodeState]) -> Array:
         number, _, state = carry
-        return (number < steps) & state.active.any()
+        more = (number < steps) & state.active.any()
+        for layer in state.cache.layers:
+            more = more & (layer.fill < layer.slots)
+        return more
 
     def body(carry: tuple[Array, Array, DecodeState]) -> tuple[Array, Array, DecodeState]:
         number, tokens, state = carry
@@ -360,6 +371,20 @@ def decode(
 def _rows(prompt: Prompt, start: Int[Array, " B"], total: Int[Array, " B"]) -> Rows:
     index = start[:, None] + jnp.arange(prompt.modality.shape[1], dtype=jnp.int32)[None, :]
     return Rows(index, prompt.modality, prompt.valid, total)
+
+
+def _check_room(cache: KVCache, steps: int) -> None:
+    room = min(layer.room for layer in cache.layers)
+    if room < steps:
+        raise ValueError(
+            f"the cache has room for {room} new tokens, fewer than the {steps} to be decoded: reserve more with "
+            "room=policy.decode_room(steps) when the prompt is prefilled or pruned."
+        )
+
+
+def _clean(q: Float[Array, "B T N H"], rows: Rows) -> Float[Array, "B T N H"]:
+    """Queries of padding become zero: a NaN there would survive its weight of zero in the column sums."""
+    return jnp.where(rows.valid[..., None, None], q, 0)
 
 
 def _ended(token: Int[Array, " B"], stop: tuple[int, ...]) -> Bool[Array, " B"]:

@@ -61,6 +61,8 @@ class CachePolicy:
         check_budget(self.budget)
         if self.every < 0:
             raise ValueError(f"every is a number of decode steps, or 0 for no pruning in between, not {self.every}.")
+        if self.every and type(self).evict is CachePolicy.evict:
+            raise ValueError(f"{type(self).__name__} has no rule for pruning between decode steps; use every=0.")
 
     def check(self, counts: TokenCounts) -> None:
         """Checks the budget against a prompt, on the host, before anything is compiled.
@@ -116,10 +118,9 @@ class CachePolicy:
     def evict(self, layer: LayerCache) -> LayerCache:
         """Prunes a layer in the midst of decoding to its budget; its `room` slots are free again afterwards.
 
-        Raises:
-            ValueError: if the policy has no rule for it.
+        `every` can be set only for policies that override this.
         """
-        raise ValueError(f"{type(self).__name__} has no rule for pruning between decode steps; use every=0.")
+        return layer
 
     def row_budget(self, length: Int[Array, " B"], bucket: int) -> Int[Array, " B"]:
         """[B] slots that each row may hold."""

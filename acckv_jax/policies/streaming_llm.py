@@ -22,6 +22,11 @@ class StreamingLLM(CachePolicy):
     every: int = 1
     sinks: int = 4
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sinks < 0:
+            raise ValueError(f"sinks is a number of tokens, not {self.sinks}.")
+
     def check(self, counts: TokenCounts) -> None:
         """The sinks and one recent token must fit."""
         for row, length in enumerate(counts.length.tolist()):
