@@ -5,6 +5,7 @@ out what is seen and heard.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,14 +50,14 @@ def audio_labels(clip: Clip, words: Sequence[str], rate: int) -> Int[np.ndarray,
 
 def initial_media(
     config: SmolAVConfig, seed: int, video: Float[np.ndarray, "N W"], audio: Float[np.ndarray, "M A"]
-) -> tuple[nnx.GraphDef, Params]:
+) -> Params:
     """A media embedder that standardises like these samples, with random projections and no sense of time yet."""
-    graph, params = create(lambda: MediaEmbedder(config, rngs=nnx.Rngs(seed)))
+    _, params = create(lambda: MediaEmbedder(config, rngs=nnx.Rngs(seed)))
     for name, sample in (("video", video), ("audio", audio)):
         params[name]["mean"] = jnp.asarray(sample.mean(axis=0))
         params[name]["std"] = jnp.asarray(sample.std(axis=0) + 1e-3)
     params["time"]["kernel"] = jnp.zeros_like(params["time"]["kernel"])
-    return graph, params
+    return params
 
 
 def _word_loss(
@@ -90,7 +91,7 @@ def align(
 
     Args:
         config: sizes.
-        media: `initial_media`'s.
+        media: the embedder's graph definition, and `initial_media`'s parameters.
         words: the words and their embeddings.
         sources: labels of the pictures.
         pictures: encoded pictures.
@@ -120,7 +121,7 @@ def align(
 
         (value, right), gradient = jax.value_and_grad(loss, has_aux=True)(params)
         updates, state = tx.update(gradient, state, params)
-        return optax.apply_updates(params, _projections_only(updates)), state, {"loss": value, **right}
+        return jax.tree.map(jnp.add, params, _projections_only(updates)), state, {"loss": value, **right}
 
     state = tx.init(params)
     rng = np.random.default_rng([seed, 1])
@@ -139,7 +140,7 @@ def align(
     return params
 
 
-def _projections_only(updates: Params) -> Params:
+def _projections_only(updates: Any) -> Params:
     """Leaves the standardisation as it is."""
     return {
         name: part

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import grain
 import numpy as np
@@ -14,7 +15,7 @@ from train.features import ClipPool, PictureFeatures
 from train.questions import Question, draw_questions, questions
 from train.sources import Sources
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Any]  # of NumPy arrays outside jit, of JAX arrays inside
 ANSWER_TOKENS = 5  # longest answer with its end; every question has so many targets
 
 

@@ -30,4 +30,4 @@ def restore(checkpoints: ocp.CheckpointManager, like: Params) -> tuple[int, Para
     if step is None:
         return None
     shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    return step, checkpoints.restore(step, args=ocp.args.StandardRestore(shapes))
+    return step, dict(checkpoints.restore(step, args=ocp.args.StandardRestore(shapes)))

@@ -58,6 +58,7 @@ class TrainConfig:
         buckets: training and validation batches by name.
         stages: in order.
         align_bucket: whose sounds the projectors are first fitted to.
+        align_pictures: how many pictures they are first fitted to (all are encoded before the first step).
         align_steps: steps that fit the projectors to the answer words' embeddings, before the language model is used.
         align_rate: their learning rate.
         media_rate: factor on the learning rate for projectors (the updates of the language model have 1).
@@ -75,8 +76,9 @@ class TrainConfig:
     buckets: dict[str, Bucket]
     stages: tuple[Stage, ...]
     seed: int = 0
-    pictures: int = 12_000
+    pictures: int = 45_000
     align_bucket: str = "short"
+    align_pictures: int = 12_000
     align_steps: int = 600
     align_rate: float = 2e-3
     media_rate: float = 0.5

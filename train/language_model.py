@@ -5,8 +5,6 @@ float32 where the CPU has AVX-512 BF16); no gradient of a frozen kernel is ever 
 float32 beside the frozen product. Equal to `models.decoder.Decoder` with the updates merged (tests/train).
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -48,15 +46,17 @@ def _linear_backward(kernel: Array, g: Array) -> tuple[Array, Array]:
 frozen_linear.defvjp(_linear_forward, _linear_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _pairs(x: Float[Array, "R C"], y: Float[Array, "S C"], dtype: jnp.dtype) -> Float[Array, "R S"]:
+def _row_products(x: Float[Array, "R C"], y: Float[Array, "S C"], dtype: jnp.dtype) -> Float[Array, "R S"]:
     """Products of all rows of x with all rows of y, in `dtype`, summed in float32."""
     return _product(x, y.astype(dtype), (1, 1))
 
 
+_pairs = jax.custom_vjp(_row_products, nondiff_argnums=(2,))
+
+
 def _pairs_forward(x: Array, y: Array, dtype: jnp.dtype) -> tuple[Array, tuple[Array, Array]]:
     x, y = x.astype(dtype), y.astype(dtype)
-    return _pairs(x, y, dtype), (x, y)
+    return _row_products(x, y, dtype), (x, y)
 
 
 def _pairs_backward(dtype: jnp.dtype, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
@@ -94,7 +94,7 @@ def _attention(q: Array, k: Array, v: Array, bias: Float[Array, "B T T"], dtype:
             out.append(_pairs(weights, v[:, :end], dtype))
         return jnp.stack(out)
 
-    out = jax.lax.map(one, (jnp.arange(b * heads), q, k, v))
+    out: Array = jax.lax.map(one, (jnp.arange(b * heads), q, k, v))
     return out.reshape(b, heads, blocks, group, rows, h).transpose(0, 2, 4, 1, 3, 5).reshape(b, t, n * h)
 
 

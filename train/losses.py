@@ -1,5 +1,7 @@
 """The loss on answer tokens, and exact match."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -21,7 +23,7 @@ def packed_mask(segment: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
 
 
 def answer_logits(
-    config: SmolAVConfig, graph: nnx.GraphDef, trained: Params, frozen: Params, batch: dict[str, Array]
+    config: SmolAVConfig, graph: nnx.GraphDef, trained: Params, frozen: Params, batch: dict[str, Any]
 ) -> Float[Array, "B P V"]:
     """Logits at the target positions of a batch of `train.batches.collate`, P = questions x answer tokens."""
     text = language_model.embed(frozen, batch["tokens"])
@@ -41,7 +43,7 @@ def answer_logits(
 
 
 def answer_loss(
-    config: SmolAVConfig, graph: nnx.GraphDef, trained: Params, frozen: Params, batch: dict[str, Array]
+    config: SmolAVConfig, graph: nnx.GraphDef, trained: Params, frozen: Params, batch: dict[str, Any]
 ) -> tuple[Float[Array, ""], Metrics]:
     """Mean cross entropy over answer tokens; the metrics have `exact`, the fraction of answers all right."""
     scores = jax.nn.log_softmax(answer_logits(config, graph, trained, frozen, batch))

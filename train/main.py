@@ -7,6 +7,7 @@ same losses as if it had not been killed.
 """
 
 import argparse
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable
@@ -14,13 +15,15 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from flax import nnx
 from rich.console import Console
 
 from models.errors import UserError
-from models.interface import Params
+from models.interface import Params, define
 from models.package_index import cache_root
 from models.smolav.encoders import Encoders
 from models.smolav.lora import init_lora
+from models.smolav.modeling import MediaEmbedder
 from models.smolav.preprocess import Chat, Media
 from models.smollm2 import load_smollm2
 from models.text import load_smollm2_tokenizer
@@ -100,48 +103,46 @@ def run_training(config: TrainConfig, workdir: Path, stop_at: int | None, say: C
         raise UserError("The language model's sizes are not those of the configuration; correct `model.decoder`.")
     batches = BatchMaker(config, pools, pictures["train"], encode, Chat.smollm2(encode))
     validation = validation_batches(config, batches, pictures)
-    graph, start = initial(config, encode, params["tokens"]["embedding"], batches, pictures["validation"], say)
+    graph, _ = define(lambda: MediaEmbedder(config.model, rngs=nnx.Rngs(0)))
     run = Run(config, graph, language_model.freeze(params), batches, validation, workdir, say)
-    return train(run, start, stop_at)
+    embeddings, unseen = params["tokens"]["embedding"], pictures["validation"]
+    return train(run, lambda: initial(config, graph, encode, embeddings, batches, unseen, say), stop_at)
 
 
 def initial(
     config: TrainConfig,
+    graph: nnx.GraphDef,
     encode: Callable[[str], list[int]],
     embeddings: np.ndarray,
     batches: BatchMaker,
     unseen: PictureFeatures,
     say: Callable[[str], None],
-) -> tuple[object, Callable[[], Params]]:
-    """The media embedder's graph definition, and what makes the initial parameters (projectors aligned to words)."""
-    pool = batches.pools[config.align_bucket]
-    model, sources = config.model, pool.sources
-    rng = np.random.default_rng(config.seed)
-    video = batches.pictures.take(rng.integers(config.pictures, size=1024)).reshape(-1, model.video_width)
+) -> Params:
+    """The parameters before the first step: projectors aligned to words, low-rank updates of nothing."""
+    pool, model = batches.pools[config.align_bucket], config.model
+    sources = dataclasses.replace(pool.sources, picture_labels=pool.sources.picture_labels[: config.align_pictures])
+    sample = np.random.default_rng(config.seed).integers(config.align_pictures, size=1024)
+    video = batches.pictures.take(sample).reshape(-1, model.video_width)
     audio = np.concatenate([pool.audio(i) for i in range(min(200, pool.config.count))])
-    graph, media = align.initial_media(model, config.seed, video, audio)
-
-    def start() -> Params:
-        words = align.answer_words(sources)
-        table = align.word_embeddings(words, encode, embeddings, model.embedding_rms)
-        aligned = align.align(
-            model,
-            (graph, media),
-            (words, table),
-            sources,
-            batches.pictures,
-            pool,
-            steps=config.align_steps,
-            rate=config.align_rate,
-            seed=config.seed,
-            log=lambda step, values: say(f"align {step} " + " ".join(f"{k} {v:.3f}" for k, v in values.items())),
-        )
-        held_out = batches.pools[config.stages[0].validate]
-        found = align.projector_accuracy(model, (graph, aligned), (words, table), unseen, held_out)
-        say("aligned, nearest word right: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
-        return {"media": aligned, "lora": init_lora(jax.random.key(config.seed), model.decoder, model.lora_rank)}
-
-    return graph, start
+    media = align.initial_media(model, config.seed, video, audio)
+    words = align.answer_words(sources)
+    table = align.word_embeddings(words, encode, embeddings, model.embedding_rms)
+    aligned = align.align(
+        model,
+        (graph, media),
+        (words, table),
+        sources,
+        batches.pictures,
+        pool,
+        steps=config.align_steps,
+        rate=config.align_rate,
+        seed=config.seed,
+        log=lambda step, values: say(f"align {step} " + " ".join(f"{k} {v:.3f}" for k, v in values.items())),
+    )
+    held_out = batches.pools[config.stages[0].validate]
+    found = align.projector_accuracy(model, (graph, aligned), (words, table), unseen, held_out)
+    say("aligned, nearest word right: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
+    return {"media": aligned, "lora": init_lora(jax.random.key(config.seed), model.decoder, model.lora_rank)}
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-COLUMNS = ("step", "stage", "kind", "loss", "exact", "tokens_per_second")
+COLUMNS: list[str] = ["step", "stage", "kind", "loss", "exact", "tokens_per_second"]
 
 
 class MetricsLog:
