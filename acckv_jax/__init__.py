@@ -19,6 +19,7 @@ from acckv_jax.generation import (
     extend,
     prefill,
     prune,
+    repeat_rows,
     score,
     start_decoding,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "make_prompt",
     "prefill",
     "prune",
+    "repeat_rows",
     "score",
     "start_decoding",
 ]

@@ -217,6 +217,23 @@ def _prune_layer(
     return reserve(policy.after_prefill(layer, sums, length, capacity, index), room)
 
 
+def repeat_rows(scored: Scored, times: int) -> Scored:
+    """A prompt of one row as a batch of `times` equal rows, so that as many questions can follow it at once.
+
+    Raises:
+        ValueError: if the prompt has more than one row.
+    """
+    rows = scored.cache.length.shape[0]
+    if rows != 1:
+        raise ValueError(f"only a prompt of one row can be repeated, and this one has {rows}.")
+
+    def repeated(x: Array, axis: int) -> Array:
+        return jnp.repeat(x, times, axis=axis) if x.ndim else x
+
+    cache = jax.tree.map(lambda x: repeated(x, 0), scored.cache)
+    return Scored(cache, jax.tree.map(lambda x: repeated(x, 1), scored.sums))
+
+
 def extend(
     step: StepFn,
     params: Any,
@@ -395,11 +412,8 @@ def _ended(token: Int[Array, " B"], stop: tuple[int, ...]) -> Bool[Array, " B"]:
 
 
 def _flagged(layer: LayerCache, sums: tuple[Array, ...], total: Int[Array, " B"]) -> LayerCache:
-    """Lowers the `finite` flag of rows with a NaN or infinity in a valid key or value, or in a score."""
-    valid = layer.valid[..., None]
+    """Lowers the `finite` flag of rows with a NaN or infinity in a score (keys and values were looked at before)."""
     finite = layer.finite
-    for x in (layer.k, layer.v):
-        finite = finite & jnp.isfinite(jnp.where(valid, x, 0)).all((1, 2, 3))
     for x in sums:
         finite = finite & jnp.isfinite(jnp.where(layer.valid[None], x, 0)).all((0, 2, 3))
     return dataclasses.replace(layer, finite=finite)

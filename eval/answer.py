@@ -94,8 +94,8 @@ def build_policy(name: str, budget: float | int, options: tuple[str, ...], model
         raise UserError(f"{error}") from error
 
 
-def run(options: Options, out: Console, err: Console) -> None:
-    """Loads, reads, answers and prints.
+def run(options: Options, out: Console, err: Console, load: Callable[[str], AVModel] = load_model) -> None:
+    """Loads, reads, answers and prints; `load` finds a model by name.
 
     Raises:
         UserError: on any mistake in the arguments or the clip.
@@ -112,7 +112,7 @@ def run(options: Options, out: Console, err: Console) -> None:
     with progress_bar(err) as progress:
         report = reporter(progress)
         report(f"loading {options.model} (the first time: downloading its weights)")
-        model = load_model(options.model)
+        model = load(options.model)
         policies = choose_policies(options, budget, model, compare=compare)
         prefix = read_prefix(clip, options.layout, model, progress, report, err)
         report("measuring memory bandwidth")

@@ -248,7 +248,8 @@ class AccKV(CachePolicy):
         low = chosen & (group == 1 - high) & (high >= 0) & is_high.any(-1, keepdims=True)
         cosine = self._agreement(layer, is_high, group >= 0, chosen, owner, capacity)
         if self.gate == "quantile":
-            rank, number = rank_within(cosine, jnp.where(low, 0, -1), 1)
+            rank, _ = rank_within(cosine, jnp.where(low, 0, -1), 1)
+            number = low.sum(-1, keepdims=True, dtype=jnp.int32)
             dropped = low & (rank >= number - rounded_share(self.quantile, number, layer.slots))
         else:
             dropped = low & (cosine < self.tau)

@@ -16,7 +16,7 @@ from models.decoder import Decoder
 from models.errors import UserError
 from models.interface import Chunk, Params, define
 from models.media import Media
-from models.smolav.config import LAYOUTS, SmolAVConfig
+from models.smolav.config import LAYOUTS, Layout, SmolAVConfig
 from models.smolav.encoders import FRAME_SIZE, Encoders
 from models.smolav.params import load_smolav
 from models.smolav.preprocess import Chat, Tokens, concatenate, media_rows, media_tokens, text_tokens
@@ -92,13 +92,21 @@ class SmolAVModel:
         """Turn start and media.
 
         Raises:
-            UserError: on an unknown layout, or sound too short to make a token with no picture beside it.
+            UserError: on an unknown layout, or if there are neither frames nor enough sound for one token.
         """
         if layout not in LAYOUTS:
             raise UserError(f"Unknown layout {layout!r}; choose one of {', '.join(LAYOUTS)}.")
+        chosen: Layout = "blocks" if layout == "blocks" else "interleaved"
         frames = np.zeros((0, *self.frame_size, 3), np.uint8) if media.frames is None else media.frames
         sound = np.zeros(0, np.float32) if media.audio is None else media.audio
-        encoded = EncodedMedia(self.encoders.frames(frames), self.encoders.audio(sound))
+        return self.encoded_prefix(EncodedMedia(self.encoders.frames(frames), self.encoders.audio(sound)), chosen)
+
+    def encoded_prefix(self, encoded: EncodedMedia, layout: Layout) -> Chunk:
+        """Turn start and media that the encoders have seen already.
+
+        Raises:
+            UserError: if there are none.
+        """
         tokens = media_tokens(len(encoded.video), len(encoded.audio), layout, self.config)
         if not len(tokens):
             raise UserError("The clip has neither a frame nor a tenth of a second of sound; choose a longer one.")

@@ -1,0 +1,193 @@
+"""Accuracy of SmolAV under every cache policy, on the held-out clips of `eval.accuracy`.
+
+    python -m eval.policy_accuracy                     20 clips
+    python -m eval.policy_accuracy --clips 200 --out models/smolav/policy_accuracy.json
+
+One question of each group per clip, all over one prefill, and for each policy and budget a prune and a greedy answer;
+an answer counts only if it is exactly the word. Policies that evict while decoding do not do so here: answers are a few
+tokens long. SnapKV observes 16 rows, so that its window fits into a tenth of the shortest clip.
+"""
+
+import collections
+import dataclasses
+import functools
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import acckv_jax
+from acckv_jax import POLICIES, CachePolicy, Prompt
+from eval.held_out import GROUPS, MOST, HeldOutClips, group_of
+from models.errors import UserError
+from models.interface import Chunk
+from models.package_index import cache_root
+from models.smolav.config import LAYOUTS
+from models.smolav.model import SmolAVModel
+from train.clips import Clip
+from train.questions import Question, questions
+
+LENGTHS = (384, 576, 832)
+"""Padded lengths of the prefix: few shapes to compile."""
+QUESTION = 64
+"""Padded length of the last rows of the prefix with a question; SnapKV's window is among them."""
+ANSWER = 4
+"""Most tokens of an answer, its end included."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Accuracy under every policy and budget."""
+
+    clips: int = 20
+    """Test clips, at most 1000."""
+    budgets: tuple[float, ...] = (0.2, 0.1)
+    """Fractions of the prompt to keep."""
+    policies: tuple[str, ...] = tuple(name for name in POLICIES if name != "full")
+    """Policies; the full cache is always measured."""
+    option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A further variant as NAME:KEY=VALUE,KEY=VALUE (a policy with options), for ablations; may be repeated."""
+    out: Path | None = None
+    """Also write the result as JSON."""
+
+
+def variants(options: Options, tau: float) -> dict[tuple[str, float], CachePolicy]:
+    """Every policy at every budget, and the full cache.
+
+    Raises:
+        UserError: on an unknown policy, option or budget.
+    """
+    named: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in options.policies}
+    for text in options.option:
+        name, _, pairs = text.partition(":")
+        named[text] = (name, {k: json.loads(v) for k, _, v in (pair.partition("=") for pair in pairs.split(","))})
+    found: dict[tuple[str, float], CachePolicy] = {("full", 1.0): acckv_jax.make_policy("full")}
+    for label, (name, chosen) in named.items():
+        family = {"tau": tau} if name.startswith("acckv") else {"window_size": 16} if name == "snapkv" else {}
+        for budget in options.budgets:
+            try:
+                found[label, budget] = acckv_jax.make_policy(name, budget=budget, every=0, **(family | chosen))
+            except ValueError as error:
+                raise UserError(str(error)) from error
+    return found
+
+
+def one_of_each(clip: Clip, index: int) -> list[Question]:
+    """One question of each group that the clip has, another one for each clip."""
+    grouped = collections.defaultdict(list)
+    for question in questions(clip):
+        grouped[group_of(question)].append(question)
+    return [grouped[group][index % len(grouped[group])] for group in GROUPS if grouped[group]]
+
+
+@functools.partial(jax.jit, static_argnames=("step", "policies", "layers", "complete"))
+def _score(params, inputs, prompt, before, *, step, policies, layers, complete):
+    return acckv_jax.score(step, params, inputs, prompt, policies, layers=layers, before=before, complete=complete)
+
+
+@functools.partial(jax.jit, static_argnames=("step", "policy", "stop"), donate_argnames="state")
+def _decode(params, state, *, step, policy, stop):
+    return acckv_jax.decode(step, params, state, policy, steps=ANSWER - 1, stop=stop)
+
+
+def batch(chunks: Sequence[Chunk], length: int) -> tuple[jax.Array, Prompt]:
+    """Chunks as a ragged batch."""
+    inputs = np.stack([np.pad(c.inputs, ((0, length - len(c)), (0, 0))) for c in chunks])
+    modality = np.stack([np.pad(c.modality, (0, length - len(c))) for c in chunks])
+    return jnp.asarray(inputs), acckv_jax.make_prompt(modality, np.array([len(c) for c in chunks]))
+
+
+def answers(
+    model: SmolAVModel, prefix: Chunk, asked: Sequence[Question], policies: dict[tuple[str, float], CachePolicy]
+) -> Iterator[tuple[tuple[str, float], list[str]]]:
+    """Each policy's answers to all questions, over one prefill."""
+    # Policies that differ in budget alone share their column sums.
+    distinct = dict.fromkeys(dataclasses.replace(policy, budget=1.0) for policy in policies.values())
+    sums = {policy: number for number, policy in enumerate(distinct)}
+    shared: dict[str, Any] = {"step": model.step, "policies": tuple(sums), "layers": model.layers}
+    window = max(policy.window for policy in sums)
+    head, tail = prefix.split(max(1, len(prefix) - window))
+    length = next(n for n in LENGTHS if len(head) <= n)
+    _, clip = _score(model.params, *batch([head], length), None, complete=False, **shared)
+    rows = [tail.then(model.question(q.text)) for q in asked]
+    rows += rows[:1] * (len(GROUPS) - len(rows))
+    repeated = acckv_jax.repeat_rows(clip, len(rows))
+    logits, scored = _score(model.params, *batch(rows, QUESTION), repeated, complete=True, **shared)
+    for name, policy in policies.items():
+        cache = acckv_jax.prune(scored, sums[dataclasses.replace(policy, budget=1.0)], policy, room=ANSWER)
+        state = acckv_jax.start_decoding(logits, cache, jax.random.key(0), stop=model.stop)
+        first = np.asarray(state.token)[:, None]
+        made, number, state = _decode(
+            model.params, state, step=model.step, policy=policy.while_decoding(), stop=model.stop
+        )
+        tokens = np.concatenate([first, np.asarray(made)[:, : int(number)]], axis=1)
+        yield name, [_text(model, row) for row in tokens[: len(asked)]]
+
+
+def _text(model: SmolAVModel, row: np.ndarray) -> str:
+    """An answer up to its end; unfinished ones are marked, so that they count as wrong."""
+    tokens = row.tolist()
+    end = next((i for i, token in enumerate(tokens) if token in model.stop), None)
+    return model.text(tokens[:end]).strip() if end is not None else model.text(tokens) + "..."
+
+
+def measure(options: Options) -> dict[str, Any]:
+    """Runs everything; the result is ready for JSON."""
+    if not 1 <= options.clips <= MOST:
+        raise UserError(f"--clips must be 1 to {MOST}, not {options.clips}.")
+    model = SmolAVModel.load()
+    policies = variants(options, model.tau)
+    clips = HeldOutClips.load(model.encoders)
+    right: dict[tuple[str, float], dict[str, list[bool]]] = {name: {group: [] for group in GROUPS} for name in policies}
+    held_out = zip(range(options.clips), clips, strict=False)
+    for index, (clip, media) in track(held_out, "clips", options.clips, console=Console(stderr=True)):
+        prefix = model.encoded_prefix(media, LAYOUTS[index % len(LAYOUTS)])
+        asked = one_of_each(clip, index)
+        for name, found in answers(model, prefix, asked, policies):
+            for question, answer in zip(asked, found, strict=True):
+                right[name][group_of(question)].append(answer == question.answer)
+    rows = [
+        {
+            "policy": policy,
+            "budget": budget,
+            **{
+                group: {"asked": len(hits), "accuracy": round(float(np.mean(hits)), 4) if hits else None}
+                for group, hits in groups.items()
+            },
+            "all": round(float(np.mean([hit for hits in groups.values() for hit in hits])), 4),
+        }
+        for (policy, budget), groups in right.items()
+    ]
+    return {"clips": options.clips, "rows": rows}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; 0, or 2 after a user's mistake."""
+    options = tyro.cli(Options, args=arguments, prog="python -m eval.policy_accuracy", description=__doc__)
+    jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))
+    try:
+        result = measure(options)
+    except UserError as error:
+        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    table = Table("policy", "budget", *GROUPS, "all", title=f"{result['clips']} held-out clips, exact answers")
+    for row in result["rows"]:
+        shown = [f"{row[g]['accuracy']:.3f}" if row[g]["asked"] else "-" for g in GROUPS]
+        table.add_row(row["policy"], f"{row['budget']:g}", *shown, f"{row['all']:.3f}")
+    Console().print(table)
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,28 @@
+import dataclasses
+
+import jax
+import pytest
+from flax import nnx
+
+from models.decoder import Decoder, DecoderConfig
+from models.interface import create, define
+from models.smolav.config import SmolAVConfig
+from models.smolav.encoders import Encoders
+from models.smolav.model import SmolAVModel
+from models.smolav.modeling import SmolAV
+from models.smolav.preprocess import Chat
+from models.step import DecoderStep
+from models.text import load_smollm2_tokenizer
+
+
+@pytest.fixture(scope="session")
+def small_model():
+    """SmolAV with its real encoders and tokenizer over a random decoder of two layers."""
+    decoder = DecoderConfig.tiny(vocab_size=49152, max_position_embeddings=2048)
+    config = dataclasses.replace(SmolAVConfig.smollm2_135m(), decoder=decoder)
+    graph, params = create(lambda: SmolAV(config, rngs=nnx.Rngs(0)))
+    tokenizer = load_smollm2_tokenizer()
+    chat = Chat.smollm2(lambda text: tokenizer.encode(text).ids)
+    tokenizer.encode_special_tokens = True
+    step = DecoderStep(define(lambda: Decoder(decoder, rngs=nnx.Rngs(0)))[0])
+    return SmolAVModel("small", config, graph, jax.device_put(params), Encoders.load(config), tokenizer, chat, step)
