@@ -98,7 +98,7 @@ def full_layer(
         mass=ones - 1,
         budget=valid.sum(-1, dtype=jnp.int32),
         fill=jnp.int32(k.shape[1]),
-        finite=valid.any(-1),
+        finite=(jnp.isfinite(keys) & jnp.isfinite(values)).all((1, 2, 3)),
     )
 
 
@@ -128,7 +128,7 @@ def append(
         name: jax.lax.dynamic_update_slice_in_dim(getattr(layer, name), getattr(new, name), layer.fill, axis=2)
         for name in PER_SLOT
     }
-    return dataclasses.replace(layer, **written, fill=layer.fill + k.shape[1])
+    return dataclasses.replace(layer, **written, fill=layer.fill + k.shape[1], finite=layer.finite & new.finite)
 
 
 def take_slots(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.acckv_jax.dense import causal, dense_attend
+from tests.acckv_jax.dense import causal, dense_logits
 from tests.acckv_jax.foreign_llama import Llama
 
 SCRIPT = pathlib.Path(__file__).with_name("quick_start.py")
@@ -31,11 +31,9 @@ def test_full_cache_equals_dense_attention(answers):
     # One pass over prompt and answer: row t of the batch asks for the logits that follow token 55 + t.
     whole = jnp.asarray(np.repeat(np.concatenate([prompt, tokens[:, :-1]], axis=1), 16, axis=0))
     rows, length = whole.shape
-    mask = causal(jnp.full(rows, length), length, model.kv_heads)
-    positions = jnp.broadcast_to(jnp.arange(length)[None], whole.shape)
-    logits, _ = jax.jit(model, static_argnums=4)(
-        model.init(jax.random.key(0)), whole, positions, (None, None), dense_attend(mask, mask), 55 + jnp.arange(rows)
-    )
+    mask = causal(rows, length, model.kv_heads)
+    params = model.init(jax.random.key(0))
+    logits = dense_logits(model, params, whole, 55 + jnp.arange(rows)[None], (mask, mask))[0]
     assert len(set(tokens[0].tolist())) > 3, "an answer of one token repeated would prove little"
     np.testing.assert_array_equal(tokens[0], jnp.argmax(logits, -1))
 

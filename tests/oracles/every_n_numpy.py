@@ -20,12 +20,12 @@ Decisions
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from tests.oracles.acckv_scores import TEXT
+from tests.oracles.acckv_scores import AV, TEXT
 from tests.oracles.attention_numpy import Floats, Ints, causal_attention
 
 
@@ -124,25 +124,27 @@ def heaviest(mass: Floats, index: Ints, candidates: Ints, count: int) -> Ints:
     return np.array(sorted(candidates.tolist(), key=lambda s: (-mass[s], index[s]))[:count], dtype=np.int64)
 
 
-def by_modality(quotas: Mapping[int, int], prompt_length: int, recent: int) -> Select:
-    """A fixed quota of slots per modality, for AccKV between steps.
+def floors_and_mass(prompt_length: int, *, recent: int = 16, floor: float = 0.05) -> Select:
+    """AccKV's choice between steps.
 
-    Text: all prompt text, then the `recent` newest generated tokens, then the heaviest generated ones, up to its quota.
-    Video, audio: the heaviest of each, up to its quota. The quotas sum to the capacity; what one modality leaves unused
-    stays unused.
+    6. Text of the prompt is whole. Of the other slots, r = min(recent, half of them, rounded down) go to the newest
+       generated tokens, and video and audio are each sure of their heaviest max(1, round(floor * rest)) tokens, at most
+       half of the rest, where rest is what r leaves. All slots still free go to the heaviest of all remaining tokens,
+       generated or not: a fixed quota would either starve generation or hold media that are no longer looked at.
     """
 
     def select(mass: Floats, index: Ints, modality: Ints, capacity: int) -> Ints:
-        if sum(quotas.values()) != capacity:
-            raise ValueError(f"The quotas {dict(quotas)} do not sum to the capacity {capacity}.")
-        kept = [heaviest(mass, index, np.flatnonzero(modality == m), count) for m, count in quotas.items() if m != TEXT]
-        prompt_text = np.flatnonzero((modality == TEXT) & (index < prompt_length))
         generated = np.flatnonzero(index >= prompt_length)
-        newest = generated[np.argsort(index[generated])][len(generated) - min(recent, len(generated)) :]
-        older = np.setdiff1d(generated, newest)
-        room = quotas[TEXT] - len(prompt_text) - len(newest)
-        if room < 0:
-            raise ValueError("The text quota cannot hold the prompt's text and the recent tokens.")
-        return np.concatenate([*kept, prompt_text, newest, heaviest(mass, index, older, room)])
+        text = np.flatnonzero((modality == TEXT) & (index < prompt_length))
+        free = capacity - len(text)
+        reserved = min(recent, free // 2)
+        rest = free - reserved
+        sure = [text, generated[np.argsort(-index[generated])][:reserved]]
+        for medium in AV:
+            least = min(max(1, round(floor * rest)), rest // 2) if floor else 0
+            sure.append(heaviest(mass, index, np.flatnonzero(modality == medium), least))
+        kept = np.concatenate(sure)
+        others = np.setdiff1d(np.arange(len(index)), kept)
+        return np.concatenate([kept, heaviest(mass, index, others, capacity - len(kept))])
 
     return select

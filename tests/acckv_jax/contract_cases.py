@@ -1,0 +1,163 @@
+"""The table of policies under contract, and the one episode of prefill, decoding and second question that all run.
+
+Every policy sees the same shapes, so an episode is compiled once per policy (and kind of mesh); variants of the inputs
+run the same program.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+import acckv_jax as kv
+from acckv_jax.sharding import ShardingRules, head_axis, mesh_spec
+from tests.acckv_jax.foreign_llama import Llama
+
+ROWS, BUCKET, STEPS, QUESTION = 4, 96, 6, 8
+LENGTHS = np.array([96, 71, 64, 57])
+QUESTIONS = np.array([8, 5, 1, 8])
+MODEL = Llama()
+GARBAGE = MODEL.vocab - 1
+"""The token whose embedding is NaN."""
+QUICK = {"xla_backend_optimization_level": 0}
+"""Compiler options: hundreds of programs run once each, so compiling is what takes the time."""
+
+CONTRACT: dict[str, kv.CachePolicy] = {
+    "full": kv.make_policy("full"),
+    "random": kv.make_policy("random", budget=0.3, seed=3),
+    "streaming_llm": kv.make_policy("streaming_llm", budget=0.3),
+    "streaming_llm_every_4": kv.every_n_steps(kv.make_policy("streaming_llm", budget=20), 4),
+    "h2o": kv.make_policy("h2o", budget=0.3),
+    "h2o_prefill_only": kv.make_policy("h2o", budget=0.3, every=0, recent=0.25),
+    "h2o_every_4": kv.every_n_steps(kv.make_policy("h2o", budget=20), 4),
+    "snapkv": kv.make_policy("snapkv", budget=0.3, window_size=8),
+    "acckv": kv.make_policy("acckv", budget=0.4, tau=0.1),
+    "acckv_evict_only": kv.make_policy("acckv", budget=0.4, merge="none", gate="none"),
+    "acckv_summary": kv.make_policy("acckv", budget=0.4, merge="summary", gate="quantile", log_multiplicity=True),
+    "acckv_every_2": kv.every_n_steps(kv.make_policy("acckv", budget=30, merge="none", gate="quantile", recent=3), 2),
+    "acckv_plus": kv.make_policy("acckv_plus", budget=0.4),
+    "acckv_plus_every_4": kv.every_n_steps(kv.make_policy("acckv_plus", budget=0.4), 4),
+}
+
+
+class Inputs(NamedTuple):
+    """Token ids and prompts of a batch: prompt [B, T], forced decode tokens [steps, B], a second question [B, Q]."""
+
+    tokens: Any
+    prompt: kv.Prompt
+    forced: Any
+    question: Any
+    question_prompt: kv.Prompt
+
+
+class Episode(NamedTuple):
+    """What an episode returns; `kept[layer]` is (index, valid), [steps, B, K, S], after every decode step."""
+
+    logits: Any
+    pruned: kv.KVCache
+    step_logits: Any
+    kept: Any
+    decoded: kv.KVCache
+    question_logits: Any
+    extended: kv.KVCache
+
+
+def random_inputs(model: Llama = MODEL, lengths: np.ndarray = LENGTHS, questions: np.ndarray = QUESTIONS) -> Inputs:
+    """A ragged batch; text, video and audio, interleaved or in blocks."""
+    rng = np.random.default_rng(0)
+    rows = len(lengths)
+    modality = np.zeros((rows, BUCKET), int)
+    for row, length in enumerate(lengths):
+        media = np.arange(3, length - 4)
+        modality[row, media] = 1 + (media % 7 > 4 if row % 2 else media > length // 2)
+
+    def draw(*shape: int) -> np.ndarray:
+        return rng.integers(0, model.vocab - 1, shape).astype(np.int32)
+
+    return Inputs(
+        draw(rows, BUCKET),
+        kv.make_prompt(modality, lengths),
+        draw(STEPS, rows),
+        draw(rows, QUESTION),
+        kv.make_prompt(np.zeros((rows, QUESTION), int), questions),
+    )
+
+
+def params_of(model: Llama = MODEL) -> dict:
+    """Random parameters in which `GARBAGE` is embedded as NaN."""
+    params = model.init(jax.random.key(0))
+    return params | {"embed": params["embed"].at[model.vocab - 1].set(jnp.nan)}
+
+
+@functools.partial(jax.jit, static_argnames=("model", "policy"), compiler_options=QUICK)
+def run_episode(model: Llama, policy: kv.CachePolicy, params: dict, inputs: Inputs) -> Episode:
+    """Prefill, `STEPS` decode steps with forced tokens, a second question."""
+    room = policy.decode_room(STEPS)
+    logits, pruned = kv.prefill(model, params, inputs.tokens, inputs.prompt, policy, layers=model.layers, room=room)
+
+    def step(cache: kv.KVCache, tokens: jax.Array) -> tuple[kv.KVCache, Any]:
+        logits, cache = kv.decode_step(model, params, tokens, cache, policy, tokens >= 0)
+        return cache, (logits, [(layer.index, layer.valid) for layer in cache.layers])
+
+    decoded, (step_logits, kept) = jax.lax.scan(step, pruned, inputs.forced)
+    question_logits, extended = kv.extend(model, params, inputs.question, inputs.question_prompt, decoded, policy)
+    return Episode(logits, pruned, step_logits, kept, decoded, question_logits, extended)
+
+
+@functools.cache
+def episode(name: str) -> Episode:
+    """The episode of a policy of the table on one device, as NumPy arrays."""
+    return jax.device_get(run_episode(MODEL, CONTRACT[name], params_of(), random_inputs()))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "policies"), compiler_options=QUICK)
+def run_score(model: Llama, policies: tuple[kv.CachePolicy, ...], params: dict, inputs: Inputs):
+    """Logits of the prompt, and the prompt with the sums of all `policies`."""
+    return kv.score(model, params, inputs.tokens, inputs.prompt, policies, layers=model.layers)
+
+
+@functools.cache
+def scored_by_all() -> kv.Scored:
+    """The prompt with the sums of every policy of the table, in its order."""
+    return run_score(MODEL, tuple(CONTRACT.values()), params_of(), random_inputs())[1]
+
+
+def scored_by(name: str) -> kv.Scored:
+    """The prompt with one policy's sums."""
+    scored = scored_by_all()
+    return dataclasses.replace(scored, sums=(scored.sums[list(CONTRACT).index(name)],))
+
+
+def place_params(params: dict, model: Llama = MODEL) -> dict:
+    """Parameters on the current mesh: heads and hidden units on `tensor`."""
+    heads = head_axis(ShardingRules(), model.kv_heads)
+    into, out = mesh_spec(None, heads), mesh_spec(heads)
+    specs = {"q": into, "k": into, "v": into, "o": out, "up": mesh_spec(None, "tensor"), "down": mesh_spec("tensor")}
+    specs["gate"] = specs["up"]
+    layers = [{name: jax.device_put(w, specs[name]) for name, w in layer.items()} for layer in params["layers"]]
+    return {n: jax.device_put(params[n], PartitionSpec()) for n in ("embed", "head")} | {"layers": layers}
+
+
+def place_inputs(inputs: Inputs) -> Inputs:
+    """Rows on the `data` axis of the current mesh."""
+
+    def rows_at(axis: int, tree: Any) -> Any:
+        return jax.tree.map(lambda x: jax.device_put(x, mesh_spec(*(None,) * axis, "data")), tree)
+
+    return Inputs(*(rows_at(int(name == "forced"), x) for name, x in inputs._asdict().items()))
+
+
+def place_scored(scored: kv.Scored, heads: str | None = "tensor") -> kv.Scored:
+    """Rows on `data` and KV heads on `tensor`, for every leaf that has them."""
+
+    def place(path: Any, x: jax.Array) -> jax.Array:
+        if jax.tree_util.keystr(path).startswith(".sums"):
+            return jax.device_put(x, mesh_spec(None, "data", heads, None))
+        spec = ("data", heads, None, None)[: x.ndim] if x.ndim != 1 else ("data",)
+        return jax.device_put(x, mesh_spec(*spec))
+
+    return jax.tree_util.tree_map_with_path(place, scored)

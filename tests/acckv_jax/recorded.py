@@ -1,0 +1,28 @@
+"""A one-layer "decoder" that replays recorded queries, keys and values: attention and policies without a model."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Recording(NamedTuple):
+    """q [B, T, N, H], k and v [B, T, K, H] of all tokens, prompt and generated alike, by position."""
+
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+
+
+def replay(recording, inputs, positions, layers, attend, rows):
+    """Follows `acckv_jax.StepFn` with the recording as parameters; the logits are the attention output, flattened."""
+    q, k, v = (jax.vmap(lambda tokens, at: tokens[at])(x, positions) for x in recording)
+    out, cache = attend(0, q, k, v, layers[0])
+    out = jax.vmap(lambda tokens, row: tokens[row])(out, rows)
+    return out.reshape(out.shape[0], -1), (cache,)
+
+
+def record(*parts: tuple) -> Recording:
+    """Joins (q, k, v) parts, each [T, heads, H], into a recording of one row in float32."""
+    return Recording(*(jnp.asarray(np.concatenate(x)[None], jnp.float32) for x in zip(*parts, strict=True)))

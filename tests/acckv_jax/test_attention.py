@@ -1,0 +1,87 @@
+"""Blockwise attention and its column sums against NumPy, over fresh and over pruned caches."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from acckv_jax.attention import RowWeights, attend
+from acckv_jax.cache import full_layer
+from tests.tolerances import FP32
+
+ROWS, HEADS, KV_HEADS, SIZE = 2, 4, 2, 8
+
+
+def numpy_attention(q, layer, q_index, log_multiplicity):
+    """Output [B, T, N, H] and probabilities [B, N, T, S], in float64."""
+    group = HEADS // KV_HEADS
+    k, v, index, valid, multiplicity = (
+        np.repeat(np.asarray(getattr(layer, name)), group, axis=1)
+        for name in ("k", "v", "index", "valid", "multiplicity")
+    )
+    logits = np.einsum("btnh,bnsh->bnts", q.astype(float), k.astype(float)) / np.sqrt(SIZE)
+    if log_multiplicity:
+        logits = logits + np.log(multiplicity)[:, :, None, :]
+    seen = valid[:, :, None, :] & (index[:, :, None, :] <= q_index[:, None, :, None])
+    weights = np.where(seen, np.exp(logits - logits.max(-1, keepdims=True)), 0.0)
+    weights = weights / np.maximum(weights.sum(-1, keepdims=True), 1e-300)
+    return np.einsum("bnts,bnsh->btnh", weights, v.astype(float)), weights
+
+
+def random_layer(tokens: int, lengths: np.ndarray, seed: int = 0):
+    """Queries and a layer of `tokens` slots; padding holds very large numbers."""
+    rng = np.random.default_rng(seed)
+    q, k, v = (rng.standard_normal((ROWS, tokens, n, SIZE)).astype(np.float32) for n in (HEADS, KV_HEADS, KV_HEADS))
+    index = np.broadcast_to(np.arange(tokens, dtype=np.int32), (ROWS, tokens))
+    valid = index < lengths[:, None]
+    k, v = (np.where(valid[..., None, None], x, np.float32(1e30)) for x in (k, v))
+    return q, full_layer(*(jnp.asarray(x) for x in (k, v, index, np.ones_like(index, np.int8), valid))), index, valid
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("tokens", [100, 300])
+@pytest.mark.parametrize("exclude_diagonal", [True, False])
+def test_prompt_rows_and_column_sums(tokens, aligned, exclude_diagonal):
+    q, layer, index, valid = random_layer(tokens, np.array([tokens, tokens - 41]))
+    rng = np.random.default_rng(1)
+    weights = (rng.random((2, ROWS, tokens)) * valid[None]).astype(np.float32)
+    stats = (RowWeights(jnp.asarray(weights), exclude_diagonal), RowWeights(jnp.asarray(weights[1:])))
+    run = jax.jit(attend, static_argnames="aligned")
+    out, sums = run(q, layer, index, stats, aligned=aligned)
+    expected, probabilities = numpy_attention(q, layer, index, False)
+    np.testing.assert_allclose(np.asarray(out)[valid], expected[valid], **FP32)
+    for stat, ours in zip(stats, sums, strict=True):
+        counted = probabilities * (1 - np.eye(tokens)) if stat.exclude_diagonal else probabilities
+        per_head = np.einsum("mbt,bnts->mbns", np.asarray(stat.weights, float), counted)
+        per_kv_head = per_head.reshape(*per_head.shape[:2], KV_HEADS, -1, tokens).mean(3)
+        np.testing.assert_allclose(ours, per_kv_head, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("tokens", [1, 150])
+def test_rows_over_scattered_slots_with_multiplicity(tokens):
+    rng = np.random.default_rng(2)
+    _, layer, _, _ = random_layer(64, np.array([64, 50]))
+    index = np.sort(rng.permuted(np.tile(np.arange(200, dtype=np.int32), (ROWS, KV_HEADS, 1)), axis=-1)[..., :64], -1)
+    holes = np.asarray(layer.valid) & (rng.random(index.shape) < 0.6)
+    multiplicity = rng.integers(1, 9, index.shape).astype(np.float32)
+    fields = {"index": index, "valid": holes, "multiplicity": multiplicity}
+    layer = dataclasses.replace(layer, **{name: jnp.asarray(x) for name, x in fields.items()})
+    q = rng.standard_normal((ROWS, tokens, HEADS, SIZE)).astype(np.float32)
+    rows = np.broadcast_to(np.arange(60, 60 + tokens, dtype=np.int32), (ROWS, tokens))
+    out, sums = attend(q, layer, rows, (RowWeights(jnp.ones((1, ROWS, tokens))),), log_multiplicity=True)
+    expected, probabilities = numpy_attention(q, layer, rows, True)
+    np.testing.assert_allclose(out, expected, **FP32)
+    total = probabilities.sum(2).reshape(ROWS, KV_HEADS, -1, 64).mean(2)
+    np.testing.assert_allclose(sums[0][0], total, rtol=1e-5, atol=1e-4)
+
+
+def test_bfloat16_keys_attend_in_float32():
+    q, layer, index, _ = random_layer(100, np.array([100, 100]))
+    narrow = dataclasses.replace(layer, k=layer.k.astype(jnp.bfloat16), v=layer.v.astype(jnp.bfloat16))
+    out, sums = attend(jnp.asarray(q, jnp.bfloat16), narrow, index, (RowWeights(jnp.ones((1, ROWS, 100))),))
+    expected, probabilities = numpy_attention(q, layer, index, False)
+    assert out.dtype == jnp.bfloat16 and sums[0].dtype == jnp.float32
+    np.testing.assert_allclose(out.astype(jnp.float32), expected, atol=2e-2)
+    np.testing.assert_allclose(sums[0][0].sum(-1), 100, rtol=2e-2)

@@ -1,0 +1,272 @@
+"""The contract of every policy, on what an episode returns: the rules of the cache that are about values.
+
+The rules (numbers as in the test names): 1 a position is not a slot; 2 time order; 3 padding; 4 keeping everything, and
+masks; 5 bytes; 12 bad input. Rules about programs and meshes are in the files beside this one.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import acckv_jax as kv
+from tests.acckv_jax.contract_cases import (
+    CONTRACT,
+    GARBAGE,
+    LENGTHS,
+    MODEL,
+    QUESTION,
+    QUESTIONS,
+    QUICK,
+    STEPS,
+    Inputs,
+    episode,
+    params_of,
+    random_inputs,
+    run_episode,
+    scored_by,
+)
+from tests.acckv_jax.dense import dense_logits, episode_masks, merged_slots
+from tests.tolerances import FP32
+
+every_policy = pytest.mark.parametrize("name", CONTRACT)
+
+
+def heads_of(layer):
+    """Row, head, and the valid slots of every row and head."""
+    for row, head in np.ndindex(*layer.valid.shape[:2]):
+        yield row, head, np.flatnonzero(layer.valid[row, head])
+
+
+def assert_same_cache(actual: kv.KVCache, expected: kv.KVCache, **tolerance):
+    """The same valid slots, in the same order, with the same contents; what invalid slots hold does not matter."""
+    np.testing.assert_array_equal(actual.length, expected.length)
+    np.testing.assert_array_equal(actual.delta, expected.delta)
+    for ours, theirs in zip(actual.layers, expected.layers, strict=True):
+        np.testing.assert_array_equal(ours.budget, theirs.budget)
+        np.testing.assert_array_equal(ours.finite, theirs.finite)
+        for row, head, slots in heads_of(theirs):
+            mine = np.flatnonzero(ours.valid[row, head])
+            for exact in ("index", "modality", "multiplicity"):
+                a, b = (getattr(layer, exact)[row, head] for layer in (ours, theirs))
+                np.testing.assert_array_equal(a[mine], b[slots], err_msg=exact)
+            for close in ("k", "v", "mass"):
+                a, b = (getattr(layer, close)[row, head] for layer in (ours, theirs))
+                np.testing.assert_allclose(a[mine], b[slots], err_msg=close, **tolerance)
+
+
+def test_the_table_has_every_policy():
+    assert set(kv.POLICIES) <= set(CONTRACT)
+
+
+@every_policy
+def test_rule_1_positions_go_on_from_the_uncompressed_length(name):
+    run, full = episode(name), episode("full")
+    np.testing.assert_array_equal(run.pruned.next_position, LENGTHS)
+    np.testing.assert_array_equal(run.decoded.next_position, LENGTHS + STEPS)
+    np.testing.assert_array_equal(run.extended.next_position, LENGTHS + STEPS + QUESTIONS)
+    for layer, whole in zip(run.pruned.layers, full.pruned.layers, strict=True):
+        for row, head, slots in heads_of(layer):
+            own = slots[layer.multiplicity[row, head, slots] == 1]
+            at = layer.index[row, head, own]
+            assert len(own)
+            for field in ("k", "v"):  # kept keys keep the rotation of their own position
+                np.testing.assert_array_equal(
+                    getattr(layer, field)[row, head, own], getattr(whole, field)[row, head, at]
+                )
+
+
+@every_policy
+def test_rules_1_and_4_equal_dense_attention_with_the_same_slots_masked(name):
+    run, inputs = episode(name), random_inputs()
+    tokens, rows, masks = episode_masks(inputs, run)
+    late = merged_slots(inputs, run, tokens.shape[1], CONTRACT[name].log_multiplicity)
+    dense = dense_logits(MODEL, params_of(), tokens, rows, tuple(masks), late)
+    np.testing.assert_allclose(run.logits, dense[0], **FP32)
+    np.testing.assert_allclose(run.step_logits, dense[1:-1], **FP32)
+    np.testing.assert_allclose(run.question_logits, dense[-1], **FP32)
+
+
+@every_policy
+def test_rule_2_time_order(name):
+    run = episode(name)
+    for cache in (run.pruned, run.decoded, run.extended):
+        for layer in cache.layers:
+            for row, head, slots in heads_of(layer):
+                assert (np.diff(layer.index[row, head, slots]) > 0).all()
+
+
+@every_policy
+def test_rule_3_padding_is_never_kept(name):
+    run = episode(name)
+    for cache, length in (
+        (run.pruned, LENGTHS),
+        (run.decoded, LENGTHS + STEPS),
+        (run.extended, LENGTHS + STEPS + QUESTIONS),
+    ):
+        for layer in cache.layers:
+            for row, head, slots in heads_of(layer):
+                assert len(slots) and layer.index[row, head, slots].max() < length[row]
+
+
+@every_policy
+def test_rule_3_rows_do_not_depend_on_the_batch_or_on_what_padding_holds(name):
+    turned = jax.tree.map(np.asarray, random_inputs())
+    turned = Inputs(*(jax.tree.map(lambda x, a=i == 2: np.flip(x, int(a)).copy(), x) for i, x in enumerate(turned)))
+    rng = np.random.default_rng(1)
+    for tokens, prompt in ((turned.tokens, turned.prompt), (turned.question, turned.question_prompt)):
+        padding = np.arange(tokens.shape[1])[None] >= prompt.length[:, None]
+        tokens[padding] = GARBAGE
+        prompt.modality[padding] = rng.integers(0, 4, padding.sum())
+    run = jax.device_get(run_episode(MODEL, CONTRACT[name], params_of(), turned))
+    expected = episode(name)
+    for field in ("logits", "step_logits", "question_logits"):
+        axis = getattr(run, field).ndim - 2
+        np.testing.assert_allclose(np.flip(getattr(run, field), axis), getattr(expected, field), **FP32)
+    for field in ("pruned", "decoded", "extended"):
+        back = jax.tree.map(lambda x: np.flip(x, 0) if x.ndim else x, getattr(run, field))
+        assert_same_cache(back, getattr(expected, field), **FP32)
+
+
+@pytest.mark.parametrize("name", ["acckv", "h2o_every_4"])
+def test_rule_3_a_row_alone_in_a_smaller_bucket(name):
+    inputs, row = random_inputs(), 3
+    alone = Inputs(
+        inputs.tokens[row:, :57],
+        kv.make_prompt(np.asarray(inputs.prompt.modality)[row:, :57]),
+        inputs.forced[:, row:],
+        inputs.question[row:],
+        kv.make_prompt(np.zeros((1, QUESTION), int), QUESTIONS[row:]),
+    )
+    run = jax.device_get(run_episode(MODEL, CONTRACT[name], params_of(), alone))
+    expected = episode(name)
+    np.testing.assert_allclose(run.logits[0], expected.logits[row], **FP32)
+    np.testing.assert_allclose(run.step_logits[:, 0], expected.step_logits[:, row], **FP32)
+    np.testing.assert_allclose(run.question_logits[0], expected.question_logits[row], **FP32)
+    of_row = jax.tree.map(lambda x: x[row:] if x.ndim else x, expected.extended)
+    assert_same_cache(run.extended, of_row, **FP32)
+
+
+@every_policy
+def test_rule_4_keeping_everything_is_no_policy(name):
+    policy = dataclasses.replace(CONTRACT[name], budget=1.0)
+    scored, full = scored_by(name), episode("full")
+    pruned = jax.jit(kv.prune, static_argnums=(1, 2), static_argnames="room", compiler_options=QUICK)(
+        scored, 0, policy, room=STEPS
+    )
+    for ours, theirs in zip(pruned.layers, full.pruned.layers, strict=True):
+        for exact in ("valid", "budget", "fill", "finite"):
+            np.testing.assert_array_equal(getattr(ours, exact), getattr(theirs, exact), err_msg=exact)
+        for field in ("k", "v", "index", "modality", "multiplicity"):
+            a, b = np.asarray(getattr(ours, field)), getattr(theirs, field)
+            np.testing.assert_allclose(a[theirs.valid], b[theirs.valid], rtol=0, atol=1e-6, err_msg=field)
+
+
+@pytest.mark.parametrize("name", ["acckv_plus", "h2o", "random"])
+def test_rule_4_keeping_everything_through_generation(name):
+    policy = dataclasses.replace(CONTRACT[name], budget=1.0, every=0)
+    run = jax.device_get(run_episode(MODEL, policy, params_of(), random_inputs()))
+    for field in ("logits", "step_logits", "question_logits"):
+        np.testing.assert_allclose(getattr(run, field), getattr(episode("full"), field), **FP32)
+
+
+@every_policy
+def test_rule_4_prefill_equals_score_and_prune(name):
+    pruned = jax.jit(kv.prune, static_argnums=(1, 2), compiler_options=QUICK)(scored_by(name), 0, CONTRACT[name])
+    assert_same_cache(jax.device_get(pruned), episode(name).pruned, **FP32)
+
+
+def allowed(policy: kv.CachePolicy, length: np.ndarray) -> np.ndarray:
+    """Slots that rows of these lengths may hold."""
+    if isinstance(policy, kv.POLICIES["full"]):
+        return length
+    if isinstance(policy.budget, int):
+        return np.minimum(length, policy.budget)
+    return np.array([round(policy.budget * n) for n in length.tolist()])
+
+
+@every_policy
+def test_rule_5_bytes_and_valid_slots(name):
+    run, policy = episode(name), CONTRACT[name]
+    most, capacity = allowed(policy, LENGTHS), allowed(policy, np.array([96]))[0]
+    room = min(policy.every, STEPS) if policy.every else STEPS
+    per_slot = MODEL.layers * 2 * len(LENGTHS) * MODEL.kv_heads * MODEL.head_dim * 4
+    size = kv.cache_bytes(jax.tree.map(jnp.asarray, run.pruned))
+    assert size.prompt == capacity * per_slot
+    assert size.room == room * per_slot
+    assert 0 < size.metadata == sum(x.nbytes for x in jax.tree.leaves(run.pruned.layers)) - size.prompt - size.room
+    for layer in run.pruned.layers:
+        assert layer.k.shape[2] == layer.v.shape[2] == capacity + room
+        np.testing.assert_array_equal(layer.budget, most)
+        assert (layer.valid.sum(-1) <= most[:, None]).all()
+        if getattr(policy, "gate", "none") == "none" or getattr(policy, "refill", False):
+            np.testing.assert_array_equal(layer.valid.sum(-1), np.broadcast_to(most[:, None], layer.valid.shape[:2]))
+    for layer in run.decoded.layers:
+        assert layer.k.shape[2] == capacity + room
+        grown = STEPS if not policy.every else room  # between two prunes a row may use its room
+        assert (layer.valid.sum(-1) <= most[:, None] + grown).all()
+    counts = kv.kept_counts(run.pruned)
+    for layer, count in zip(run.pruned.layers, counts, strict=True):
+        assert sum(count.values()) == pytest.approx(layer.valid.sum() / layer.valid[..., 0].size)
+
+
+def test_rule_5_compact_frees_what_the_gate_dropped():
+    run = episode("acckv")
+    cache = jax.tree.map(jnp.asarray, run.pruned)
+    small = kv.compact(cache)
+    used = [int(layer.valid.sum(-1).max()) for layer in run.pruned.layers]
+    assert any(n < layer.slots - layer.room for n, layer in zip(used, cache.layers, strict=True))
+    assert [layer.slots - layer.room for layer in small.layers] == used
+    assert kv.cache_bytes(small).prompt == sum(used) * 2 * len(LENGTHS) * MODEL.kv_heads * MODEL.head_dim * 4
+    assert kv.cache_bytes(small).prompt < kv.cache_bytes(cache).prompt
+    budgets = [np.minimum(layer.budget, n) for layer, n in zip(cache.layers, used, strict=True)]
+    expected = [dataclasses.replace(a, budget=b) for a, b in zip(run.pruned.layers, budgets, strict=True)]
+    assert_same_cache(jax.device_get(small), dataclasses.replace(run.pruned, layers=tuple(expected)), rtol=0)
+    tokens = random_inputs().forced[0]
+    step = jax.jit(kv.decode_step, static_argnums=(0, 4), compiler_options=QUICK)
+    active = jnp.ones(len(LENGTHS), bool)
+    logits, _ = step(MODEL, params_of(), tokens, small, CONTRACT["acckv"], active)
+    np.testing.assert_allclose(logits, run.step_logits[0], **FP32)
+
+
+def test_rule_5_eviction_after_compact_drops_no_recent_token():
+    policy = kv.every_n_steps(dataclasses.replace(CONTRACT["acckv"], recent=3), 2)
+    pruned = jax.jit(kv.prune, static_argnums=(1, 2), static_argnames="room", compiler_options=QUICK)(
+        scored_by("acckv"), 0, policy, room=2
+    )
+    cache = kv.compact(pruned)
+    step = jax.jit(kv.decode_step, static_argnums=(0, 4), compiler_options=QUICK)
+    for tokens in random_inputs().forced:
+        _, cache = step(MODEL, params_of(), tokens, cache, policy, jnp.ones(len(LENGTHS), bool))
+    for layer in jax.device_get(cache).layers:
+        for row, head, slots in heads_of(layer):
+            assert {LENGTHS[row] + STEPS - 1, LENGTHS[row] + STEPS - 2} <= set(layer.index[row, head, slots].tolist())
+
+
+NAN_ROW = 1
+
+
+@every_policy
+def test_rule_7_nan_lowers_a_flag_that_the_host_turns_into_an_error(name):
+    inputs = random_inputs()
+    inputs.tokens[NAN_ROW, 11] = GARBAGE
+    run = jax.device_get(run_episode(MODEL, CONTRACT[name], params_of(), inputs))
+    for layer in run.pruned.layers:
+        np.testing.assert_array_equal(layer.finite, np.arange(len(LENGTHS)) != NAN_ROW)
+    with pytest.raises(ValueError, match=rf"batch rows \[{NAN_ROW}\] are not finite"):
+        kv.check_finite(run.extended)
+    assert kv.check_finite(episode(name).extended) is episode(name).extended
+    others = np.arange(len(LENGTHS)) != NAN_ROW
+    np.testing.assert_allclose(run.logits[others], episode(name).logits[others], **FP32)
+    np.testing.assert_allclose(run.step_logits[:, others], episode(name).step_logits[:, others], **FP32)
+
+
+def test_rule_7_nan_while_decoding_lowers_the_flag_too():
+    inputs = random_inputs()
+    inputs.forced[3, NAN_ROW] = GARBAGE
+    run = jax.device_get(run_episode(MODEL, CONTRACT["full"], params_of(), inputs))
+    kv.check_finite(run.pruned)
+    with pytest.raises(ValueError, match=rf"batch rows \[{NAN_ROW}\] are not finite"):
+        kv.check_finite(run.decoded)

@@ -1,0 +1,117 @@
+"""The contract on 8 devices (rule 8): same results, shardings kept, nothing of the size of K or V moved."""
+
+import math
+import re
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+import acckv_jax as kv
+from tests.acckv_jax.contract_cases import (
+    BUCKET,
+    CONTRACT,
+    MODEL,
+    QUICK,
+    episode,
+    params_of,
+    place_inputs,
+    place_params,
+    place_scored,
+    random_inputs,
+    run_episode,
+    scored_by,
+)
+from tests.acckv_jax.foreign_llama import Llama
+from tests.acckv_jax.test_contract import assert_same_cache
+from tests.tolerances import FP32
+
+COLLECTIVE = re.compile(r"= (.+?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
+SHAPE = re.compile(r"[a-z]\w*\[([\d,]*)\]")
+
+
+def moved(hlo: str) -> list[tuple[str, int]]:
+    """Every collective of a compiled program, with the number of elements it moves."""
+    found = []
+    for line in hlo.splitlines():
+        match = COLLECTIVE.search(line)
+        if match:
+            sizes = (math.prod(int(n) for n in dims.split(",") if n) for dims in SHAPE.findall(match[1]))
+            found.append((match[2], sum(sizes)))
+    return found
+
+
+def test_moved_reads_collectives():
+    hlo = "  %ag = f32[4,4,96,8]{3,2,1,0} all-gather(%p), channel_id=1\n  %ar = (f32[4,2], s32[4]) all-reduce(%a, %b)"
+    assert moved(hlo) == [("all-gather", 4 * 4 * 96 * 8), ("all-reduce", 12)]
+
+
+def set_mesh(kind: str):
+    axis = AxisType.Explicit if kind == "explicit" else AxisType.Auto
+    return jax.set_mesh(jax.make_mesh((2, 4), ("data", "tensor"), axis_types=(axis, axis)))
+
+
+def assert_same_episode(run, expected):
+    for field in ("logits", "step_logits", "question_logits"):
+        np.testing.assert_allclose(getattr(run, field), getattr(expected, field), **FP32)
+    for field in ("pruned", "decoded", "extended"):
+        assert_same_cache(getattr(run, field), getattr(expected, field), **FP32)
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+def test_rule_8_eight_devices_equal_one(name):
+    with set_mesh("explicit"):
+        run = run_episode(MODEL, CONTRACT[name], place_params(params_of()), place_inputs(random_inputs()))
+    for cache in (run.pruned, run.decoded, run.extended):
+        for layer in cache.layers:
+            for x in (layer.k, layer.v, layer.index, layer.valid, layer.multiplicity, layer.mass, layer.modality):
+                assert tuple(jax.typeof(x).sharding.spec)[:2] == ("data", "tensor")
+    assert_same_episode(jax.device_get(run), episode(name))
+
+
+@pytest.mark.parametrize("name", ["acckv", "h2o_every_4"])
+def test_rule_8_eight_devices_equal_one_on_an_auto_mesh(name):
+    with set_mesh("auto"):
+        run = run_episode(MODEL, CONTRACT[name], place_params(params_of()), place_inputs(random_inputs()))
+    assert_same_episode(jax.device_get(run), episode(name))
+
+
+@pytest.mark.parametrize("name", ["acckv_plus_every_4", "streaming_llm"])
+def test_rule_8_heads_that_do_not_divide_are_replicated(name):
+    model = Llama(heads=6, kv_heads=3)
+    params, inputs = params_of(model), random_inputs(model)
+    expected = run_episode(model, CONTRACT[name], params, inputs)
+    with set_mesh("explicit"):
+        run = run_episode(model, CONTRACT[name], place_params(params, model), place_inputs(inputs))
+    for layer in run.extended.layers:
+        assert tuple(jax.typeof(layer.k).sharding.spec)[:2] == ("data", None)
+    assert_same_episode(jax.device_get(run), jax.device_get(expected))
+
+
+@pytest.mark.parametrize("kind", ["explicit", "auto"])
+@pytest.mark.parametrize("name", CONTRACT)
+def test_rule_8_a_prune_moves_no_keys_or_values_and_keeps_shardings(name, kind):
+    policy = CONTRACT[name]
+    with set_mesh(kind):
+        scored = place_scored(scored_by(name))
+        program = jax.jit(kv.prune, static_argnums=(1, 2), static_argnames="room")
+        compiled = program.lower(scored, 0, policy, room=4).compile(compiler_options=QUICK)
+        pruned = compiled(scored)
+    assert all(size < BUCKET for _, size in moved(compiled.as_text())), moved(compiled.as_text())
+    for before, after in zip(scored.cache.layers, pruned.layers, strict=True):
+        for field in ("k", "v", "index", "modality", "valid", "multiplicity", "mass", "budget", "finite", "fill"):
+            old, new = (getattr(layer, field) for layer in (before, after))
+            assert new.sharding.is_equivalent_to(old.sharding, new.ndim), field
+            if kind == "explicit":
+                assert jax.typeof(new).sharding.spec == jax.typeof(old).sharding.spec, field
+    assert_same_cache(jax.device_get(pruned), episode(name).pruned, **FP32)
+
+
+@pytest.mark.parametrize("name", ["h2o", "streaming_llm", "acckv_every_2"])
+def test_rule_8_an_eviction_while_decoding_moves_no_keys_or_values(name):
+    policy = kv.every_n_steps(CONTRACT[name], 4)
+    with set_mesh("explicit"):
+        layer = place_scored(scored_by(name)).cache.layers[0]
+        compiled = jax.jit(policy.between_steps).lower(layer).compile(compiler_options=QUICK)
+    assert all(size < BUCKET for _, size in moved(compiled.as_text())), moved(compiled.as_text())

@@ -1,0 +1,220 @@
+"""The contract as seen in traced and compiled programs: rules 6, 7, 9, 10 and 11."""
+
+import dataclasses
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+import acckv_jax as kv
+from tests.acckv_jax.contract_cases import (
+    CONTRACT,
+    LENGTHS,
+    MODEL,
+    QUICK,
+    episode,
+    params_of,
+    scored_by,
+)
+from tests.acckv_jax.test_contract import assert_same_cache
+
+LONG = 1024
+every_policy = pytest.mark.parametrize("name", CONTRACT)
+
+
+@pytest.fixture(autouse=True)
+def no_traces_so_far():
+    """Chex counts by source code, so across the cases of one test."""
+    chex.clear_trace_counter()
+
+
+def long_prompt(tokens: int = LONG, rows: int = 1) -> tuple[jax.Array, kv.Prompt]:
+    ids = np.repeat([0, 1, 2, 0], [8, tokens // 2, tokens // 2 - 16, 8])[None].repeat(rows, 0)
+    return jnp.ones((rows, tokens), jnp.int32), kv.make_prompt(ids)
+
+
+@every_policy
+def test_rule_6_as_many_programs_as_buckets(name):
+    program = jax.jit(
+        chex.assert_max_traces(lambda *args, **kw: kv.prefill(*args, **kw), n=2),
+        static_argnames=("step", "policy", "layers", "room"),
+    )
+    buckets = set()
+    for length in range(29, 129):
+        bucket = kv.bucket_length(length, steps_per_octave=1)
+        buckets.add(bucket)
+        prompt = kv.make_prompt(np.ones((1, bucket), int), np.array([length]))
+        same = dataclasses.replace(CONTRACT[name])  # a policy made anew for every request
+        arguments = {"step": MODEL, "params": params_of_shapes(), "inputs": np.zeros((1, bucket), np.int32)}
+        program.trace(**arguments, prompt=prompt, policy=same, layers=MODEL.layers, room=4)
+    assert buckets == {64, 128}
+
+
+@functools.cache
+def params_of_shapes():
+    return jax.eval_shape(params_of)
+
+
+@every_policy
+def test_rules_6_and_7_decoding_is_one_program_donates_and_keeps_requests_apart(name):
+    policy, params, first = CONTRACT[name], params_of(), episode(name)
+
+    def decode(params: dict, state: kv.DecodeState):
+        return kv.decode(MODEL, params, state, policy, steps=3)
+
+    program = jax.jit(chex.assert_max_traces(decode, n=1), donate_argnames="state", compiler_options=QUICK)
+
+    def request(flipped: bool) -> kv.DecodeState:
+        rows = jax.tree.map(lambda x: jnp.array(np.flip(x, 0) if flipped and x.ndim else x), first.pruned)
+        logits = jnp.array(np.flip(first.logits, 0) if flipped else first.logits)
+        return kv.start_decoding(logits, rows, jax.random.key(0))
+
+    def finish(state: kv.DecodeState) -> np.ndarray:
+        parts = []
+        for _ in range(2):
+            before = [x for layer in state.cache.layers for x in (layer.k, layer.v)]
+            places = {x.unsafe_buffer_pointer() for x in before}
+            tokens, number, state = program(params, state)
+            assert int(number) == 3
+            parts.append(np.asarray(tokens))
+            assert all(x.is_deleted() for x in before)
+            after = [x for layer in state.cache.layers for x in (layer.k, layer.v)]
+            assert {x.unsafe_buffer_pointer() for x in after} == places
+        return np.concatenate(parts, axis=1)
+
+    alone = finish(request(False)), finish(request(True))
+    np.testing.assert_array_equal(alone[0], np.flip(alone[1], 0))
+    states, tokens = [request(False), request(True)], ([], [])
+    for _ in range(2):
+        for number, state in enumerate(states):
+            some, _, states[number] = program(params, state)
+            tokens[number].append(np.asarray(some))
+    np.testing.assert_array_equal(alone, [np.concatenate(parts, axis=1) for parts in tokens])
+
+
+@every_policy
+def test_rule_7_inside_vmap_scan_and_shard_map(name):
+    policy, scored = CONTRACT[name], scored_by(name)
+    cache = dataclasses.replace(scored.cache, layers=scored.cache.layers[:1])
+    scored = kv.Scored(cache, (scored.sums[0][:1],))
+
+    def prune(part: kv.Scored) -> kv.KVCache:
+        return kv.prune(part, 0, policy, room=2)
+
+    def requests(part: kv.Scored) -> kv.Scored:
+        """Rows as requests of one row, stacked on a new leading axis."""
+
+        def rows(x: jax.Array) -> jax.Array:
+            return jnp.broadcast_to(x[None], LENGTHS.shape) if x.ndim == 0 else x[:, None]
+
+        sums = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0)[:, :, None], part.sums)
+        return kv.Scored(jax.tree.map(rows, part.cache), sums)
+
+    def by_row(tree):
+        return jax.tree.map(lambda x: PartitionSpec("data") if x.ndim else PartitionSpec(), tree)
+
+    into = kv.Scored(by_row(scored.cache), jax.tree.map(lambda _: PartitionSpec(None, "data"), scored.sums))
+    sharded = jax.shard_map(
+        prune, mesh=two_devices(), in_specs=(into,), out_specs=by_row(jax.eval_shape(prune, scored))
+    )
+
+    def all_ways(part: kv.Scored):
+        stacked = requests(part)
+        return jax.vmap(prune)(stacked), jax.lax.map(prune, stacked), sharded(part)
+
+    mapped, scanned, split = jax.device_get(jax.jit(all_ways, compiler_options=QUICK)(scored))
+    expected = dataclasses.replace(episode(name).pruned, layers=episode(name).pruned.layers[:1])
+    for stacked in (mapped, scanned):
+        assert_same_cache(jax.tree.map(lambda x: x[:, 0] if x.ndim > 1 else x[0], stacked), expected, rtol=1e-6)
+    assert_same_cache(split, expected, rtol=1e-6)
+
+
+def test_rule_7_decoding_inside_vmap_and_shard_map():
+    policy, first = CONTRACT["h2o_every_4"], episode("h2o_every_4")
+    state = kv.start_decoding(jnp.array(first.logits), jax.tree.map(jnp.array, first.pruned), jax.random.key(0))
+    params = params_of()
+
+    def decode(state: kv.DecodeState) -> jax.Array:
+        return kv.decode(MODEL, params, state, policy, steps=6)[0]
+
+    expected = jax.jit(decode, compiler_options=QUICK)(state)
+    twice = jax.tree.map(lambda x: jnp.stack([x, jnp.flip(x, 0) if x.ndim else x]), state)
+    both = jax.jit(jax.vmap(decode), compiler_options=QUICK)(twice)
+    np.testing.assert_array_equal(both, [expected, np.flip(expected, 0)])
+    specs = jax.tree.map(lambda x: PartitionSpec("data") if x.ndim else PartitionSpec(), state)
+    split = jax.shard_map(decode, mesh=two_devices(), in_specs=(specs,), out_specs=PartitionSpec("data"))
+    np.testing.assert_array_equal(jax.jit(split, compiler_options=QUICK)(state), expected)
+
+
+def two_devices() -> jax.sharding.Mesh:
+    return jax.make_mesh((2,), ("data",), devices=jax.devices()[:2], axis_types=(AxisType.Auto,))
+
+
+def arrays_of(jaxpr) -> list[tuple[str, tuple[int, ...]]]:
+    """Primitive and shape of every intermediate array of a jaxpr, those of inner jaxprs included."""
+    found = []
+    for equation in jaxpr.eqns:
+        found += [(equation.primitive.name, x.aval.shape) for x in equation.outvars if hasattr(x.aval, "shape")]
+        for inner in jax.tree.leaves(tuple(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                found += arrays_of(inner)
+    return found
+
+
+@every_policy
+def test_rule_9_no_quadratic_array_and_no_host_callback(name):
+    tokens, prompt = long_prompt()
+
+    def run(params, tokens, prompt):
+        policy = CONTRACT[name]
+        _, scored = kv.score(MODEL, params, tokens, prompt, (policy,), layers=MODEL.layers)
+        one_shot = kv.prefill(MODEL, params, tokens, prompt, policy, layers=MODEL.layers)
+        return one_shot, kv.prune(scored, 0, policy)
+
+    arrays = arrays_of(jax.jit(run).trace(params_of_shapes(), tokens, prompt).jaxpr)
+    assert any(LONG in shape for _, shape in arrays) and any(p == "scan" for p, _ in arrays)
+    assert [shape for _, shape in arrays if sum(n >= LONG for n in shape) > 1] == []
+    assert {p for p, _ in arrays if "callback" in p or p in ("infeed", "outfeed")} == set()
+
+
+@every_policy
+def test_rule_11_keys_and_values_are_never_repeated(name):
+    tokens, prompt = long_prompt(rows=2)
+    more, question = long_prompt(160, rows=2)
+
+    def run(params, tokens, prompt, more, question):
+        policy = CONTRACT[name]
+        _, scored = kv.score(MODEL, params, tokens, prompt, (policy,), layers=MODEL.layers, complete=False)
+        _, scored = kv.score(MODEL, params, more, question, (policy,), layers=MODEL.layers, before=scored)
+        cache = kv.prune(scored, 0, policy, room=7)
+        return kv.decode_step(MODEL, params, tokens[:, 0], cache, policy, prompt.length > 0)
+
+    slots = {LONG + 160, CONTRACT[name].capacity(LONG + 160, 0, MODEL.layers) + 7}
+    arrays = arrays_of(jax.jit(run).trace(params_of_shapes(), tokens, prompt, more, question).jaxpr)
+    for _, shape in arrays:
+        if slots & set(shape) and shape[-1] == MODEL.head_dim:
+            assert np.prod(shape) <= 2 * MODEL.kv_heads * max(slots & set(shape)) * MODEL.head_dim, shape
+
+
+@pytest.mark.parametrize("name", ["acckv", "h2o"])
+def test_rule_10_only_compressed_layers_accumulate(name):
+    policy = dataclasses.replace(CONTRACT[name], budget=0.125)
+    tokens, prompt = long_prompt()
+
+    def memory(layers: int):
+        model = dataclasses.replace(MODEL, layers=layers)
+        program = jax.jit(kv.prefill, static_argnames=("step", "policy", "layers"))
+        lowered = program.lower(model, jax.eval_shape(lambda: params_of(model)), tokens, prompt, policy, layers=layers)
+        return lowered.compile(compiler_options=QUICK).memory_analysis()
+
+    two, four = memory(2), memory(4)
+    full_layer = 2 * LONG * MODEL.kv_heads * MODEL.head_dim * 4
+    metadata = LONG // 8 * MODEL.kv_heads * (4 + 1 + 1 + 4 + 4) + 64
+    added = four.output_size_in_bytes - two.output_size_in_bytes
+    assert full_layer // 8 * 2 <= added <= 2 * (full_layer // 8 + metadata) + 64
+    assert four.temp_size_in_bytes - two.temp_size_in_bytes < full_layer

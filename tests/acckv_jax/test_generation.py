@@ -1,0 +1,144 @@
+"""Prompts in chunks, many budgets from one prefill, the decode loop and sampling."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import acckv_jax as kv
+from tests.acckv_jax.contract_cases import (
+    CONTRACT,
+    LENGTHS,
+    MODEL,
+    QUICK,
+    episode,
+    params_of,
+    random_inputs,
+    run_episode,
+    scored_by,
+)
+from tests.acckv_jax.test_contract import assert_same_cache
+from tests.tolerances import FP32
+
+PREFIX, QUESTION = 64, 32
+AFTER = np.array([32, 21, 14, 9])
+"""Tokens of each row that come as the second chunk."""
+prune = jax.jit(kv.prune, static_argnums=(1, 2), static_argnames="room", compiler_options=QUICK)
+
+
+@functools.cache
+def in_chunks() -> tuple[jax.Array, kv.Scored]:
+    """The contract's prompt in two chunks, with the sums of all policies."""
+    inputs = random_inputs()
+    modality = np.asarray(inputs.prompt.modality)
+    more, kinds = np.zeros((2, len(LENGTHS), QUESTION), np.int32)
+    for row, (length, after) in enumerate(zip(LENGTHS, AFTER, strict=True)):
+        more[row, :after] = inputs.tokens[row, length - after : length]
+        kinds[row, :after] = modality[row, length - after : length]
+    prompts = kv.make_prompt(modality[:, :PREFIX], LENGTHS - AFTER), kv.make_prompt(kinds, AFTER)
+    policies = tuple(CONTRACT.values())
+
+    def run(params, first, second, prompts):
+        common = {"policies": policies, "layers": MODEL.layers}
+        _, scored = kv.score(MODEL, params, first, prompts[0], **common, complete=False)
+        return kv.score(MODEL, params, second, prompts[1], **common, before=scored)
+
+    return jax.jit(run, compiler_options=QUICK)(params_of(), inputs.tokens[:, :PREFIX], more, prompts)
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+def test_two_chunks_equal_one(name):
+    logits, scored = in_chunks()
+    np.testing.assert_allclose(logits, episode(name).logits, **FP32)
+    pruned = prune(scored, list(CONTRACT).index(name), CONTRACT[name])
+    assert_same_cache(jax.device_get(pruned), episode(name).pruned, **FP32)
+
+
+@pytest.mark.parametrize("name", ["acckv", "h2o"])
+def test_many_budgets_from_one_prefill(name):
+    budgets = (0.5, 40)
+    whole, _ = jax.tree.flatten(scored_by(name))
+    for budget in budgets:
+        policy = dataclasses.replace(CONTRACT[name], budget=budget)
+        one_shot = run_episode(MODEL, policy, params_of(), random_inputs())
+        assert_same_cache(jax.device_get(prune(scored_by(name), 0, policy)), jax.device_get(one_shot.pruned), **FP32)
+    assert not any(x.is_deleted() for x in whole)
+
+
+def start(sampler=kv.greedy, stop: tuple[int, ...] = (), seed: int = 0) -> kv.DecodeState:
+    """A request on the full cache of the contract's prompt, with room for 6 tokens."""
+    run = episode("full")
+    cache = jax.tree.map(jnp.array, run.pruned)
+    return kv.start_decoding(jnp.array(run.logits), cache, jax.random.key(seed), sampler=sampler, stop=stop)
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "sampler", "stop"), compiler_options=QUICK)
+def decode(params, state, *, steps=6, sampler=kv.greedy, stop=()):
+    return kv.decode(MODEL, params, state, CONTRACT["full"], steps=steps, sampler=sampler, stop=stop)
+
+
+@functools.cache
+def greedy_tokens() -> np.ndarray:
+    return np.asarray(decode(params_of(), start())[0])
+
+
+def test_the_loop_takes_the_likeliest_token_of_every_step():
+    step = jax.jit(kv.decode_step, static_argnums=(0, 4), compiler_options=QUICK)
+    state = start()
+    token, cache = state.token, state.cache
+    np.testing.assert_array_equal(token, episode("full").logits.argmax(-1))
+    for number in range(6):
+        logits, cache = step(MODEL, params_of(), token, cache, CONTRACT["full"], state.active)
+        token = jnp.argmax(logits, -1).astype(jnp.int32)
+        np.testing.assert_array_equal(token, greedy_tokens()[:, number])
+
+
+def test_a_row_that_stops_repeats_its_token_and_leaves_the_others_alone():
+    stop = int(greedy_tokens()[0, 2])
+    first = [np.flatnonzero(row == stop) for row in greedy_tokens()]
+    tokens, number, state = decode(params_of(), start(), stop=(stop,))
+    assert (np.asarray(start().token) != stop).all()
+    for row, (ours, theirs, at) in enumerate(zip(np.asarray(tokens), greedy_tokens(), first, strict=True)):
+        end = at[0] if len(at) else 6
+        np.testing.assert_array_equal(ours[: end + 1], theirs[: end + 1])
+        assert (ours[end + 1 : int(number)] == stop).all()
+        assert int(state.cache.length[row]) == LENGTHS[row] + min(end + 1, int(number))
+        assert bool(state.active[row]) == (end == 6)
+
+
+def test_the_loop_ends_when_all_rows_have_ended():
+    everything = tuple(range(MODEL.vocab))
+    _, number, _ = decode(params_of(), start(), stop=everything)
+    assert int(number) == 1
+    _, number, _ = decode(params_of(), start(stop=everything), stop=everything)
+    assert int(number) == 0
+
+
+def test_sampling_is_reproducible_and_goes_on_between_calls():
+    sampler = kv.Sample(temperature=1.5, top_k=20)
+    once = decode(params_of(), start(sampler), sampler=sampler)[0]
+    np.testing.assert_array_equal(decode(params_of(), start(sampler), sampler=sampler)[0], once)
+    assert (decode(params_of(), start(sampler, seed=1), sampler=sampler)[0] != once).any()
+    first, _, state = decode(params_of(), start(sampler), steps=3, sampler=sampler)
+    second, _, _ = decode(params_of(), state, steps=3, sampler=sampler)
+    np.testing.assert_array_equal(jnp.concatenate([first, second], axis=1), once)
+
+
+def test_cold_or_narrow_sampling_is_greedy():
+    logits, key = jnp.array(episode("full").logits), jax.random.key(0)
+    for sampler in (kv.Sample(temperature=1e-4), kv.Sample(temperature=3.0, top_k=1)):
+        np.testing.assert_array_equal(sampler(logits, key), kv.greedy(logits, key))
+
+
+def test_sampling_follows_the_softmax_of_the_likeliest_tokens():
+    logits = jnp.array([[2.0, 1.0, 0.0, -1.0, 1.5]])
+    draws = jax.vmap(lambda key: kv.Sample(temperature=2.0, top_k=3)(logits, key))(
+        jax.random.split(jax.random.key(0), 20_000)
+    )
+    weights = np.exp(np.array([2.0, 1.0, -np.inf, -np.inf, 1.5]) / 2)
+    shares = np.bincount(np.asarray(draws)[:, 0], minlength=5) / 20_000
+    np.testing.assert_allclose(shares, weights / weights.sum(), atol=0.015)
+    assert shares[2] == shares[3] == 0

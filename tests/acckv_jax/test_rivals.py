@@ -1,0 +1,139 @@
+"""H2O, StreamingLLM and SnapKV against NumPy and kvpress, and pruning between 2,000 decode steps."""
+
+import functools
+import pathlib
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import acckv_jax as kv
+from tests.acckv_jax.recorded import Recording, record, replay
+from tests.oracles.cases import decided_cases, pad, random_case, random_stream
+from tests.oracles.every_n_numpy import Slots, decode, floors_and_mass
+from tests.oracles.h2o_numpy import h2o_prefill, heavy_and_recent
+from tests.oracles.streaming_numpy import sinks_and_recent
+from tests.tolerances import FP32
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+PROMPT, STEPS, CHUNK = 64, 2000, 100
+
+
+@functools.partial(jax.jit, static_argnames=("policy", "room"))
+def prefill(recording: Recording, prompt: kv.Prompt, policy: kv.CachePolicy, room: int = 0):
+    return kv.prefill(replay, recording, prompt.modality, prompt, policy, layers=1, room=room)
+
+
+def kept(layer: kv.LayerCache, row: int, head: int) -> np.ndarray:
+    return np.asarray(layer.index)[row, head][np.asarray(layer.valid)[row, head]]
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_snapkv_keeps_the_slots_that_kvpress_keeps(number):
+    with np.load(GOLDEN / "kvpress_snapkv.npz") as golden:
+        q, k = (golden[f"{name}_{number}"].swapaxes(0, 1)[None] for name in "qk")
+        expected, (window, kernel) = golden[f"kept_{number}"], golden[f"window_kernel_{number}"].tolist()
+    policy = kv.make_policy("snapkv", budget=expected.shape[1], window_size=window, kernel_size=kernel)
+    prompt = kv.make_prompt(np.ones(k.shape[:2], int))
+    policy.check(kv.count_tokens(prompt))
+    _, cache = prefill(Recording(q, k, k), prompt, policy)
+    for head, slots in enumerate(expected):
+        np.testing.assert_array_equal(kept(cache.layers[0], 0, head), slots)
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_streaming_llm_keeps_the_slots_that_kvpress_keeps(number):
+    with np.load(GOLDEN / "kvpress_streaming_llm.npz") as golden:
+        length, sinks = golden[f"length_sinks_{number}"].tolist()
+        expected = golden[f"kept_{number}"]
+    policy = kv.make_policy("streaming_llm", budget=expected.shape[1], sinks=sinks)
+    bucket = 200  # one bucket for all lengths
+    noise = np.random.default_rng(number).standard_normal((1, bucket, len(expected), 8)).astype(np.float32)
+    prompt = kv.make_prompt(np.ones((1, bucket), int), np.array([length]))
+    policy.check(kv.count_tokens(prompt))
+    _, cache = prefill(Recording(noise, noise, noise), prompt, policy)
+    for head, slots in enumerate(expected):
+        np.testing.assert_array_equal(kept(cache.layers[0], 0, head), slots)
+
+
+@pytest.mark.parametrize(("budget", "recent"), [(0.25, 0.5), (20, 0.3), (0.5, 0.0)])
+def test_h2o_prefill_keeps_the_slots_of_the_paper(budget, recent):
+    cases = [case for case, _ in decided_cases(seed=5, options={"budget": 1.0}, count=8)]
+    batch = pad(cases, fill=1e3)
+    policy = kv.make_policy("h2o", budget=budget, recent=recent)
+    prompt = kv.make_prompt(batch["modality"], batch["lengths"])
+    _, cache = prefill(Recording(batch["q"], batch["k"], batch["v"]), prompt, policy)
+    for row, case in enumerate(cases):
+        for head, slots in enumerate(h2o_prefill(case.q, case.k, budget=budget, recent_ratio=recent)):
+            np.testing.assert_array_equal(kept(cache.layers[0], row, head), slots)
+
+
+@pytest.fixture(autouse=True)
+def no_traces_so_far():
+    """Chex counts by source code, so across the cases of one test."""
+    chex.clear_trace_counter()
+
+
+def steps_of(policy: kv.CachePolicy):
+    """`CHUNK` decode steps as one donated program that may be traced once."""
+
+    def run(recording: Recording, cache: kv.KVCache):
+        def step(cache: kv.KVCache, _: None):
+            nothing, active = jnp.zeros(1, jnp.int32), jnp.ones(1, bool)
+            out, cache = kv.decode_step(replay, recording, nothing, cache, policy, active)
+            return cache, out
+
+        return jax.lax.scan(step, cache, length=CHUNK)
+
+    return jax.jit(chex.assert_max_traces(run, n=1), donate_argnames="cache")
+
+
+EVERY_N = {
+    "h2o": (kv.make_policy("h2o", budget=32), heavy_and_recent()),
+    "h2o_every_16": (kv.every_n_steps(kv.make_policy("h2o", budget=32), 16), heavy_and_recent()),
+    "streaming_llm": (kv.make_policy("streaming_llm", budget=32), sinks_and_recent()),
+    "acckv_every_16": (
+        kv.every_n_steps(kv.make_policy("acckv", budget=32, tau=0.6, recent=6, floor=0.1), 16),
+        floors_and_mass(PROMPT, recent=6, floor=0.1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EVERY_N)
+def test_2000_steps_at_a_fixed_capacity_equal_a_numpy_loop(name):
+    policy, select = EVERY_N[name]
+    rng = np.random.default_rng(1)
+    case, stream = random_case(rng, layout="blocks", length=PROMPT, tau=0.6), random_stream(rng, STEPS)
+    recording = record(tuple(x.swapaxes(0, 1) for x in (case.q, case.k, case.v)), stream)
+    room = policy.decode_room(STEPS)
+    prompt = kv.make_prompt(case.modality[None])
+    policy.check(kv.count_tokens(prompt))
+    _, cache = prefill(recording, prompt, policy, room=room)
+    first = jax.device_get(cache.layers[0])
+    assert first.slots == 32 + room == 32 + policy.every
+
+    def slots_of(layer: kv.LayerCache, head: int) -> Slots:
+        valid = np.asarray(layer.valid)[0, head]
+        index, modality = (np.asarray(x)[0, head][valid].astype(int) for x in (layer.index, layer.modality))
+        k, v, mass = (np.asarray(x)[0, head][valid].astype(float) for x in (layer.k, layer.v, layer.mass))
+        return Slots(index, k, v, mass, modality)
+
+    before = [slots_of(first, head) for head in range(2)]
+    expected = decode(before, PROMPT, *stream, select=select, capacity=32, every=policy.every)
+    assert expected.margin > 5e-6 or not policy.tracks_mass, "a choice hangs on rounding: use another seed"
+    program = steps_of(policy)
+    for start in range(0, STEPS, CHUNK):
+        cache, out = program(recording, cache)
+        np.testing.assert_allclose(out[:, 0].reshape(CHUNK, 4, 16), expected.outputs[start : start + CHUNK], **FP32)
+        assert cache.layers[0].slots == first.slots
+        if (start + CHUNK) % policy.every == 0:
+            for head in range(2):
+                now = expected.kept[(start + CHUNK) // policy.every - 1][head]
+                np.testing.assert_array_equal(kept(cache.layers[0], 0, head), now)
+    for head, theirs in enumerate(expected.slots):
+        ours = slots_of(jax.device_get(cache.layers[0]), head)
+        np.testing.assert_array_equal(ours.index, theirs.index)
+        for field in ("keys", "values", "mass"):
+            np.testing.assert_allclose(getattr(ours, field), getattr(theirs, field), **FP32, err_msg=field)
