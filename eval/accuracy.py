@@ -163,12 +163,35 @@ def print_summary(console: Console, result: dict) -> None:
         console.print(f"{kind}: " + ", ".join(f"{a} as {b} {n}" for (a, b), n in wrong.most_common(6)), markup=False)
 
 
+def markdown(result: dict) -> str:
+    """The result as a Markdown page: accuracies, then how often each word was taken for another."""
+    lines = [
+        f"# Accuracy on {result['clips']} held-out clips of 10 to 30 seconds, full attention",
+        "",
+        "Exact match by greedy decoding. Chance: among all ten words of the kind / among the clip's own things.",
+        "",
+        f"| questions about | asked | right | chance | {' | '.join(LAYOUTS)} |",
+        "|---|---|---|---|---|---|",
+    ]
+    for group, row in result["groups"].items():
+        right = f"{row['accuracy']:.3f} ± {row['standard_error']:.3f}"
+        chance = f"{row['chance_among_ten_words']:.2f} / {row['chance_among_the_clips_own']:.2f}"
+        layouts = " | ".join(f"{result['layouts'][layout][group]:.3f}" for layout in LAYOUTS)
+        lines.append(f"| {group} | {row['questions']} | {right} | {chance} | {layouts} |")
+    for kind, rows in result["confusions"].items():
+        names = sorted({name for row in rows.values() for name in row} | rows.keys())
+        lines += ["", f"## Answers that are a {kind}: right word down, answered word across", ""]
+        lines += [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+        lines += [f"| {a} | {' | '.join(str(row.get(b, '')) for b in names)} |" for a, row in rows.items()]
+    return "\n".join(lines) + "\n"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m eval.accuracy", description="Accuracy on held-out clips.")
     parser.add_argument("--clips", type=int, default=100, help="how many test clips (at most 1000)")
     parser.add_argument("--model", type=Path, default=FOLDER, help="folder of an exported SmolAV")
-    parser.add_argument("--out", type=Path, help="also write the result as JSON")
+    parser.add_argument("--out", type=Path, help="also write the result as JSON, and as Markdown beside it")
     options = parser.parse_args(arguments)
     jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))
     try:
@@ -183,6 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
     print_summary(Console(), result)
     if options.out:
         options.out.write_text(json.dumps(result, indent=1) + "\n")
+        options.out.with_suffix(".md").write_text(markdown(result))
     return 0
 
 

@@ -26,6 +26,6 @@ CONFIG = TrainConfig(
     stages=(
         Stage("short", 250, 1e-3, 8e-4, (("short", 1.0),), "validate_short"),
         Stage("medium", 350, 8e-4, 5e-4, (("medium", 0.7), ("short", 0.3)), "validate_long"),
-        Stage("long", 540, 5e-4, 2e-5, (("long", 0.6), ("medium", 0.25), ("short", 0.15)), "validate_long"),
+        Stage("long", 400, 5e-4, 2e-5, (("long", 0.6), ("medium", 0.25), ("short", 0.15)), "validate_long"),
     ),
 )
