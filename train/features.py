@@ -91,7 +91,8 @@ class ClipPool:
     def __init__(self, config: PoolConfig, sources: Sources, encoders: Encoders) -> None:
         self.config, self.sources, self.encoders = config, sources, encoders
         name = f"audio-{config.split}-{_key('whisper-tiny-en', (config.clips, config.seed))}"
-        self.rows = Rows(name, (config.count, config.clips.seconds[1] * 10, 384))
+        self.rate = encoders.config.audio_rate
+        self.rows = Rows(name, (config.count, config.clips.seconds[1] * self.rate, encoders.config.audio_width))
 
     def clip(self, index: int) -> Clip:
         """Clip number `index`."""
@@ -105,7 +106,7 @@ class ClipPool:
             row = np.zeros(self.rows.data.shape[1:], np.float32)
             row[: len(tokens)] = tokens
             self.rows.put(np.array([index]), row[None])
-        return np.asarray(self.rows.data[index, : clip.seconds * 10], np.float32)
+        return np.asarray(self.rows.data[index, : clip.seconds * self.rate], np.float32)
 
 
 def sources_for(split: str, pictures: int | None = None) -> Sources:

@@ -107,20 +107,6 @@ def media_tokens(frames: int, audio: int, layout: Layout, config: SmolAVConfig) 
     return Tokens(np.zeros(len(row), np.int32), modality, row, seconds.astype(np.float32))
 
 
-def prompt_tokens(media: Media, question: Sequence[int], chat: Chat, layout: Layout, config: SmolAVConfig) -> Tokens:
-    """The whole prompt of one question: turn start, media, question, answer's turn.
-
-    Args:
-        media: the encoded clip.
-        question: token ids of the question.
-        chat: the fixed text.
-        layout: order of the media tokens.
-        config: sizes.
-    """
-    body = media_tokens(len(media.video), len(media.audio), layout, config)
-    return concatenate([text_tokens(chat.before), body, text_tokens([*question, *chat.after])])
-
-
 def media_rows(tokens: Tokens, media: Media) -> tuple[Float[np.ndarray, "T W"], Float[np.ndarray, "T A"]]:
     """Encoder outputs laid along the sequence: [T, video_width] and [T, audio_width], zero where none stands."""
     rows = []

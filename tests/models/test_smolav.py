@@ -14,7 +14,8 @@ from models.interface import create
 from models.smolav.config import AUDIO, LAYOUTS, TEXT, VIDEO, SmolAVConfig
 from models.smolav.lora import init_lora, merge_lora
 from models.smolav.modeling import MediaEmbedder, SmolAV, time_features
-from models.smolav.preprocess import Chat, Media, media_rows, media_tokens, pool_audio, pool_grid, prompt_tokens
+from models.smolav.preprocess import Chat, Media, media_rows, media_tokens, pool_audio, pool_grid
+from tests.prompts import prompt_tokens
 from tests.tolerances import FP32
 
 CONFIG = SmolAVConfig.tiny(video_grid=2, audio_rate=3)

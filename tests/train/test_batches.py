@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from models.smolav.config import LAYOUTS
-from models.smolav.preprocess import Media, prompt_tokens
+from models.smolav.preprocess import Media
+from tests.prompts import prompt_tokens
 from tests.train.synthetic import CHAT, CONFIG, MODEL, SOURCES, SyntheticPictures, SyntheticPool, batch_maker, encode
 from train.batches import collate, pack, question_rows, redraw_pictures
 from train.losses import exact_answers, packed_mask
