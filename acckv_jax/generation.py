@@ -120,7 +120,7 @@ def prefill(
         attention,
         prompt.length - 1,
     )
-    return logits, KVCache(cached, prompt.length, jnp.zeros_like(prompt.length) if delta is None else delta)
+    return logits, _owned(KVCache(cached, prompt.length, jnp.zeros_like(prompt.length) if delta is None else delta))
 
 
 def score(
@@ -182,7 +182,7 @@ def score(
         attention,
         prompt.length - 1,
     )
-    cache = KVCache(cached, total, shift if delta is None else delta)
+    cache = _owned(KVCache(cached, total, shift if delta is None else delta))
     return logits, Scored(cache, _add_sums(weights, collected, before))
 
 
@@ -201,7 +201,12 @@ def prune(scored: Scored, number: int, policy: CachePolicy, *, room: int = 0) ->
     for index, (layer, sums) in enumerate(zip(cache.layers, scored.sums[number], strict=True)):
         capacity = policy.capacity(layer.slots, index, len(cache.layers))
         pruned.append(_prune_layer(layer, sums, cache.length, jnp.int32(index), policy, capacity, room))
-    return dataclasses.replace(cache, layers=tuple(pruned))
+    return _owned(dataclasses.replace(cache, layers=tuple(pruned)))
+
+
+def _owned(cache: KVCache) -> KVCache:
+    """`cache` with buffers of its own: jit hands unchanged inputs on as outputs, and donating these ends the inputs."""
+    return dataclasses.replace(cache, length=jnp.copy(cache.length), delta=jnp.copy(cache.delta))
 
 
 @functools.partial(jax.jit, static_argnames=("policy", "capacity", "room"))
@@ -214,7 +219,8 @@ def _prune_layer(
     capacity: int,
     room: int,
 ) -> LayerCache:
-    return reserve(policy.after_prefill(layer, sums, length, capacity, index), room)
+    pruned = reserve(policy.after_prefill(layer, sums, length, capacity, index), room)
+    return jax.tree.map(jnp.copy, pruned)  # a policy that keeps all hands on its input, see `_owned`
 
 
 def repeat_rows(scored: Scored, times: int) -> Scored:
@@ -262,7 +268,7 @@ def extend(
 
     where = rows.index + cache.delta[:, None] if positions is None else positions
     logits, layers = step(params, inputs, where, cache.layers, attention, prompt.length - 1)
-    return logits, KVCache(layers, rows.total, cache.delta)
+    return logits, _owned(KVCache(layers, rows.total, cache.delta))
 
 
 def decode_step(

@@ -103,7 +103,7 @@ class CachePolicy:
         Returns:
             A layer of `capacity` slots, its `budget` set.
         """
-        return layer
+        return dataclasses.replace(layer, budget=length)
 
     def between_steps(self, layer: LayerCache) -> LayerCache:
         """Runs after every decode step, shape-preserving: evicts once no free slot is left, if `every` is set."""

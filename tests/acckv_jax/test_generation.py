@@ -142,3 +142,34 @@ def test_sampling_follows_the_softmax_of_the_likeliest_tokens():
     shares = np.bincount(np.asarray(draws)[:, 0], minlength=5) / 20_000
     np.testing.assert_allclose(shares, weights / weights.sum(), atol=0.015)
     assert shares[2] == shares[3] == 0
+
+
+def test_decoding_one_policys_cache_leaves_the_scored_prompt_alive():
+    logits, scored = in_chunks()
+    donated = jax.jit(
+        functools.partial(kv.decode, MODEL, policy=kv.CachePolicy(), steps=2), donate_argnums=1, compiler_options=QUICK
+    )
+    for name in ("full", "acckv", "full"):
+        cache = kv.prune(scored, list(CONTRACT).index(name), CONTRACT[name], room=8)
+        donated(params_of(), kv.start_decoding(logits, cache, jax.random.key(0)))
+        deleted = [leaf for leaf in jax.tree.leaves(scored) if leaf.is_deleted()]
+        assert not deleted
+        assert cache.layers[0].k.is_deleted()  # the pruned cache itself was donated
+
+
+def test_a_repeated_prompt_is_as_many_equal_rows():
+    inputs = random_inputs()
+    prompt = kv.make_prompt(np.asarray(inputs.prompt.modality)[:1], LENGTHS[:1])
+    policies = (CONTRACT["h2o"], CONTRACT["full"])
+    score = jax.jit(functools.partial(kv.score, MODEL, policies=policies, layers=MODEL.layers), compiler_options=QUICK)
+    _, one = score(params_of(), inputs.tokens[:1], prompt)
+    three = kv.repeat_rows(one, 3)
+    for row in range(3):
+        for ours, theirs in zip(three.cache.layers, one.cache.layers, strict=True):
+            np.testing.assert_array_equal(ours.k[row], theirs.k[0])
+            np.testing.assert_array_equal(ours.index[row], theirs.index[0])
+        for ours, theirs in zip(three.sums[0], one.sums[0], strict=True):
+            np.testing.assert_array_equal(ours[:, row], theirs[:, 0])
+    np.testing.assert_array_equal(three.cache.length, np.repeat(one.cache.length, 3))
+    with pytest.raises(ValueError, match="only a prompt of one row can be repeated, and this one has 3"):
+        kv.repeat_rows(three, 2)
