@@ -122,7 +122,8 @@ def attend(
         visible = _head(layer, slots)
 
         def step(carry: Sums, block: tuple, visible: LayerCache = visible) -> tuple[Sums, Array]:
-            out, sums = _rows(*block[:2], visible, block[2], log_multiplicity)
+            rows_q, rows_index, rows_stats = block
+            out, sums = _rows(rows_q, rows_index, visible, rows_stats, log_multiplicity)
             return jax.tree.map(jnp.add, carry, sums), out
 
         part, out = jax.lax.scan(

@@ -34,7 +34,7 @@ class TokenCounts:
 def count_tokens(*chunks: Prompt) -> TokenCounts:
     """Counts the tokens of a prompt that arrives in chunks (host read)."""
     modalities = (Modality.TEXT, Modality.VIDEO, Modality.AUDIO)
-    return TokenCounts(*(sum((c.count(m) for c in chunks), np.int64(0)) for m in modalities))
+    return TokenCounts(*(np.stack([c.count(m) for c in chunks]).sum(0) for m in modalities))
 
 
 def check_budget(budget: Budget) -> None:

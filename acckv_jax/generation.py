@@ -219,6 +219,8 @@ def _prune_layer(
     capacity: int,
     room: int,
 ) -> LayerCache:
+    if sums is None:
+        sums = jnp.zeros((0, *layer.index.shape))
     pruned = reserve(policy.after_prefill(layer, sums, length, capacity, index), room)
     return jax.tree.map(jnp.copy, pruned)  # a policy that keeps all hands on its input, see `_owned`
 
@@ -445,6 +447,7 @@ def _add_sums(
             mine = [
                 new + jnp.pad(past, ((0, 0), (0, 0), (0, 0), (0, new.shape[-1] - past.shape[-1])))
                 for new, past in zip(mine, old, strict=True)
+                if past is not None
             ]
         result.append(tuple(mine))
     return tuple(result)

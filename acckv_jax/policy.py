@@ -86,7 +86,7 @@ class CachePolicy:
     def after_prefill(
         self,
         layer: LayerCache,
-        sums: Float[Array, "M B K S"] | None,
+        sums: Float[Array, "M B K S"],
         length: Int[Array, " B"],
         capacity: int,
         index: Int[Array, ""],
@@ -95,7 +95,7 @@ class CachePolicy:
 
         Args:
             layer: every token of the prompt, in time order, with padding anywhere.
-            sums: the column sums asked for.
+            sums: the column sums asked for; M = 0 if none were.
             length: [B] tokens of the prompt.
             capacity: slots of the result (static).
             index: number of the layer.

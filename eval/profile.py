@@ -170,7 +170,7 @@ def measure(options: Options) -> Iterator[Row]:
             decoding = decode_seconds(step, params, logits, cache, policy, options)
             ratio = ratio or decoding
             whole = jax.jit(functools.partial(acckv_jax.prefill, step, policy=policy, layers=layers, room=room))
-            memory = whole.lower(params, tokens, prompt).compile().memory_analysis()
+            memory: Any = whole.lower(params, tokens, prompt).compile().memory_analysis()
             yield Row(
                 policy=name,
                 budget=budget,

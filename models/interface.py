@@ -43,31 +43,57 @@ class Chunk:
 
 
 class AVModel(Protocol):
-    """An audio-video language model, ready to answer questions about clips.
+    """An audio-video language model, ready to answer questions about clips."""
 
-    Attributes:
-        name: as given on the command line.
-        step: the decoder for `acckv_jax`.
-        params: the decoder's parameters.
-        layers: number of decoder layers.
-        context: most tokens that the decoder can tell apart.
-        frame_size: (height, width) that frames are read at.
-        fps: frames per second that are read.
-        tokens_per_second: tokens that a second of picture and sound makes, to say how much to shorten.
-        stop: token ids that end an answer.
-        tau: threshold of AccKV's gate for this family of decoders.
-    """
+    @property
+    def name(self) -> str:
+        """As given on the command line."""
+        ...
 
-    name: str
-    step: StepFn
-    params: Params
-    layers: int
-    context: int
-    frame_size: tuple[int, int]
-    fps: float
-    tokens_per_second: float
-    stop: tuple[int, ...]
-    tau: float
+    @property
+    def step(self) -> StepFn:
+        """The decoder for `acckv_jax`."""
+        ...
+
+    @property
+    def params(self) -> Params:
+        """The decoder's parameters."""
+        ...
+
+    @property
+    def layers(self) -> int:
+        """Number of decoder layers."""
+        ...
+
+    @property
+    def context(self) -> int:
+        """Most tokens that the decoder can tell apart."""
+        ...
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """(height, width) that frames are read at."""
+        ...
+
+    @property
+    def fps(self) -> float:
+        """Frames per second that are read."""
+        ...
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens that a second of picture and sound makes, to say how much to shorten."""
+        ...
+
+    @property
+    def stop(self) -> tuple[int, ...]:
+        """Token ids that end an answer."""
+        ...
+
+    @property
+    def tau(self) -> float:
+        """Threshold of AccKV's gate for this family of decoders."""
+        ...
 
     def prefix(self, media: Media, layout: str) -> Chunk:
         """All that precedes the question, as embeddings."""

@@ -55,7 +55,7 @@ class SnapKV(CachePolicy):
     def after_prefill(
         self,
         layer: LayerCache,
-        sums: Float[Array, "M B K S"] | None,
+        sums: Float[Array, "M B K S"],
         length: Int[Array, " B"],
         capacity: int,
         index: Int[Array, ""],
@@ -77,5 +77,5 @@ def pooled(
     dense = put(jnp.zeros_like(score), at, score)
     half = kernel // 2
     padded = jnp.pad(dense, ((0, 0), (0, 0), (half, half)))
-    mean = sum(padded[..., i : i + slots] for i in range(kernel)) / kernel
+    mean = jnp.stack([padded[..., i : i + slots] for i in range(kernel)]).mean(0)
     return pick(mean, jnp.minimum(at, slots - 1))

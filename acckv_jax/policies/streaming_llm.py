@@ -40,7 +40,7 @@ class StreamingLLM(CachePolicy):
     def after_prefill(
         self,
         layer: LayerCache,
-        sums: Float[Array, "M B K S"] | None,
+        sums: Float[Array, "M B K S"],
         length: Int[Array, " B"],
         capacity: int,
         index: Int[Array, ""],

@@ -66,7 +66,7 @@ def test_smollm2_equals_transformers():
 
 
 def test_sectioned_rotation_equals_the_published_form():
-    """Qwen2-VL takes cos and sin of all three axes at full width, and piece i of sections + sections from axis i % 3."""
+    """Qwen2-VL takes cos and sin of all axes at full width, and piece i of sections + sections from axis i % 3."""
     rng, sections, size, theta = np.random.default_rng(0), (2, 3, 3), 16, 1e6
     positions = rng.integers(0, 500, (3, 2, 7)).astype(np.int32)
     q = rng.standard_normal((2, 7, 4, size)).astype(np.float32)
