@@ -214,7 +214,9 @@ def test_rule_10_only_compressed_layers_accumulate(name):
 
     two, four = memory(2), memory(4)
     full_layer = 2 * LONG * MODEL.kv_heads * MODEL.head_dim * 4
-    metadata = LONG // 8 * MODEL.kv_heads * (4 + 1 + 1 + 4 + 4) + 64
-    added = four.output_size_in_bytes - two.output_size_in_bytes
-    assert full_layer // 8 * 2 <= added <= 2 * (full_layer // 8 + metadata) + 64
-    assert four.temp_size_in_bytes - two.temp_size_in_bytes < full_layer
+    metadata = LONG // 8 * MODEL.kv_heads * (4 + 1 + 1 + 4 + 4) + 128  # with per-row numbers and pointers
+    kept = four.output_size_in_bytes - two.output_size_in_bytes
+    assert full_layer // 8 * 2 <= kept <= 2 * (full_layer // 8 + metadata)
+    # Peak counts live buffers; the temporary size of XLA counts the gaps between them as well.
+    weights = four.argument_size_in_bytes - two.argument_size_in_bytes
+    assert four.peak_memory_in_bytes - two.peak_memory_in_bytes < weights + kept + full_layer // 16
