@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 import acckv_jax
 from acckv_jax import POLICIES, CachePolicy
 from eval.answering import Answer, answer_all, answer_one
-from eval.report import answer_table
+from eval.report import answer_tables
 from eval.roofline import measured_bandwidth
 from models.errors import UserError
 from models.interface import AVModel, Chunk
@@ -127,7 +127,7 @@ def run(options: Options, out: Console, err: Console, load: Callable[[str], AVMo
         for answer in answers:
             print(json.dumps(dataclasses.asdict(answer)))
     else:
-        out.print(answer_table(answers, clip.name))
+        out.print(answer_tables(answers, clip.name))
 
 
 def choose_policies(options: Options, budget: float | int, model: AVModel, *, compare: bool) -> dict[str, CachePolicy]:

@@ -96,7 +96,7 @@ def test_json_is_one_object_with_all_fields(small_model, clip, capsys):
 def test_table_compares_all_policies(small_model, clip):
     text = printed(Options(clip, ("What?",), compare=True, budget="0.5", max_new_tokens=2), small_model)
     for name in POLICIES:
-        assert f" {name} " in text
+        assert f"│{name}" in text
 
 
 @pytest.mark.parametrize("layout", ["interleaved", "blocks"])
