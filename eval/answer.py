@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import jax
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 import acckv_jax
 from acckv_jax import POLICIES, CachePolicy
@@ -27,6 +27,7 @@ from models.media import read_clip
 from models.package_index import cache_root
 from models.registry import load_model
 
+Loader = Callable[[str, Callable[[str, int, int | None], None]], AVModel]
 DEMO = Path(__file__).parent.parent / "models" / "smolav" / "demo"
 
 
@@ -94,7 +95,7 @@ def build_policy(name: str, budget: float | int, options: tuple[str, ...], model
         raise UserError(f"{error}") from error
 
 
-def run(options: Options, out: Console, err: Console, load: Callable[[str], AVModel] = load_model) -> None:
+def run(options: Options, out: Console, err: Console, load: Loader = load_model) -> None:
     """Loads, reads, answers and prints; `load` finds a model by name.
 
     Raises:
@@ -111,8 +112,8 @@ def run(options: Options, out: Console, err: Console, load: Callable[[str], AVMo
     budget = parse_budget(options.budget)
     with progress_bar(err) as progress:
         report = reporter(progress)
-        report(f"loading {options.model} (the first time: downloading its weights)")
-        model = load(options.model)
+        report(f"loading {options.model}")
+        model = load(options.model, download_reporter(progress))
         policies = choose_policies(options, budget, model, compare=compare)
         prefix = read_prefix(clip, options.layout, model, progress, report, err)
         report("measuring memory bandwidth")
@@ -181,6 +182,18 @@ def reporter(progress: Progress) -> Callable[[str], None]:
     """A function that shows what is being done now."""
     task = progress.add_task("starting", total=None)
     return lambda text: progress.update(task, description=text)
+
+
+def download_reporter(progress: Progress) -> Callable[[str, int, int | None], None]:
+    """A function that shows how far each download is."""
+    tasks: dict[str, TaskID] = {}
+
+    def show(label: str, done: int, total: int | None) -> None:
+        if label not in tasks:
+            tasks[label] = progress.add_task(f"downloading {label}", total=total)
+        progress.update(tasks[label], completed=done, total=total)
+
+    return show
 
 
 def main(arguments: list[str] | None = None) -> int:

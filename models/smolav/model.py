@@ -16,6 +16,7 @@ from models.decoder import Decoder
 from models.errors import UserError
 from models.interface import Chunk, Params, define
 from models.media import Media
+from models.package_index import Progress
 from models.smolav.config import LAYOUTS, Layout, SmolAVConfig
 from models.smolav.encoders import FRAME_SIZE, Encoders
 from models.smolav.params import load_smolav
@@ -23,6 +24,9 @@ from models.smolav.preprocess import Chat, Tokens, concatenate, media_rows, medi
 from models.smolav.preprocess import Media as EncodedMedia
 from models.step import DecoderStep
 from models.text import load_smollm2_tokenizer
+from models.weights import fetch
+
+PRETRAINED = ("smollm2", "whisper-tiny-en", "efficientnet-lite0")
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -48,12 +52,14 @@ class SmolAVModel:
     tau = 0.6
 
     @classmethod
-    def load(cls, folder: Path | None = None) -> Self:
-        """Loads the embedded model, or one exported to `folder`.
+    def load(cls, folder: Path | None = None, progress: Progress | None = None) -> Self:
+        """Loads the embedded model, or one exported to `folder`; `progress` is told of downloads.
 
         Raises:
             UserError: if weights cannot be fetched or read.
         """
+        for asset in PRETRAINED:
+            fetch(asset, progress=progress)
         config, graph, params = load_smolav(folder) if folder else load_smolav()
         tokenizer = load_smollm2_tokenizer()
         chat = Chat.smollm2(lambda text: tokenizer.encode(text).ids)

@@ -48,7 +48,7 @@ def clip(tmp_path_factory):
 
 def printed(options, small_model):
     out = io.StringIO()
-    run(options, Console(file=out, width=200), Console(file=io.StringIO()), load=lambda name: small_model)
+    run(options, Console(file=out, width=200), Console(file=io.StringIO()), load=lambda name, progress: small_model)
     return out.getvalue()
 
 
@@ -82,7 +82,7 @@ def test_json_is_one_object_with_all_fields(small_model, clip, capsys):
         Options(clip, ("What?",), policy="acckv", budget="60", max_new_tokens=3, json=True),
         Console(file=io.StringIO()),
         Console(file=io.StringIO()),
-        load=lambda name: small_model,
+        load=lambda name, progress: small_model,
     )
     found = json.loads(capsys.readouterr().out)
     assert set(found) >= FIELDS
