@@ -92,9 +92,9 @@ def test_rule_8_heads_that_do_not_divide_are_replicated(name):
 @pytest.mark.parametrize("kind", ["explicit", "auto"])
 @pytest.mark.parametrize("name", CONTRACT)
 def test_rule_8_a_prune_moves_no_keys_or_values_and_keeps_shardings(name, kind):
-    policy = CONTRACT[name]
+    policy, scored = CONTRACT[name], scored_by(name)
     with set_mesh(kind):
-        scored = place_scored(scored_by(name))
+        scored = place_scored(scored)
         program = jax.jit(kv.prune, static_argnums=(1, 2), static_argnames="room")
         compiled = program.lower(scored, 0, policy, room=4).compile(compiler_options=QUICK)
         pruned = compiled(scored)
@@ -111,7 +111,8 @@ def test_rule_8_a_prune_moves_no_keys_or_values_and_keeps_shardings(name, kind):
 @pytest.mark.parametrize("name", ["h2o", "streaming_llm", "acckv_every_2"])
 def test_rule_8_an_eviction_while_decoding_moves_no_keys_or_values(name):
     policy = kv.every_n_steps(CONTRACT[name], 4)
+    scored = scored_by(name)
     with set_mesh("explicit"):
-        layer = place_scored(scored_by(name)).cache.layers[0]
+        layer = place_scored(scored).cache.layers[0]
         compiled = jax.jit(policy.between_steps).lower(layer).compile(compiler_options=QUICK)
     assert all(size < BUCKET for _, size in moved(compiled.as_text())), moved(compiled.as_text())
