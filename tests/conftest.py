@@ -15,6 +15,13 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _free_compiled_programs() -> Iterator[None]:
+    """Drops a module's compiled programs at its end: each maps memory, and the system limits the maps of a process."""
+    yield
+    jax.clear_caches()
+
+
 @contextlib.contextmanager
 def _mesh(kind: str) -> Iterator[Mesh | None]:
     if kind == "none":
