@@ -3,9 +3,11 @@
     python -m eval.policy_accuracy                     20 clips
     python -m eval.policy_accuracy --clips 200 --out models/smolav/policy_accuracy.json
 
-One question of each group per clip, all over one prefill, and for each policy and budget a prune and a greedy answer;
-an answer counts only if it is exactly the word. Policies that evict while decoding do not do so here: answers are a few
-tokens long. SnapKV observes 16 rows, so that its window fits into a tenth of the shortest clip.
+One question of each group per clip, over one prefill. The prefill's own logits are those of the full cache, whatever
+the policy, and an answer is one or two tokens; so the prompt's last token is held back and run on the pruned cache. The
+second question is another one, asked after the first was answered, on the cache that was pruned for the first: this is
+where a policy shows what it lost. An answer counts only if it is exactly the word. Nothing is evicted while decoding.
+SnapKV observes 16 rows, so that its window fits into a tenth of the shortest clip.
 """
 
 import collections
@@ -36,7 +38,7 @@ from models.smolav.model import SmolAVModel
 from train.clips import Clip
 from train.questions import Question, questions
 
-LENGTHS = (384, 576, 832)
+LENGTHS = (512, 832)
 """Padded lengths of the prefix: few shapes to compile."""
 QUESTION = 64
 """Padded length of the last rows of the prefix with a question; SnapKV's window is among them."""
@@ -94,7 +96,12 @@ def _score(params, inputs, prompt, before, *, step, policies, layers, complete):
     return acckv_jax.score(step, params, inputs, prompt, policies, layers=layers, before=before, complete=complete)
 
 
-@functools.partial(jax.jit, static_argnames=("step", "policy", "stop"), donate_argnames="state")
+@functools.partial(jax.jit, static_argnames=("step", "policy"))
+def _extend(params, inputs, prompt, cache, *, step, policy):
+    return acckv_jax.extend(step, params, inputs, prompt, cache, policy)
+
+
+@functools.partial(jax.jit, static_argnames=("step", "policy", "stop"))
 def _decode(params, state, *, step, policy, stop):
     return acckv_jax.decode(step, params, state, policy, steps=ANSWER - 1, stop=stop)
 
@@ -108,8 +115,8 @@ def batch(chunks: Sequence[Chunk], length: int) -> tuple[jax.Array, Prompt]:
 
 def answers(
     model: SmolAVModel, prefix: Chunk, asked: Sequence[Question], policies: dict[tuple[str, float], CachePolicy]
-) -> Iterator[tuple[tuple[str, float], list[str]]]:
-    """Each policy's answers to all questions, over one prefill."""
+) -> Iterator[tuple[tuple[str, float], list[str], list[str]]]:
+    """Each policy's answers to all questions, and to the next question of the list asked after each; one prefill."""
     # Policies that differ in budget alone share their column sums.
     distinct = dict.fromkeys(dataclasses.replace(policy, budget=1.0) for policy in policies.values())
     sums = {policy: number for number, policy in enumerate(distinct)}
@@ -118,19 +125,35 @@ def answers(
     head, tail = prefix.split(max(1, len(prefix) - window))
     length = next(n for n in LENGTHS if len(head) <= n)
     _, clip = _score(model.params, *batch([head], length), None, complete=False, **shared)
-    rows = [tail.then(model.question(q.text)) for q in asked]
-    rows += rows[:1] * (len(GROUPS) - len(rows))
-    repeated = acckv_jax.repeat_rows(clip, len(rows))
-    logits, scored = _score(model.params, *batch(rows, QUESTION), repeated, complete=True, **shared)
+    padded = [*asked, *asked[:1] * (len(GROUPS) - len(asked))]
+    whole = [tail.then(model.question(q.text)) for q in padded]
+    held_back = [chunk.split(len(chunk) - 1) for chunk in whole]
+    repeated = acckv_jax.repeat_rows(clip, len(padded))
+    _, scored = _score(model.params, *batch([c for c, _ in held_back], QUESTION), repeated, complete=True, **shared)
+    last = batch([c for _, c in held_back], 1)
+    following = [*asked[1:], *asked[:1], *asked[:1] * (len(padded) - len(asked))]
+    second = batch([model.next_question(q.answer, f.text) for q, f in zip(padded, following, strict=True)], QUESTION)
     for name, policy in policies.items():
         cache = acckv_jax.prune(scored, sums[dataclasses.replace(policy, budget=1.0)], policy, room=ANSWER)
-        state = acckv_jax.start_decoding(logits, cache, jax.random.key(0), stop=model.stop)
-        first = np.asarray(state.token)[:, None]
-        made, number, state = _decode(
-            model.params, state, step=model.step, policy=policy.while_decoding(), stop=model.stop
+        run = functools.partial(_extend, step=model.step, policy=policy.while_decoding())
+        logits, cache = run(model.params, *last, cache)
+        later_logits, later = run(model.params, *second, cache)
+        yield (
+            name,
+            _greedy(model, policy, logits, cache, len(asked)),
+            _greedy(model, policy, later_logits, later, len(asked)),
         )
-        tokens = np.concatenate([first, np.asarray(made)[:, : int(number)]], axis=1)
-        yield name, [_text(model, row) for row in tokens[: len(asked)]]
+
+
+def _greedy(
+    model: SmolAVModel, policy: CachePolicy, logits: jax.Array, cache: acckv_jax.KVCache, count: int
+) -> list[str]:
+    """Greedy answers of the first `count` rows."""
+    state = acckv_jax.start_decoding(logits, cache, jax.random.key(0), stop=model.stop)
+    first = np.asarray(state.token)[:, None]
+    made, number, _ = _decode(model.params, state, step=model.step, policy=policy.while_decoding(), stop=model.stop)
+    tokens = np.concatenate([first, np.asarray(made)[:, : int(number)]], axis=1)
+    return [_text(model, row) for row in tokens[:count]]
 
 
 def _text(model: SmolAVModel, row: np.ndarray) -> str:
@@ -147,25 +170,28 @@ def measure(options: Options) -> dict[str, Any]:
     model = SmolAVModel.load()
     policies = variants(options, model.tau)
     clips = HeldOutClips.load(model.encoders)
-    right: dict[tuple[str, float], dict[str, list[bool]]] = {name: {group: [] for group in GROUPS} for name in policies}
+    protocols = ("first", "second")
+    right = {(name, turn): {group: [] for group in GROUPS} for name in policies for turn in protocols}
     held_out = zip(range(options.clips), clips, strict=False)
     for index, (clip, media) in track(held_out, "clips", options.clips, console=Console(stderr=True)):
         prefix = model.encoded_prefix(media, LAYOUTS[index % len(LAYOUTS)])
         asked = one_of_each(clip, index)
-        for name, found in answers(model, prefix, asked, policies):
-            for question, answer in zip(asked, found, strict=True):
-                right[name][group_of(question)].append(answer == question.answer)
+        for name, *turns in answers(model, prefix, asked, policies):
+            for turn, expected, found in zip(protocols, (asked, [*asked[1:], *asked[:1]]), turns, strict=True):
+                for question, answer in zip(expected, found, strict=True):
+                    right[name, turn][group_of(question)].append(answer == question.answer)
     rows = [
         {
             "policy": policy,
             "budget": budget,
+            "question": turn,
             **{
                 group: {"asked": len(hits), "accuracy": round(float(np.mean(hits)), 4) if hits else None}
                 for group, hits in groups.items()
             },
             "all": round(float(np.mean([hit for hits in groups.values() for hit in hits])), 4),
         }
-        for (policy, budget), groups in right.items()
+        for ((policy, budget), turn), groups in right.items()
     ]
     return {"clips": options.clips, "rows": rows}
 
@@ -179,10 +205,12 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         return 2
-    table = Table("policy", "budget", *GROUPS, "all", title=f"{result['clips']} held-out clips, exact answers")
+    table = Table(title=f"{result['clips']} held-out clips, exact answers", padding=(0, 0), pad_edge=False)
+    for name in ("policy", "budget", "question", *GROUPS, "all"):
+        table.add_column(name, no_wrap=True)
     for row in result["rows"]:
         shown = [f"{row[g]['accuracy']:.3f}" if row[g]["asked"] else "-" for g in GROUPS]
-        table.add_row(row["policy"], f"{row['budget']:g}", *shown, f"{row['all']:.3f}")
+        table.add_row(row["policy"], f"{row['budget']:g}", row["question"], *shown, f"{row['all']:.3f}")
     Console().print(table)
     if options.out:
         options.out.write_text(json.dumps(result, indent=1) + "\n")

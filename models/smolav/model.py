@@ -127,15 +127,22 @@ class SmolAVModel:
         if not text.strip():
             raise UserError("The question is empty; ask something about the clip.")
         ids = [*self.tokenizer.encode(text.strip()).ids, *self.chat.after]
-        nothing = EncodedMedia(
-            np.zeros((0, self.config.frame_tokens, self.config.video_width), np.float32),
-            np.zeros((0, self.config.audio_width), np.float32),
-        )
-        return self._chunk(text_tokens(ids), nothing)
+        return self._chunk(text_tokens(ids), self._no_media())
+
+    def next_question(self, answer: str, text: str) -> Chunk:
+        """A further question after an answer: the answer, its end, and a new turn of the user."""
+        ids = [*self.tokenizer.encode(answer).ids, self.chat.end, *self.chat.before]
+        return self._chunk(text_tokens(ids), self._no_media()).then(self.question(text))
 
     def text(self, tokens: list[int]) -> str:
         """Generated tokens as text."""
         return self.tokenizer.decode([token for token in tokens if token != self.chat.end])
+
+    def _no_media(self) -> EncodedMedia:
+        return EncodedMedia(
+            np.zeros((0, self.config.frame_tokens, self.config.video_width), np.float32),
+            np.zeros((0, self.config.audio_width), np.float32),
+        )
 
     def _chunk(self, tokens: Tokens, media: EncodedMedia) -> Chunk:
         video, audio = media_rows(tokens, media)
