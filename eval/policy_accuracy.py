@@ -114,7 +114,7 @@ def batch(chunks: Sequence[Chunk], length: int) -> tuple[jax.Array, Prompt]:
 
 
 def answers(
-    model: SmolAVModel, prefix: Chunk, asked: Sequence[Question], policies: dict[tuple[str, float], CachePolicy]
+    model: SmolAVModel, prefix: Chunk, asked: list[Question], policies: dict[tuple[str, float], CachePolicy]
 ) -> Iterator[tuple[tuple[str, float], list[str], list[str]]]:
     """Each policy's answers to all questions, and to the next question of the list asked after each; one prefill."""
     # Policies that differ in budget alone share their column sums.
