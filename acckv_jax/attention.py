@@ -6,6 +6,7 @@ mechanism.
 """
 
 import dataclasses
+import itertools
 import operator
 
 import jax
@@ -38,27 +39,35 @@ Sums = tuple[Float[Array, "M B K S"], ...]
 def _rows(
     q: Float[Array, "B K G T H"],
     q_index: Int[Array, "B T"],
-    layer: LayerCache,
+    layers: tuple[LayerCache, ...],
     stats: tuple[RowWeights, ...],
     log_multiplicity: bool,
 ) -> tuple[Float[Array, "B K G T H"], Sums]:
-    """Attention of one block of rows over the slots of `layer`, and its share of the column sums."""
-    scale = q.shape[-1] ** -0.5
-    logits = jnp.einsum("bkgth,bksh->bkgts", q, layer.k, preferred_element_type=jnp.float32) * scale
-    if log_multiplicity:
-        logits = logits + jnp.log(jnp.maximum(layer.multiplicity, 1.0))[:, :, None, None, :]
-    age = q_index[:, None, :, None] - layer.index[:, :, None, :]  # [B, K, T, S]
-    seen = layer.valid[:, :, None, :] & (age >= 0)
-    # A finite floor: a padding row that sees nothing must not make NaN.
-    logits = jnp.where(seen[:, :, None], logits, jnp.finfo(jnp.float32).min)
+    """Attention of one block of rows over the slots of all `layers` together, and its share of the column sums."""
+    parts, ages = [], []
+    for layer in layers:
+        logits = jnp.einsum("bkgth,bksh->bkgts", q, layer.k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+        if log_multiplicity:
+            logits = logits + jnp.log(jnp.maximum(layer.multiplicity, 1.0))[:, :, None, None, :]
+        age = q_index[:, None, :, None] - layer.index[:, :, None, :]  # [B, K, T, S]
+        seen = layer.valid[:, :, None, :] & (age >= 0)
+        # A finite floor: a padding row that sees nothing must not make NaN.
+        parts.append(jnp.where(seen[:, :, None], logits, jnp.finfo(jnp.float32).min))
+        ages.append(age)
+    logits = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
     weights = weights / weights.sum(-1, keepdims=True)
-    out = jnp.einsum("bkgts,bksh->bkgth", weights.astype(layer.v.dtype), layer.v)
+    edges = list(itertools.accumulate(layer.slots for layer in layers))
+    out = sum(
+        jnp.einsum("bkgts,bksh->bkgth", share.astype(layer.v.dtype), layer.v)
+        for share, layer in zip(jnp.split(weights, edges[:-1], axis=-1), layers, strict=True)
+    )
     sums = []
     for stat in stats:
-        counted = jnp.where((age == 0)[:, :, None], 0.0, weights) if stat.exclude_diagonal else weights
+        own = jnp.concatenate(ages, axis=-1)[:, :, None] == 0
+        counted = jnp.where(own, 0.0, weights) if stat.exclude_diagonal else weights
         sums.append(jnp.einsum("mbt,bkgts->mbks", stat.weights / q.shape[2], counted))
-    return out, tuple(sums)
+    return jnp.asarray(out), tuple(sums)
 
 
 def _head(layer: LayerCache, slots: int) -> LayerCache:
@@ -77,6 +86,7 @@ def attend(
     *,
     aligned: bool = False,
     log_multiplicity: bool = False,
+    recent: LayerCache | None = None,
 ) -> tuple[Float[Array, "B T N H"], Sums]:
     """Causal attention of new rows over cached slots (their own included).
 
@@ -89,6 +99,7 @@ def attend(
         stats: column sums wanted.
         aligned: promises that slot i holds the token of row i (a first prefill), so that later slots can be skipped.
         log_multiplicity: adds log(multiplicity) of a slot to its logits.
+        recent: further slots, of tokens after those of `layer`; column sums then cover both. For few rows only.
 
     Returns:
         The output [B, T, N, H], and for each entry of `stats` its sums [M, B, K, S].
@@ -97,7 +108,8 @@ def attend(
     kv_heads = layer.k.shape[1]
     grouped = q.reshape(rows, tokens, kv_heads, heads // kv_heads, size).transpose(0, 2, 3, 1, 4)
     if tokens <= BLOCK:
-        out, sums = _rows(grouped, q_index, layer, stats, log_multiplicity)
+        layers = (layer,) if recent is None else (layer, recent)
+        out, sums = _rows(grouped, q_index, layers, stats, log_multiplicity)
         return out.transpose(0, 3, 1, 2, 4).reshape(q.shape), sums
 
     blocks = -(-tokens // BLOCK)
@@ -123,7 +135,7 @@ def attend(
 
         def step(carry: Sums, block: tuple, visible: LayerCache = visible) -> tuple[Sums, Array]:
             rows_q, rows_index, rows_stats = block
-            out, sums = _rows(rows_q, rows_index, visible, rows_stats, log_multiplicity)
+            out, sums = _rows(rows_q, rows_index, (visible,), rows_stats, log_multiplicity)
             return jax.tree.map(jnp.add, carry, sums), out
 
         part, out = jax.lax.scan(

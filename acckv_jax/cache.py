@@ -131,6 +131,28 @@ def append(
     return dataclasses.replace(layer, **written, fill=layer.fill + k.shape[1], finite=layer.finite & new.finite)
 
 
+def empty_like(layer: LayerCache, slots: int) -> LayerCache:
+    """A layer of `slots` empty slots, all of them room."""
+    empty = {name: jnp.zeros_like(getattr(layer, name)[:, :, :slots]) for name in PER_SLOT}
+    return dataclasses.replace(layer, **empty, fill=jnp.int32(0), room=slots)
+
+
+def join(layer: LayerCache, recent: LayerCache) -> LayerCache:
+    """Writes the slots of `recent` that are filled at `fill` of `layer`, where the caller knows there is room."""
+    slots = recent.slots
+    start = jnp.minimum(layer.fill, layer.slots - slots)  # an update further right would be moved here anyway
+    shift = layer.fill - start
+
+    def written(old: Array, new: Array) -> Array:
+        before = jax.lax.dynamic_slice_in_dim(old, start, slots, axis=2)
+        place = jax.lax.broadcasted_iota(jnp.int32, before.shape, 2)
+        window = jnp.where(place < shift, before, jnp.roll(new, shift, axis=2))
+        return jax.lax.dynamic_update_slice_in_dim(old, window, start, axis=2)
+
+    joined = {name: written(getattr(layer, name), getattr(recent, name)) for name in PER_SLOT}
+    return dataclasses.replace(layer, **joined, fill=layer.fill + recent.fill, finite=layer.finite & recent.finite)
+
+
 def take_slots(
     layer: LayerCache, slots: Int[Array, "B K C"], kept: Bool[Array, "B K C"], *, room: int = 0
 ) -> LayerCache:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from acckv_jax.attention import RowWeights, attend
-from acckv_jax.cache import KVCache, LayerCache, append, full_layer, reserve
+from acckv_jax.cache import KVCache, LayerCache, append, empty_like, full_layer, join, reserve
 from acckv_jax.modality import Modality, Prompt
 from acckv_jax.policy import CachePolicy, Rows
 from acckv_jax.sampling import Sampler, greedy
@@ -280,6 +280,8 @@ def decode_step(
     cache: KVCache,
     policy: CachePolicy,
     active: Bool[Array, " B"],
+    *,
+    before: tuple[LayerCache, ...] | None = None,
 ) -> tuple[Float[Array, "B V"], KVCache]:
     """One decode step: appends one token per row, attends, and lets the policy evict; shape-preserving.
 
@@ -290,6 +292,7 @@ def decode_step(
         cache: the cache, with a free slot in every layer.
         policy: evicts between steps if its `every` is set (static).
         active: [B] false for rows that have ended: their token is not cached and their position stays.
+        before: slots of earlier tokens, attended to as well; `cache` then holds the tokens after them.
 
     Returns:
         Logits [B, V] of the next token, and the cache.
@@ -304,6 +307,9 @@ def decode_step(
 
     def attention(number: int, q: Array, k: Array, v: Array, past: LayerCache) -> tuple[Array, LayerCache]:
         layer = append(past, k, v, index, generated, active[:, None])
+        if before is not None:
+            out, _ = attend(q, before[number], index, log_multiplicity=policy.log_multiplicity, recent=layer)
+            return out, layer
         out, sums = attend(q, layer, index, counted, log_multiplicity=policy.log_multiplicity)
         return out, policy.between_steps(_with_mass(layer, sums))
 
@@ -371,17 +377,26 @@ def decode(
         ValueError: if less room was reserved than the steps need.
     """
     _check_room(state.cache, 1 if policy.every else steps)
+    # A loop that writes into what it reads makes XLA copy it at every step. Unless the policy evicts, the loop writes
+    # to a few slots of its own, and these join the cache when it ends.
+    before, limit = None, jnp.int32(steps)
+    if not policy.every:
+        before = state.cache.layers
+        for layer in before:
+            limit = jnp.minimum(limit, layer.slots - layer.fill)
+        own = tuple(empty_like(layer, steps) for layer in before)
+        state = dataclasses.replace(state, cache=dataclasses.replace(state.cache, layers=own))
 
     def unfinished(carry: tuple[Array, Array, DecodeState]) -> Array:
         number, _, state = carry
-        more = (number < steps) & state.active.any()
+        more = (number < limit) & state.active.any()
         for layer in state.cache.layers:
             more = more & (layer.fill < layer.slots)
         return more
 
     def body(carry: tuple[Array, Array, DecodeState]) -> tuple[Array, Array, DecodeState]:
         number, tokens, state = carry
-        logits, cache = decode_step(step, params, state.token, state.cache, policy, state.active)
+        logits, cache = decode_step(step, params, state.token, state.cache, policy, state.active, before=before)
         key, draw = jax.random.split(state.key)
         token = jnp.where(state.active, sampler(logits, draw), state.token)
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], number, axis=1)
@@ -390,6 +405,9 @@ def decode(
 
     tokens = jnp.zeros_like(state.token)[:, None] + jnp.zeros((1, steps), jnp.int32)
     number, tokens, state = jax.lax.while_loop(unfinished, body, (jnp.int32(0), tokens, state))
+    if before is not None:
+        joined = tuple(join(old, new) for old, new in zip(before, state.cache.layers, strict=True))
+        state = dataclasses.replace(state, cache=dataclasses.replace(state.cache, layers=joined))
     return tokens, number, state
 
 
