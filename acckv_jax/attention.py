@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from acckv_jax.cache import LayerCache
 
-BLOCK = 128
+BLOCK = 64
 SEGMENTS = 8
 
 
@@ -55,19 +55,29 @@ def _rows(
         parts.append(jnp.where(seen[:, :, None], logits, jnp.finfo(jnp.float32).min))
         ages.append(age)
     logits = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+    # Not normalised: outputs and sums are divided instead, which saves a pass over rows x slots.
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
-    weights = weights / weights.sum(-1, keepdims=True)
+    total = weights.sum(-1)  # [B, K, G, T]
     edges = list(itertools.accumulate(layer.slots for layer in layers))
     out = sum(
-        jnp.einsum("bkgts,bksh->bkgth", share.astype(layer.v.dtype), layer.v)
+        jnp.einsum("bkgts,bksh->bkgth", share.astype(layer.v.dtype), layer.v, preferred_element_type=jnp.float32)
         for share, layer in zip(jnp.split(weights, edges[:-1], axis=-1), layers, strict=True)
     )
-    sums = []
-    for stat in stats:
-        own = jnp.concatenate(ages, axis=-1)[:, :, None] == 0
-        counted = jnp.where(own, 0.0, weights) if stat.exclude_diagonal else weights
-        sums.append(jnp.einsum("mbt,bkgts->mbks", stat.weights / q.shape[2], counted))
-    return jnp.asarray(out), tuple(sums)
+    out = (out / total[..., None]).astype(layers[0].v.dtype)
+    return out, tuple(_column_sums(stat, weights, total, jnp.concatenate(ages, axis=-1)) for stat in stats)
+
+
+def _column_sums(
+    stat: RowWeights, weights: Float[Array, "B K G T S"], total: Float[Array, "B K G T"], age: Int[Array, "B K T S"]
+) -> Float[Array, "M B K S"]:
+    """The rows' share of the column sums, one vector-matrix product each: faster than one product of all."""
+    rows, heads, group, tokens, slots = weights.shape
+    if stat.exclude_diagonal:
+        weights = jnp.where(age[:, :, None] == 0, 0.0, weights)
+    flat = weights.reshape(rows, heads, group * tokens, slots)
+    share = stat.weights[:, :, None, None, :] / (total * group)[None]  # [M, B, K, G, T]
+    share = share.reshape(-1, rows, heads, group * tokens)
+    return jnp.stack([jnp.einsum("bkr,bkrs->bks", one, flat) for one in share])
 
 
 def _head(layer: LayerCache, slots: int) -> LayerCache:
@@ -149,5 +159,5 @@ def attend(
         )
         outs.append(out)
     out = jnp.concatenate(outs)  # [blocks, B, K, G, BLOCK, H]
-    out = out.transpose(1, 0, 4, 2, 3, 5).reshape(rows, blocks * BLOCK, heads, size)
-    return out[:, :tokens], totals
+    out = out.transpose(1, 0, 4, 2, 3, 5).reshape(rows, blocks * BLOCK, *grouped.shape[1:3], size)
+    return out[:, :tokens].reshape(q.shape), totals

@@ -280,8 +280,6 @@ def decode_step(
     cache: KVCache,
     policy: CachePolicy,
     active: Bool[Array, " B"],
-    *,
-    before: tuple[LayerCache, ...] | None = None,
 ) -> tuple[Float[Array, "B V"], KVCache]:
     """One decode step: appends one token per row, attends, and lets the policy evict; shape-preserving.
 
@@ -292,7 +290,6 @@ def decode_step(
         cache: the cache, with a free slot in every layer.
         policy: evicts between steps if its `every` is set (static).
         active: [B] false for rows that have ended: their token is not cached and their position stays.
-        before: slots of earlier tokens, attended to as well; `cache` then holds the tokens after them.
 
     Returns:
         Logits [B, V] of the next token, and the cache.
@@ -301,22 +298,46 @@ def decode_step(
         ValueError: if no room was reserved for decoding.
     """
     _check_room(cache, 1)
+    logits, cache, _ = _append_token(step, params, tokens, cache, policy, active, None)
+    return logits, _between_steps(cache, policy)
+
+
+def _append_token(
+    step: StepFn,
+    params: Any,
+    tokens: Int[Array, " B"],
+    cache: KVCache,
+    policy: CachePolicy,
+    active: Bool[Array, " B"],
+    before: tuple[LayerCache, ...] | None,
+) -> tuple[Float[Array, "B V"], KVCache, tuple[LayerCache, ...]]:
+    """`decode_step` without eviction, and over the slots of `before` too, of which only the mass changes."""
     index = cache.length[:, None]
     generated = jnp.full_like(index, Modality.GENERATED)
     counted = (RowWeights(active.astype(jnp.float32)[None, :, None]),) if policy.tracks_mass and policy.every else ()
+    older: list[LayerCache] = []
 
     def attention(number: int, q: Array, k: Array, v: Array, past: LayerCache) -> tuple[Array, LayerCache]:
         layer = append(past, k, v, index, generated, active[:, None])
-        if before is not None:
-            out, _ = attend(q, before[number], index, log_multiplicity=policy.log_multiplicity, recent=layer)
-            return out, layer
-        out, sums = attend(q, layer, index, counted, log_multiplicity=policy.log_multiplicity)
-        return out, policy.between_steps(_with_mass(layer, sums))
+        if before is None:
+            out, sums = attend(q, layer, index, counted, log_multiplicity=policy.log_multiplicity)
+            return out, _with_mass(layer, sums)
+        old = before[number]
+        out, sums = attend(q, old, index, counted, log_multiplicity=policy.log_multiplicity, recent=layer)
+        older.append(_with_mass(old, tuple(x[..., : old.slots] for x in sums)))
+        return out, _with_mass(layer, tuple(x[..., old.slots :] for x in sums))
 
     logits, layers = step(
         params, tokens[:, None], index + cache.delta[:, None], cache.layers, attention, jnp.zeros_like(cache.length)
     )
-    return logits, KVCache(layers, cache.length + active.astype(jnp.int32), cache.delta)
+    return logits, KVCache(layers, cache.length + active.astype(jnp.int32), cache.delta), tuple(older)
+
+
+def _between_steps(cache: KVCache, policy: CachePolicy) -> KVCache:
+    return dataclasses.replace(cache, layers=tuple(policy.between_steps(layer) for layer in cache.layers))
+
+
+_Progress = tuple[Array, Array, "DecodeState"]
 
 
 @jax.tree_util.register_dataclass
@@ -377,37 +398,41 @@ def decode(
         ValueError: if less room was reserved than the steps need.
     """
     _check_room(state.cache, 1 if policy.every else steps)
-    # A loop that writes into what it reads makes XLA copy it at every step. Unless the policy evicts, the loop writes
-    # to a few slots of its own, and these join the cache when it ends.
-    before, limit = None, jnp.int32(steps)
-    if not policy.every:
-        before = state.cache.layers
-        for layer in before:
-            limit = jnp.minimum(limit, layer.slots - layer.fill)
-        own = tuple(empty_like(layer, steps) for layer in before)
-        state = dataclasses.replace(state, cache=dataclasses.replace(state.cache, layers=own))
+    size = min(steps, *(layer.room for layer in state.cache.layers)) if policy.every else steps
 
-    def unfinished(carry: tuple[Array, Array, DecodeState]) -> Array:
+    def unfinished(carry: _Progress) -> Array:
         number, _, state = carry
-        more = (number < limit) & state.active.any()
-        for layer in state.cache.layers:
-            more = more & (layer.fill < layer.slots)
-        return more
+        return (number < steps) & state.active.any()
 
-    def body(carry: tuple[Array, Array, DecodeState]) -> tuple[Array, Array, DecodeState]:
+    def until_full(carry: _Progress) -> _Progress:
         number, tokens, state = carry
-        logits, cache = decode_step(step, params, state.token, state.cache, policy, state.active, before=before)
-        key, draw = jax.random.split(state.key)
-        token = jnp.where(state.active, sampler(logits, draw), state.token)
-        tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], number, axis=1)
-        active = state.active & ~_ended(token, stop)
-        return number + 1, tokens, DecodeState(cache, token, active, key)
+        old = state.cache.layers
+        limit = functools.reduce(jnp.minimum, [layer.slots - layer.fill for layer in old], jnp.int32(steps))
+        empty = dataclasses.replace(state.cache, layers=tuple(empty_like(layer, size) for layer in old))
+
+        def has_room(carry: tuple[_Progress, tuple[LayerCache, ...]]) -> Array:
+            return unfinished(carry[0]) & (carry[0][2].cache.layers[0].fill < limit)
+
+        def one_token(carry: tuple[_Progress, tuple[LayerCache, ...]]) -> tuple[_Progress, tuple[LayerCache, ...]]:
+            (number, tokens, state), old = carry
+            logits, cache, old = _append_token(step, params, state.token, state.cache, policy, state.active, old)
+            key, draw = jax.random.split(state.key)
+            token = jnp.where(state.active, sampler(logits, draw), state.token)
+            tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], number, axis=1)
+            active = state.active & ~_ended(token, stop)
+            return (number + 1, tokens, DecodeState(cache, token, active, key)), old
+
+        # A loop that writes into what it reads makes XLA copy it at every step. So this one reads the slots there are
+        # and writes to a few of its own, which join them when it ends.
+        first = number, tokens, dataclasses.replace(state, cache=empty)
+        (number, tokens, state), old = jax.lax.while_loop(has_room, one_token, (first, old))
+        layers = tuple(join(a, b) for a, b in zip(old, state.cache.layers, strict=True))
+        cache = _between_steps(dataclasses.replace(state.cache, layers=layers), policy)
+        return number, tokens, dataclasses.replace(state, cache=cache)
 
     tokens = jnp.zeros_like(state.token)[:, None] + jnp.zeros((1, steps), jnp.int32)
-    number, tokens, state = jax.lax.while_loop(unfinished, body, (jnp.int32(0), tokens, state))
-    if before is not None:
-        joined = tuple(join(old, new) for old, new in zip(before, state.cache.layers, strict=True))
-        state = dataclasses.replace(state, cache=dataclasses.replace(state.cache, layers=joined))
+    start = jnp.int32(0), tokens, state
+    number, tokens, state = jax.lax.while_loop(unfinished, until_full, start) if policy.every else until_full(start)
     return tokens, number, state
 
 

@@ -20,43 +20,62 @@ def nearest(
     key_group: Int[Array, "B K S"],
     pivot_group: Int[Array, "B K C"],
     *,
-    block: int = 512,
+    block: int = 256,
 ) -> Int[Array, "B K S"]:
     """The pivot of largest cosine within each key's group; ties go to the earlier pivot.
 
-    Works through the keys in blocks, so that no S x C array exists for long prompts.
+    Works through blocks of keys and pivots, so that no S x C array exists for long prompts, and skips blocks without a
+    common group: with keys and pivots in the order of their groups little is computed in vain.
 
     Args:
         keys: [B, K, S, H].
         pivots: [B, K, C, H].
         key_group: [B, K, S] group ids; a negative id has no pivot.
         pivot_group: [B, K, C] likewise.
-        block: keys per block (static).
+        block: keys and pivots per block (static).
 
     Returns:
         [B, K, S] number of the pivot, C where the group has none.
     """
     slots, capacity = keys.shape[2], pivots.shape[2]
-    pivots = unit(pivots)
+    keys, key_group = _in_blocks(unit(keys), key_group, block)
+    pivots, pivot_group = _in_blocks(unit(pivots), pivot_group, block)
+    first = block * jnp.arange(len(pivots), dtype=jnp.int32)
 
-    def assign(rows: Array, groups: Array) -> Array:
-        cosine = jnp.einsum("bkth,bkch->bktc", unit(rows), pivots)
-        allowed = (groups[..., None] == pivot_group[:, :, None, :]) & (groups[..., None] >= 0)
-        best = jnp.argmax(jnp.where(allowed, cosine, -jnp.inf), axis=-1).astype(jnp.int32)
-        return jnp.where(allowed.any(-1), best, capacity)
+    def assign(key: tuple[Array, Array]) -> Array:
+        rows, groups = key
 
-    if slots <= block:
-        return assign(keys, key_group)
-    count = -(-slots // block)
-    extra = count * block - slots
-    keys = jnp.pad(keys, ((0, 0), (0, 0), (0, extra), (0, 0)))
-    key_group = jnp.pad(key_group, ((0, 0), (0, 0), (0, extra)), constant_values=-1)
-    blocks = (
-        keys.reshape(*keys.shape[:2], count, block, -1).transpose(2, 0, 1, 3, 4),
-        key_group.reshape(*key_group.shape[:2], count, block).transpose(2, 0, 1, 3),
+        def better(best: tuple[Array, Array], pivot: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], None]:
+            columns, kinds, start = pivot
+            allowed = (groups[..., None] == kinds[:, :, None, :]) & (groups[..., None] >= 0)
+
+            def compared(_: None) -> tuple[Array, Array]:
+                cosine = jnp.where(allowed, jnp.einsum("bkth,bkch->bktc", rows, columns), -jnp.inf)
+                most = cosine.max(-1)
+                number = jax.lax.broadcasted_iota(jnp.int32, cosine.shape, 3)
+                # Two plain reductions: argmax is several times slower on CPU.
+                where = start + jnp.where(cosine == most[..., None], number, block).min(-1)
+                return jnp.where(most > best[0], most, best[0]), jnp.where(most > best[0], where, best[1])
+
+            return jax.lax.cond(allowed.any(), compared, lambda _: best, None), None
+
+        none = jnp.full_like(groups, -jnp.inf, jnp.float32), jnp.full_like(groups, capacity)
+        return jax.lax.scan(better, none, (pivots, pivot_group, first))[0][1]
+
+    out = jax.lax.map(assign, (keys, key_group))  # [blocks, B, K, block]
+    return out.transpose(1, 2, 0, 3).reshape(*out.shape[1:3], -1)[..., :slots]
+
+
+def _in_blocks(x: Float[Array, "B K S H"], group: Int[Array, "B K S"], block: int) -> tuple[Array, Array]:
+    """[N, B, K, block, H] and [N, B, K, block], padded with slots of no group."""
+    count = -(-x.shape[2] // block)
+    extra = count * block - x.shape[2]
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, extra), (0, 0)))
+    group = jnp.pad(group, ((0, 0), (0, 0), (0, extra)), constant_values=-1)
+    return (
+        x.reshape(*x.shape[:2], count, block, -1).transpose(2, 0, 1, 3, 4),
+        group.reshape(*group.shape[:2], count, block).transpose(2, 0, 1, 3),
     )
-    out = jax.lax.map(lambda xs: assign(*xs), blocks)
-    return out.transpose(1, 2, 0, 3).reshape(*key_group.shape)[..., :slots]
 
 
 def weighted_means(

@@ -1,44 +1,38 @@
-"""Choosing slots by score: stable ranks, and compaction in time order. Ties go to the earlier slot."""
+"""Choosing slots by score without sorting, and compaction in time order. Ties go to the earlier slot."""
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt
 
 from acckv_jax.gather import put, slot_numbers
 
 
-def rank_within(
-    scores: Float[Array, "B K S"], group: Int[Array, "B K S"], groups: int
-) -> tuple[Int[Array, "B K S"], Int[Array, "B K S"]]:
-    """Ranks every slot among the slots of its group, highest score first.
+def top(
+    scores: Float[Array, "B K S"], among: Bool[Array, "B K S"], count: Int[Array, " B"] | Int[Array, "B K"]
+) -> Bool[Array, "B K S"]:
+    """True for the `count` best slots of each row (or row and head) out of `among`, all of them if there are fewer.
 
-    Args:
-        scores: [B, K, S] finite scores or infinities.
-        group: [B, K, S] group ids 0..groups-1; a negative id takes no part.
-        groups: number of groups (static).
-
-    Returns:
-        Rank 0.. of each slot within its group (S for slots that take no part), and the size of each slot's group.
+    The lowest score that is still in is found bit by bit: 32 counts over the slots, several times faster than a sort.
     """
-    slots = scores.shape[-1]
-    group = jnp.where(group < 0, groups, group).astype(jnp.int32)
-    slot = slot_numbers(group)
-    _, _, order = jax.lax.sort((group, -scores, slot), dimension=-1, num_keys=2, is_stable=True)
-    place = put(jnp.zeros_like(slot), order, slot)
-    start = size = jnp.zeros_like(group)
-    before = jnp.zeros_like(group[..., :1])
-    for g in range(groups):
-        member = group == g
-        count = member.sum(-1, keepdims=True, dtype=jnp.int32)
-        start, size = jnp.where(member, before, start), jnp.where(member, count, size)
-        before = before + count
-    return jnp.where(group == groups, slots, place - start), size
+    count = count.reshape(*count.shape, *(1,) * (3 - count.ndim))
+    keys = _ordered(scores)
+
+    def refined(number: Int[Array, ""], threshold: UInt[Array, "B K 1"]) -> UInt[Array, "B K 1"]:
+        trial = threshold | (jnp.uint32(1) << (31 - number).astype(jnp.uint32))
+        enough = jnp.sum(among & (keys >= trial), -1, keepdims=True, dtype=jnp.int32) >= count
+        return jnp.where(enough, trial, threshold)
+
+    threshold = jax.lax.fori_loop(0, 32, refined, jnp.zeros_like(keys[..., :1]))
+    above, tied = among & (keys > threshold), among & (keys == threshold)
+    left = count - above.sum(-1, keepdims=True, dtype=jnp.int32)
+    return above | (tied & (jnp.cumsum(tied, -1, dtype=jnp.int32) <= left))
 
 
-def top(scores: Float[Array, "B K S"], among: Bool[Array, "B K S"], count: Int[Array, "B"]) -> Bool[Array, "B K S"]:
-    """True for the `count` best slots of each row and head out of `among`."""
-    rank, _ = rank_within(scores, jnp.where(among, 0, -1), 1)
-    return rank < count[:, None, None]
+def _ordered(scores: Float[Array, "*B"]) -> UInt[Array, "*B"]:
+    """Unsigned integers in the order of the float32 scores; 0.0 and -0.0 are one."""
+    bits = jax.lax.bitcast_convert_type(scores.astype(jnp.float32) + 0.0, jnp.uint32)
+    sign = jnp.uint32(2**31)
+    return jnp.where(bits >= sign, ~bits, bits | sign)
 
 
 def chosen_slots(
@@ -50,8 +44,18 @@ def chosen_slots(
         Slot numbers [B, K, C], whether each is one that was chosen, and for each slot the place [B, K, S] it has there
         (`capacity` for slots not chosen).
     """
-    place = jnp.where(chosen, jnp.cumsum(chosen, axis=-1, dtype=jnp.int32) - 1, capacity)
+    return grouped_slots(jnp.where(chosen, 0, -1), 1, capacity)
+
+
+def grouped_slots(
+    group: Int[Array, "B K S"], groups: int, capacity: int
+) -> tuple[Int[Array, "B K C"], Bool[Array, "B K C"], Int[Array, "B K S"]]:
+    """`chosen_slots` of several groups: those of group 0 first, each group in time order; negative ids are left out."""
+    place, before = jnp.full_like(group, capacity), jnp.zeros_like(group[..., :1])
+    for g in range(groups):
+        member = group == g
+        place = jnp.where(member, before + jnp.cumsum(member, axis=-1, dtype=jnp.int32) - 1, place)
+        before = before + member.sum(-1, keepdims=True, dtype=jnp.int32)
     slot = slot_numbers(place)
     slots = put(jnp.zeros_like(slot[..., :capacity]), place, slot)
-    count = chosen.sum(-1, keepdims=True, dtype=jnp.int32)
-    return slots, slot_numbers(slots) < count, place
+    return slots, slot_numbers(slots) < before, place

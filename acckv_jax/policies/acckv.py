@@ -20,12 +20,12 @@ from jaxtyping import Array, Bool, Float, Int
 from acckv_jax.attention import RowWeights
 from acckv_jax.budget import TokenCounts, rounded_share
 from acckv_jax.cache import LayerCache, take_slots
-from acckv_jax.gather import pick, slot_numbers
+from acckv_jax.gather import pick, put, slot_numbers
 from acckv_jax.merging import merged, nearest, unit, weighted_means
 from acckv_jax.modality import Modality
 from acckv_jax.policy import CachePolicy, Rows, is_text, keep
 from acckv_jax.rotation import unrotated
-from acckv_jax.selection import chosen_slots, rank_within, top
+from acckv_jax.selection import chosen_slots, grouped_slots, top
 from acckv_jax.text import check_text_fits
 
 
@@ -137,11 +137,8 @@ class AccKV(CachePolicy):
         free = layer.budget[:, None] - text.sum(-1, dtype=jnp.int32)  # [B, K]
         generated = layer.valid & (layer.modality == Modality.GENERATED)
         recent_slots = jnp.minimum(self.recent, free // 2)
-        age, _ = rank_within(layer.index.astype(jnp.float32), jnp.where(generated, 0, -1), 1)
-        sure = text | (age < recent_slots[..., None])
-        group = _media_group(layer)
-        rank, size = rank_within(layer.mass, group, 2)
-        sure |= (group >= 0) & (rank < self._floor(size, free - recent_slots, layer.slots))
+        sure = text | top(layer.index.astype(jnp.float32), generated, recent_slots)
+        sure |= self._best_of_each(layer, layer.mass, free - recent_slots)
         score = jnp.where(sure, jnp.inf, layer.mass)
         return keep(layer, top(score, layer.valid, layer.budget), layer.budget, layer.slots - layer.room)
 
@@ -165,41 +162,50 @@ class AccKV(CachePolicy):
         none = alone.sum(-1, keepdims=True) == 0
         return jnp.where(none | (both & (total <= 0)), 0.5, jnp.where(both, share, alone))
 
-    def _floor(self, size: Int[Array, "B K S"], free: Int[Array, "B K"], most: int) -> Int[Array, "B K S"]:
+    def _floor(self, size: Int[Array, "B K"], free: Int[Array, "B K"], most: int) -> Int[Array, "B K"]:
         """Slots that a modality of `size` tokens is sure of among `free` slots, which are at most `most`."""
         if self.floor == 0:
             return jnp.zeros_like(size)
         share = jnp.maximum(rounded_share(self.floor, free, most), 1)
-        return jnp.minimum(size, jnp.minimum(free // 2, share)[..., None])
+        return jnp.minimum(size, jnp.minimum(free // 2, share))
+
+    def _best_of_each(
+        self, layer: LayerCache, score: Float[Array, "B K S"], free: Int[Array, "B K"]
+    ) -> Bool[Array, "B K S"]:
+        """The tokens of best score that a modality's floor is made of."""
+        video, audio = _members(layer)
+        sizes = (m.sum(-1, dtype=jnp.int32) for m in (video, audio))
+        best_video, best_audio = (
+            top(score, m, self._floor(n, free, layer.slots)) for m, n in zip((video, audio), sizes, strict=True)
+        )
+        return best_video | best_audio
 
     def _select(
         self, layer: LayerCache, score: Float[Array, "B K S"], weight: Float[Array, "B 2"], budget: Int[Array, " B"]
     ) -> tuple[Bool[Array, "B K S"], Bool[Array, "B K 1"]]:
         """Tokens kept as they are or as pivots (step 3), and which rows keep everything."""
-        group = _media_group(layer)
+        video, audio = _members(layer)
         free = _free(layer, budget, summary=self.merge == "summary")
-        rank, size = rank_within(score, group, 2)
         if self.split == "joint":
-            weighted = jnp.where(group == 0, weight[:, 0][:, None, None], weight[:, 1][:, None, None]) * score
-            weighted = jnp.where(rank < self._floor(size, free, layer.slots), jnp.inf, weighted)
-            rank, _ = rank_within(weighted, jnp.minimum(group, 0), 1)
-            media = rank < free[..., None]
+            weighted = jnp.where(video, weight[:, 0][:, None, None], weight[:, 1][:, None, None]) * score
+            weighted = jnp.where(self._best_of_each(layer, score, free), jnp.inf, weighted)
+            media = top(weighted, video | audio, free)
         else:
-            video, audio = (jnp.sum(group == g, -1, dtype=jnp.int32) for g in (0, 1))
+            videos, audios = (m.sum(-1, dtype=jnp.int32) for m in (video, audio))
             if self.split == "weighted":
                 wanted = weight[:, :1] * free.astype(jnp.float32)
             else:
-                wanted = _exact_share(video, audio, free)
-            least_video, least_audio = (jnp.minimum(jnp.minimum(self.k_min, n), free // 2) for n in (video, audio))
+                wanted = _exact_share(videos, audios, free)
+            least_video, least_audio = (jnp.minimum(jnp.minimum(self.k_min, n), free // 2) for n in (videos, audios))
             slots = jnp.clip(
                 jnp.round(wanted).astype(jnp.int32),
-                jnp.maximum(least_video, free - audio),
-                jnp.minimum(video, free - least_audio),
+                jnp.maximum(least_video, free - audios),
+                jnp.minimum(videos, free - least_audio),
             )
-            media = rank < jnp.where(group == 0, slots[..., None], (free - slots)[..., None])
-        whole = ((group >= 0).sum(-1) <= _free(layer, budget, summary=False))[..., None]
+            media = top(score, video, slots) | top(score, audio, free - slots)
+        whole = ((video | audio).sum(-1) <= _free(layer, budget, summary=False))[..., None]
         text = layer.valid & is_text(layer.modality)
-        return jnp.where(whole, layer.valid, text | (media & (group >= 0))), whole
+        return jnp.where(whole, layer.valid, text | media), whole
 
     def _assign(
         self, layer: LayerCache, selected: Bool[Array, "B K S"], capacity: int
@@ -216,13 +222,19 @@ class AccKV(CachePolicy):
                 selected = selected | (mine & (slot == last))
                 owner = jnp.where(mine, last, owner)
         elif self.merge == "pivot":
-            slots, kept, _ = chosen_slots(selected, capacity)
-            view = self._view(layer)
-            kind = jnp.minimum(group, 0) if self.cross_modal_merge else group
-            pivot_kind = jnp.where(kept, pick(kind, slots), -2)
-            to = nearest(view, pick(view, slots), jnp.where(lost, kind, -1), pivot_kind)
-            padded = jnp.pad(slots, ((0, 0), (0, 0), (0, 1)), constant_values=none)
-            owner = jnp.where(lost, pick(padded, to), owner)
+            view, kinds = self._view(layer), 1 if self.cross_modal_merge else 2
+            kind = jnp.minimum(group, kinds - 1)
+            losses = max(1, layer.slots - capacity)  # the most there can be: a row's budget grows with its length
+            rows, is_row, _ = grouped_slots(jnp.where(lost, kind, -1), kinds, losses)
+            pivots, is_pivot, _ = grouped_slots(jnp.where(selected, kind, -1), kinds, capacity)
+            to = nearest(
+                pick(view, rows),
+                pick(view, pivots),
+                jnp.where(is_row, pick(kind, rows), -1),
+                jnp.where(is_pivot, pick(kind, pivots), -2),
+            )
+            padded = jnp.pad(pivots, ((0, 0), (0, 0), (0, 1)), constant_values=none)
+            owner = put(owner, jnp.where(is_row, rows, none), pick(padded, to))
         return selected, owner
 
     def _view(self, layer: LayerCache) -> Float[Array, "B K S H"]:
@@ -248,23 +260,20 @@ class AccKV(CachePolicy):
         low = chosen & (group == 1 - high) & (high >= 0) & is_high.any(-1, keepdims=True)
         cosine = self._agreement(layer, is_high, group >= 0, chosen, owner, capacity)
         if self.gate == "quantile":
-            rank, _ = rank_within(cosine, jnp.where(low, 0, -1), 1)
-            number = low.sum(-1, keepdims=True, dtype=jnp.int32)
-            dropped = low & (rank >= number - rounded_share(self.quantile, number, layer.slots))
+            number = low.sum(-1, dtype=jnp.int32)
+            dropped = low & ~top(cosine, low, number - rounded_share(self.quantile, number, layer.slots))
         else:
             dropped = low & (cosine < self.tau)
         if self.floor_after_gate:
             free = _free(layer, budget, summary=self.merge == "summary")
             tokens = low & selected
-            size = jnp.sum(group == 1 - high, -1, keepdims=True, dtype=jnp.int32)
-            least = jnp.minimum(self._floor(size, free, layer.slots), tokens.sum(-1, keepdims=True, dtype=jnp.int32))
-            missing = least - (tokens & ~dropped).sum(-1, keepdims=True, dtype=jnp.int32)
-            rank, _ = rank_within(score, jnp.where(tokens & dropped, 0, -1), 1)
-            dropped = dropped & ~(rank < missing)
+            size = jnp.sum(group == 1 - high, -1, dtype=jnp.int32)
+            least = jnp.minimum(self._floor(size, free, layer.slots), tokens.sum(-1, dtype=jnp.int32))
+            missing = least - (tokens & ~dropped).sum(-1, dtype=jnp.int32)
+            dropped = dropped & ~top(score, tokens & dropped, missing)
         if not self.refill:
             return chosen & ~dropped, owner
-        rank, _ = rank_within(score, jnp.where(is_high & ~selected, 0, -1), 1)
-        refilled = rank < dropped.sum(-1, keepdims=True, dtype=jnp.int32)
+        refilled = top(score, is_high & ~selected, dropped.sum(-1, dtype=jnp.int32))
         slot = slot_numbers(owner)
         owner = jnp.where(refilled, slot, owner)
         if self.merge == "summary":
@@ -323,6 +332,12 @@ def _media_group(layer: LayerCache) -> Int[Array, "B K S"]:
     """0 for video, 1 for audio, -1 for anything else."""
     modality = jnp.where(layer.valid, layer.modality, jnp.int8(Modality.TEXT))
     return jnp.where(modality == Modality.VIDEO, 0, jnp.where(modality == Modality.AUDIO, 1, -1))
+
+
+def _members(layer: LayerCache) -> tuple[Bool[Array, "B K S"], Bool[Array, "B K S"]]:
+    """Which slots hold video, and which hold audio."""
+    group = _media_group(layer)
+    return group == 0, group == 1
 
 
 def _high_priority(layer: LayerCache, weight: Float[Array, "B 2"]) -> Int[Array, "B 1 1"]:

@@ -18,10 +18,11 @@ class H2O(CachePolicy):
     """Keeps the most recent tokens and, of the others, those with the largest sum of attention over all rows.
 
     Attributes:
+        every: decode steps between two prunes; the paper's 1 copies the whole cache at every step.
         recent: share of the budget for recent tokens (the paper's setting is half), in slots rounded half to even.
     """
 
-    every: int = 1
+    every: int = 16
     recent: float = 0.5
     tracks_mass: ClassVar[bool] = True
 

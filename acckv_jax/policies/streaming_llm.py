@@ -16,10 +16,11 @@ class StreamingLLM(CachePolicy):
     """Keeps the first `sinks` tokens and the most recent ones. Positions are not re-numbered: keys stay rotated.
 
     Attributes:
+        every: decode steps between two prunes; the paper's 1 copies the whole cache at every step.
         sinks: first tokens of the sequence that are always kept.
     """
 
-    every: int = 1
+    every: int = 16
     sinks: int = 4
 
     def __post_init__(self) -> None:
