@@ -102,7 +102,7 @@ class Evaluator:
 def outcomes(evaluator: Evaluator, clips: HeldOutClips, count: int) -> Iterator[Outcome]:
     """Every canonical question of the first `count` test clips, the layouts in turn."""
     words = {evaluator.encode(word)[0]: word for word in answer_words(clips.pool.sources)[:-1]}
-    for index, (clip, media) in zip(range(count), clips, strict=False):
+    for index, clip, media in clips.numbered(range(count)):
         layout = LAYOUTS[index % len(LAYOUTS)]
         for row, length in evaluator.pack(clip, media, layout):
             chosen, right = evaluator.answer(row, media, length)

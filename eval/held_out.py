@@ -18,7 +18,7 @@ GROUPS = ("video", "spoken words", "instruments", "audio-visual")
 
 @dataclasses.dataclass(frozen=True)
 class HeldOutClips:
-    """The endless list of test clips of 10 to 30 seconds, 2 to 4 pictures each, not augmented."""
+    """The list of test clips of 10 to 30 seconds, 2 to 4 pictures each, not augmented."""
 
     pool: ClipPool
     pictures: PictureFeatures
@@ -29,11 +29,11 @@ class HeldOutClips:
         pool = ClipPool(PoolConfig(ClipConfig(), MOST, TEST_SEED, "test"), sources_for("test"), encoders)
         return cls(pool, PictureFeatures("test", encoders))
 
-    def __iter__(self) -> Iterator[tuple[Clip, Media]]:
-        """Yields clips in order, with their encoded media."""
-        for index in range(MOST):
-            clip = self.pool.clip(index)
-            yield clip, Media(self.pictures.take(clip.picture_ids), self.pool.audio(index))
+    def numbered(self, numbers: range) -> Iterator[tuple[int, Clip, Media]]:
+        """Yields the clips of these numbers, below MOST, with their encoded media."""
+        for number in numbers:
+            clip = self.pool.clip(number)
+            yield number, clip, Media(self.pictures.take(clip.picture_ids), self.pool.audio(number))
 
 
 def group_of(question: Question) -> str:

@@ -52,6 +52,8 @@ class Options:
 
     clips: int = 20
     """Test clips, at most 1000."""
+    first: int = 0
+    """Number of the first of them: variants are chosen on other clips than they are reported on."""
     budgets: tuple[float, ...] = (0.2, 0.1)
     """Fractions of the prompt to keep."""
     policies: tuple[str, ...] = tuple(name for name in POLICIES if name != "full")
@@ -165,15 +167,17 @@ def _text(model: SmolAVModel, row: np.ndarray) -> str:
 
 def measure(options: Options) -> dict[str, Any]:
     """Runs everything; the result is ready for JSON."""
-    if not 1 <= options.clips <= MOST:
-        raise UserError(f"--clips must be 1 to {MOST}, not {options.clips}.")
+    last = options.first + options.clips
+    if options.clips < 1 or options.first < 0 or last > MOST:
+        wanted = f"{options.first} to {last - 1}"
+        raise UserError(f"--first and --clips must choose among clips 0 to {MOST - 1}, not {wanted}.")
     model = SmolAVModel.load()
     policies = variants(options, model.tau)
     clips = HeldOutClips.load(model.encoders)
     protocols = ("first", "second")
     right = {(name, turn): {group: [] for group in GROUPS} for name in policies for turn in protocols}
-    held_out = zip(range(options.clips), clips, strict=False)
-    for index, (clip, media) in track(held_out, "clips", options.clips, console=Console(stderr=True)):
+    held_out = clips.numbered(range(options.first, last))
+    for index, clip, media in track(held_out, "clips", options.clips, console=Console(stderr=True)):
         prefix = model.encoded_prefix(media, LAYOUTS[index % len(LAYOUTS)])
         asked = one_of_each(clip, index)
         for name, *turns in answers(model, prefix, asked, policies):
