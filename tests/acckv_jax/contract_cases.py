@@ -29,9 +29,9 @@ QUICK = {"xla_backend_optimization_level": 0}
 CONTRACT: dict[str, kv.CachePolicy] = {
     "full": kv.make_policy("full"),
     "random": kv.make_policy("random", budget=0.3, seed=3),
-    "streaming_llm": kv.make_policy("streaming_llm", budget=0.3),
+    "streaming_llm": kv.make_policy("streaming_llm", budget=0.3, every=1),
     "streaming_llm_every_4": kv.every_n_steps(kv.make_policy("streaming_llm", budget=20), 4),
-    "h2o": kv.make_policy("h2o", budget=0.3),
+    "h2o": kv.make_policy("h2o", budget=0.3, every=1),
     "h2o_prefill_only": kv.make_policy("h2o", budget=0.3, every=0, recent=0.25),
     "h2o_every_4": kv.every_n_steps(kv.make_policy("h2o", budget=20), 4),
     "snapkv": kv.make_policy("snapkv", budget=0.3, window_size=8),

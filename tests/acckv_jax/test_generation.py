@@ -96,6 +96,26 @@ def test_the_loop_takes_the_likeliest_token_of_every_step():
         np.testing.assert_array_equal(token, greedy_tokens()[:, number])
 
 
+@pytest.mark.parametrize("name", ["h2o", "h2o_every_4", "streaming_llm_every_4", "acckv_every_2", "acckv_plus_every_4"])
+def test_a_loop_that_evicts_equals_single_steps(name):
+    policy = CONTRACT[name]
+    step = jax.jit(kv.decode_step, static_argnums=(0, 4), compiler_options=QUICK)
+    loop = jax.jit(functools.partial(kv.decode, MODEL), static_argnames=("policy", "steps", "stop"))
+    run = episode(name)
+    first = kv.start_decoding(run.logits, jax.tree.map(jnp.array, run.pruned), jax.random.key(0))
+    stop = (int(first.token[1]),)  # so that a row may end in the midst
+    token, cache, active, expected = first.token, first.cache, first.active, []
+    for _ in range(11):
+        logits, cache = step(MODEL, params_of(), token, cache, policy, active)
+        token = jnp.where(active, jnp.argmax(logits, -1), token).astype(jnp.int32)
+        active = active & (token != stop[0])
+        expected.append(np.asarray(token))
+    some, _, state = loop(params_of(), first, policy=policy, steps=7, stop=stop)
+    others, _, state = loop(params_of(), state, policy=policy, steps=4, stop=stop)
+    np.testing.assert_array_equal(np.concatenate([some, others], axis=1), np.stack(expected, axis=1))
+    assert_same_cache(jax.device_get(state.cache), jax.device_get(cache), **FP32)
+
+
 def test_a_row_that_stops_repeats_its_token_and_leaves_the_others_alone():
     stop = int(greedy_tokens()[0, 2])
     first = [np.flatnonzero(row == stop) for row in greedy_tokens()]
