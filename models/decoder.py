@@ -1,8 +1,8 @@
 """The decoder that every AV-LLM here shares: Llama and Qwen2, with grouped queries and (M-)RoPE.
 
 The decoder knows nothing of caches or policies. It projects, rotates, and hands each layer's q, k and v to `attend`,
-which answers with the attention output and that layer's next cache; so one definition serves training, prefill and
-decoding.
+which answers with the attention output and that layer's next cache; so one definition serves prefill and decoding.
+Training runs the same layers without a cache, over frozen parameters, in `train.language_model`.
 """
 
 import dataclasses

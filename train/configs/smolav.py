@@ -1,4 +1,4 @@
-"""SmolAV on two CPU cores: a little over an hour of training at some 400 tokens per second."""
+"""SmolAV on two CPU cores: about an hour and a half at some 300 tokens per second."""
 
 from models.smolav.config import SmolAVConfig
 from train.clips import ClipConfig
