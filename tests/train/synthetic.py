@@ -100,7 +100,7 @@ def tiny_run(workdir: Path, config: TrainConfig = CONFIG) -> tuple[Run, Params]:
     return Run(config, graph, language_model.freeze(params), batches, validation, workdir), trained
 
 
-def slower(config: TrainConfig, steps: int) -> TrainConfig:
+def with_last_stage(config: TrainConfig, steps: int) -> TrainConfig:
     """The configuration with so many steps in its last stage."""
     stages = (*config.stages[:-1], dataclasses.replace(config.stages[-1], steps=steps))
     return dataclasses.replace(config, stages=stages)

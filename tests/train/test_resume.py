@@ -10,10 +10,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from tests.train.synthetic import CONFIG, slower, tiny_run
+from tests.train.synthetic import CONFIG, tiny_run, with_last_stage
 from train.loop import train
+from train.metrics import read_metrics
 
-LONG = slower(CONFIG, 4000)  # so many steps that the run is killed long before its end
+LONG = with_last_stage(CONFIG, 4000)  # so many steps that the run is killed long before its end
 
 
 def _train_forever(workdir: str) -> None:
@@ -64,6 +65,9 @@ def test_training_learns(tmp_path: Path) -> None:
     after = train(type(run)(**{**vars(run), "say": said.append}), lambda: trained)
     video = after["media"]["video"]
     assert not np.array_equal(before["up"]["kernel"], np.asarray(video["up"]["kernel"]))
+    losses = [float(row["loss"]) for row in read_metrics(tmp_path / "metrics.csv") if row["kind"] == "train"]
+    assert len(losses) == CONFIG.steps
+    assert losses[-1] < losses[0] - 0.1, losses
     np.testing.assert_array_equal(video["mean"], before["mean"])
     assert (tmp_path / "metrics.png").is_file()
     assert any("validation" in line for line in said)
