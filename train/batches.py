@@ -152,7 +152,7 @@ class BatchMaker:
         elif fate < 2 * self.config.drop and clip.sounds:
             clip = dataclasses.replace(clip, pictures=())
         media = Media(self.pictures.take(clip.picture_ids), audio)
-        asked = draw_questions(rng, clip, bucket.questions, vary=True)
+        asked = draw_questions(rng, clip, bucket.questions)
         layout = LAYOUTS[int(rng.integers(len(LAYOUTS)))]
         return pack(media, asked, self.encode, self.chat, layout, self.config.model, bucket.length), media
 

@@ -1,6 +1,6 @@
 """Clips composed from single items: pictures shown one after the other, with sounds while they are shown.
 
-A clip is a timeline; its pixels and its waveform are made from it on demand. Within a clip no class occurs twice, so
+A clip is a timeline; its waveform is made from it on demand. Within a clip no class occurs twice, so
 that every question of `train.questions` has one answer. Everything here is NumPy and pickles, for grain's workers.
 """
 
@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 
-from models.resize import resize_bilinear
 from models.waveform import SAMPLE_RATE
 from train.sources.items import Sounds, Sources
 
@@ -65,12 +64,6 @@ class Clip:
     def picture_ids(self) -> Int[np.ndarray, " n"]:
         """Picture id on screen at each whole second (1 frame per second); empty without pictures."""
         return np.array([p.picture for p in self.pictures for _ in range(p.start, p.end)], np.int64)
-
-    def frames(self, images: UInt8[np.ndarray, "m h w 3"], size: int = 224) -> UInt8[np.ndarray, "n size size 3"]:
-        """Renders one frame per second from the split's pictures (`cifar10.load(split).images`)."""
-        repeats = [p.end - p.start for p in self.pictures]
-        shown = images[[p.picture for p in self.pictures]]
-        return np.repeat(resize_bilinear(shown, size, size), repeats, axis=0)
 
     def audio(self, sources: Sources) -> Float[np.ndarray, " samples"]:
         """Renders the waveform, 16 kHz mono, `seconds` long."""
@@ -181,60 +174,27 @@ def _noise(rng: np.random.Generator, config: ClipConfig) -> tuple[float, int]:
     return (float(10 ** rng.uniform(*config.noise)), int(rng.integers(1 << 31))) if config.augment else (0.0, 0)
 
 
-def compose(
-    rng: np.random.Generator,
-    sources: Sources,
-    config: ClipConfig = ClipConfig(),
-    *,
-    seconds: int | None = None,
-    num_items: int | None = None,
-) -> Clip:
-    """Composes a clip; the same generator state, sources and configuration give the same clip.
+def clip_at(seed: int, index: int, sources: Sources, config: ClipConfig = ClipConfig()) -> Clip:
+    """Composes clip `index` of the endless list that `seed` names: random access, for grain and for test sets.
 
     Args:
-        rng: source of all randomness.
+        seed: names the list.
+        index: number of the clip in it.
         sources: items of one split.
         config: how clips are composed.
-        seconds: duration; drawn from `config.seconds` when None.
-        num_items: number of pictures; drawn from `config.items` when None.
-
-    Raises:
-        ValueError: the pictures do not fit into the duration.
     """
-    seconds = int(rng.integers(config.seconds[0], config.seconds[1] + 1)) if seconds is None else seconds
+    rng = np.random.default_rng([seed, index])
+    seconds = int(rng.integers(config.seconds[0], config.seconds[1] + 1))
     most = seconds // config.shortest
-    if num_items is None:
-        num_items = int(rng.integers(min(config.items[0], most), min(config.items[1], most) + 1))
-    if not 1 <= num_items <= most:
-        raise ValueError(
-            f"{num_items} pictures of at least {config.shortest} s do not fit into {seconds} s; ask for 1 to {most}."
-        )
+    count = int(rng.integers(min(config.items[0], most), min(config.items[1], most) + 1))
     deal = _Deal()
     pictures, sounds = [], []
-    heard = rng.random(num_items) >= config.silent
-    heard[rng.integers(num_items)] = True
-    for (start, end), sound in zip(_spans(rng, seconds, num_items, config.shortest), heard, strict=True):
-        index = deal.draw(rng, "picture", sources.picture_labels)
-        pictures.append(PictureSpan(index, sources.picture_names[int(sources.picture_labels[index])], start, end))
+    heard = rng.random(count) >= config.silent
+    heard[rng.integers(count)] = True
+    for (start, end), sound in zip(_spans(rng, seconds, count, config.shortest), heard, strict=True):
+        picture = deal.draw(rng, "picture", sources.picture_labels)
+        pictures.append(PictureSpan(picture, sources.picture_names[int(sources.picture_labels[picture])], start, end))
         if sound:
             kind: SoundKind = "digit" if rng.random() < config.digits else "instrument"
             sounds.append(_sound(rng, sources, config, deal, kind, start, end))
     return Clip(seconds, tuple(pictures), tuple(sounds), _noise(rng, config))
-
-
-def compose_single(
-    rng: np.random.Generator,
-    sources: Sources,
-    kind: Literal["picture", "digit", "instrument"],
-    config: ClipConfig = ClipConfig(),
-) -> Clip:
-    """Composes a clip of one item for the first stage of training: a still for one second, or a sound for two."""
-    if kind == "picture":
-        index = _Deal().draw(rng, kind, sources.picture_labels)
-        return Clip(1, (PictureSpan(index, sources.picture_names[int(sources.picture_labels[index])], 0, 1),), ())
-    return Clip(2, (), (_sound(rng, sources, config, _Deal(), kind, 0, 2),), _noise(rng, config))
-
-
-def clip_at(seed: int, index: int, sources: Sources, config: ClipConfig = ClipConfig()) -> Clip:
-    """Composes clip `index` of the endless list that `seed` names: random access, for grain and for test sets."""
-    return compose(np.random.default_rng([seed, index]), sources, config)

@@ -83,12 +83,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def run_training(config: TrainConfig, workdir: Path, stop_at: int | None, say: Callable[[str], None]) -> Params:
-    """Prepares the features and trains.
-
-    Returns:
-        The trained parameters.
-    """
+def run_training(config: TrainConfig, workdir: Path, stop_at: int | None, say: Callable[[str], None]) -> None:
+    """Prepares the features and trains."""
     jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))
     workdir.mkdir(parents=True, exist_ok=True)
     encoders = Encoders.load(config.model)
@@ -106,7 +102,7 @@ def run_training(config: TrainConfig, workdir: Path, stop_at: int | None, say: C
     graph, _ = define(lambda: MediaEmbedder(config.model, rngs=nnx.Rngs(0)))
     run = Run(config, graph, language_model.freeze(params), batches, validation, workdir, say)
     embeddings, unseen = params["tokens"]["embedding"], pictures["validation"]
-    return train(run, lambda: initial(config, graph, encode, embeddings, batches, unseen, say), stop_at)
+    train(run, lambda: initial(config, graph, encode, embeddings, batches, unseen, say), stop_at)
 
 
 def initial(

@@ -9,10 +9,11 @@ from train.clips import Clip, PictureSpan, SoundKind, SoundSpan
 
 Kind = Literal["video", "audio", "audio_visual"]
 
-# What fills {what}, and how a sound is named when it marks a moment: "while {cue}".
+# What fills {order}.
 ORDINALS = ("first", "second", "third", "fourth")
 
-# The first phrasing of each list is the one used for validation and test; training draws from all.
+# The first phrasing of each list is the one used for validation and test; training draws from all. {cue} is filled with
+# the name of what marks the moment: the picture on screen, or what is heard.
 PHRASINGS: dict[str, tuple[str, ...]] = {
     "what": ("What is shown?", "What is on screen?", "What does the picture show?"),
     "what_order": ("What is shown {order}?", "What is the {order} thing on screen?", "What is the {order} picture of?"),
@@ -124,28 +125,19 @@ def questions(clip: Clip, rng: np.random.Generator | None = None) -> list[Questi
     return result
 
 
-def draw_questions(
-    rng: np.random.Generator, clip: Clip, count: int, *, vary: bool, kinds: tuple[Kind, ...] | None = None
-) -> list[Question]:
-    """Draws `count` questions, as evenly over the kinds as the clip allows, and with repeats when it has too few.
+def draw_questions(rng: np.random.Generator, clip: Clip, count: int) -> list[Question]:
+    """Draws `count` questions for training, in any phrasing.
 
-    Args:
-        rng: source of randomness.
-        clip: a composed clip.
-        count: how many.
-        vary: draw phrasings (training) or keep to the canonical ones (validation and test).
-        kinds: restricts the kinds.
+    They are spread as evenly over the kinds as the clip allows, and repeated when it has too few.
 
     Raises:
-        ValueError: the clip answers no question of these kinds.
+        ValueError: the clip answers no question.
     """
-    everything = questions(clip, rng if vary else None)
     by_kind: dict[Kind, list[Question]] = {}
-    for question in everything:
-        if kinds is None or question.kind in kinds:
-            by_kind.setdefault(question.kind, []).append(question)
+    for question in questions(clip, rng):
+        by_kind.setdefault(question.kind, []).append(question)
     if not by_kind:
-        raise ValueError(f"The clip answers no question of the kinds {kinds}.")
+        raise ValueError("The clip has neither pictures nor sounds, so it answers no question.")
     queues = {kind: [group[i] for i in rng.permutation(len(group))] for kind, group in by_kind.items()}
     order = [list(queues)[i] for i in rng.permutation(len(queues))]
     drawn = []

