@@ -45,18 +45,14 @@ class Media:
     """A decoded clip.
 
     Attributes:
-        frames: sampled RGB frames; None for sound alone.
-        timestamps: the time in seconds at which each frame was sampled, from the start of the clip.
+        frames: RGB frames, sampled every 1 / fps seconds from the start of the clip; None for sound alone.
         audio: 16 kHz mono in [-1, 1], from the start of the clip; None without a sound track. Its length is what the
-            file holds, not exactly 16,000 times the duration.
-        duration: seconds until the end of the later of pictures and sound.
+            file holds, not exactly 16,000 times the duration of the pictures.
         notes: sentences about damage that was skipped.
     """
 
     frames: UInt8[np.ndarray, "n h w 3"] | None
-    timestamps: Float[np.ndarray, " n"]
     audio: Float[np.ndarray, " samples"] | None
-    duration: float
     notes: tuple[str, ...] = ()
 
 
@@ -131,7 +127,7 @@ def _read_pictures(files: list[Path], fps: float, size: tuple[int, int] | None, 
         size = size or sampled[0].shape[:2]
         if progress is not None:
             progress(len(sampled) / fps, len(files) / fps)
-    return Media(np.stack(sampled), np.arange(len(sampled)) / fps, None, len(sampled) / fps)
+    return Media(np.stack(sampled), None)
 
 
 def _read_container(
@@ -165,5 +161,4 @@ def _read_container(
         if damage.damaged
         else ()
     )
-    frames = np.stack(pictures.sampled) if pictures.sampled else None
-    return Media(frames, np.arange(len(pictures.sampled)) / fps, wave, max(ends.values()), notes)
+    return Media(np.stack(pictures.sampled) if pictures.sampled else None, wave, notes)

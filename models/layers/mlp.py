@@ -19,15 +19,12 @@ class SwiGLU(nnx.Module):
         *,
         rules: ShardingRules,
         rngs: nnx.Rngs,
-        use_bias: bool = False,
         dtype: jnp.dtype = jnp.float32,
     ) -> None:
-        into = {"axis_out": rules.mlp, "batch": rules.batch, "use_bias": use_bias, "rngs": rngs, "dtype": dtype}
+        into = {"axis_out": rules.mlp, "batch": rules.batch, "rngs": rngs, "dtype": dtype}
         self.gate = Linear(features, hidden, **into)
         self.up = Linear(features, hidden, **into)
-        self.down = Linear(
-            hidden, features, axis_in=rules.mlp, batch=rules.batch, use_bias=use_bias, rngs=rngs, dtype=dtype
-        )
+        self.down = Linear(hidden, features, axis_in=rules.mlp, batch=rules.batch, rngs=rngs, dtype=dtype)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Applies the layer."""

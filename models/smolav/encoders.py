@@ -18,7 +18,7 @@ from models.vision.efficientnet_lite import load_efficientnet_lite0
 
 WINDOW_SECONDS = 30  # Whisper was trained on exactly this much; shorter sound is padded, longer is cut into windows
 RATE = 50  # Whisper's vectors per second
-FRAME_SIZE = 224
+FRAME_SIZE = 224  # EfficientNet-Lite0 was trained on pictures of this size
 BATCH = 8  # frames per call: one compilation serves every clip
 
 

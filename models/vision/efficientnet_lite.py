@@ -52,7 +52,6 @@ class EfficientNetLiteConfig:
     Attributes:
         width: factor on the channels.
         depth: factor on the number of blocks of a stage.
-        image_size: pixels per side that the weights were trained on.
         classes: outputs of the classifier.
         stem: channels of the first convolution.
         head: channels of the last one.
@@ -60,7 +59,6 @@ class EfficientNetLiteConfig:
 
     width: float
     depth: float
-    image_size: int
     classes: int = 1000
     stem: int = 32
     head: int = 1280
@@ -68,7 +66,7 @@ class EfficientNetLiteConfig:
     @classmethod
     def lite0(cls) -> Self:
         """EfficientNet-Lite0: 4.65 M parameters, 224 pixels, ImageNet-1k."""
-        return cls(1.0, 1.0, 224)
+        return cls(1.0, 1.0)
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -137,10 +135,6 @@ class EfficientNetLite(nnx.Module):
     def logits(self, features: Float[Array, "B Y X C"]) -> Float[Array, "B classes"]:
         """ImageNet logits from the map that `features` gives."""
         return self.classifier(jnp.mean(jax.nn.relu6(self.head(features)), axis=(1, 2)))
-
-    def __call__(self, images: Float[Array, "B Y X 3"] | Int[Array, "B Y X 3"]) -> Float[Array, "B classes"]:
-        """ImageNet logits of RGB images, values 0 to 255."""
-        return self.logits(self.features(images))
 
 
 def load_efficientnet_lite0() -> tuple[nnx.GraphDef, Params]:
