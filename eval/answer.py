@@ -3,22 +3,21 @@
 Without arguments it answers the bundled clip's questions with the full cache and with every policy.
 """
 
-import ast
 import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-import acckv_jax
 from acckv_jax import POLICIES, CachePolicy
 from eval.answering import Answer, answer_all, answer_one
+from eval.policies import build_policy
 from eval.report import answer_tables
 from eval.roofline import measured_bandwidth
 from models.errors import UserError
@@ -74,27 +73,6 @@ def parse_budget(text: str) -> float | int:
         ) from error
 
 
-def build_policy(name: str, budget: float | int, options: tuple[str, ...], model: AVModel) -> CachePolicy:
-    """A policy as typed, with the gate's threshold for the model's family.
-
-    Raises:
-        UserError: on an unknown name, option or value.
-    """
-    chosen: dict[str, Any] = {"tau": model.tau} if name.startswith("acckv") else {}
-    for option in options:
-        key, equals, value = option.partition("=")
-        if not equals:
-            raise UserError(f"Option {option!r} has no value; write NAME=VALUE.")
-        try:
-            chosen[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            chosen[key] = value
-    try:
-        return acckv_jax.make_policy(name, budget=budget, **chosen)
-    except ValueError as error:
-        raise UserError(f"{error}") from error
-
-
 def run(options: Options, out: Console, err: Console, load: Loader = load_model) -> None:
     """Loads, reads, answers and prints; `load` finds a model by name.
 
@@ -135,10 +113,10 @@ def choose_policies(options: Options, budget: float | int, model: AVModel, *, co
     """The policies to answer with, by name."""
     if not compare:
         name = options.policy or DEFAULT_POLICY
-        return {name: build_policy(name, budget, options.option, model)}
+        return {name: build_policy(name, budget, options.option, tau=model.tau)}
     if options.option:
         raise UserError("--option belongs to one policy; name it with --policy instead of --compare.")
-    return {name: build_policy(name, 1.0 if name == "full" else budget, (), model) for name in POLICIES}
+    return {name: build_policy(name, 1.0 if name == "full" else budget, tau=model.tau) for name in POLICIES}
 
 
 def read_prefix(

@@ -12,6 +12,7 @@ import numpy as np
 
 import acckv_jax
 from acckv_jax import CachePolicy, KVCache, Modality, Prompt
+from eval.policies import check_policies
 from eval.roofline import step_bytes
 from models.errors import UserError
 from models.interface import AVModel, Chunk
@@ -118,20 +119,6 @@ def check_fits(model: AVModel, prompt: Chunk, new_tokens: int) -> None:
         )
 
 
-def check_policies(policies: dict[str, CachePolicy], prompt: Chunk) -> None:
-    """Checks every policy's budget against a prompt.
-
-    Raises:
-        UserError: if a budget is too small, naming the policy.
-    """
-    counts = acckv_jax.count_tokens(acckv_jax.make_prompt(prompt.modality[None]))
-    for name, policy in policies.items():
-        try:
-            policy.check(counts)
-        except ValueError as error:
-            raise UserError(f"Policy {name}: {error}") from error
-
-
 def answer_one(
     model: AVModel,
     prefix: Chunk,
@@ -149,7 +136,7 @@ def answer_one(
     name, chosen = policy
     prompt = prefix.then(model.question(question))
     check_fits(model, prompt, new_tokens)
-    check_policies({name: chosen}, prompt)
+    check_policies({name: chosen}, prompt.modality)
     inputs, described = padded(prompt)
     report("prefill")
     (logits, cache), seconds = timed(
@@ -183,7 +170,7 @@ def answer_all(
     for question in questions:
         prompt = prefix.then(model.question(question))
         check_fits(model, prompt, new_tokens)
-        check_policies(policies, prompt)
+        check_policies(policies, prompt.modality)
     window = max(policy.window for policy in policies.values())
     head, tail = prefix.split(max(1, len(prefix) - window))
     shared: dict[str, Any] = {"step": model.step, "policies": tuple(policies.values()), "layers": model.layers}

@@ -7,7 +7,6 @@ One question of each group per clip, over one prefill. The prefill's own logits 
 the policy, and an answer is one or two tokens; so the prompt's last token is held back and run on the pruned cache. The
 second question is another one, asked after the first was answered, on the cache that was pruned for the first: this is
 where a policy shows what it lost. An answer counts only if it is exactly the word. Nothing is evicted while decoding.
-SnapKV observes 16 rows, so that its window fits into a tenth of the shortest clip.
 """
 
 import collections
@@ -30,6 +29,7 @@ from rich.table import Table
 import acckv_jax
 from acckv_jax import POLICIES, CachePolicy, Prompt
 from eval.held_out import GROUPS, MOST, HeldOutClips, group_of
+from eval.policies import build_policy, check_policies
 from models.errors import UserError
 from models.interface import Chunk
 from models.package_index import cache_root
@@ -44,6 +44,8 @@ QUESTION = 64
 """Padded length of the last rows of the prefix with a question; SnapKV's window is among them."""
 ANSWER = 4
 """Most tokens of an answer, its end included."""
+WINDOW = 16
+"""Rows that SnapKV observes, so that its window fits into a tenth of the shortest clip."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Options:
     policies: tuple[str, ...] = tuple(name for name in POLICIES if name != "full")
     """Policies; the full cache is always measured."""
     option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """A further variant as NAME:KEY=VALUE,KEY=VALUE (a policy with options), for ablations; may be repeated."""
+    """A further variant as POLICY:NAME=VALUE,NAME=VALUE, for ablations; may be repeated."""
     out: Path | None = None
     """Also write the result as JSON."""
 
@@ -70,18 +72,16 @@ def variants(options: Options, tau: float) -> dict[tuple[str, float], CachePolic
     Raises:
         UserError: on an unknown policy, option or budget.
     """
-    named: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in options.policies}
+    named: dict[str, tuple[str, list[str]]] = {name: (name, []) for name in options.policies}
     for text in options.option:
         name, _, pairs = text.partition(":")
-        named[text] = (name, {k: json.loads(v) for k, _, v in (pair.partition("=") for pair in pairs.split(","))})
-    found: dict[tuple[str, float], CachePolicy] = {("full", 1.0): acckv_jax.make_policy("full")}
+        if not pairs:
+            raise UserError(f"Variant {text!r} names no option; write POLICY:NAME=VALUE,NAME=VALUE.")
+        named[text] = (name, pairs.split(","))
+    found = {("full", 1.0): build_policy("full", 1.0)}
     for label, (name, chosen) in named.items():
-        family = {"tau": tau} if name.startswith("acckv") else {"window_size": 16} if name == "snapkv" else {}
         for budget in options.budgets:
-            try:
-                found[label, budget] = acckv_jax.make_policy(name, budget=budget, every=0, **(family | chosen))
-            except ValueError as error:
-                raise UserError(str(error)) from error
+            found[label, budget] = build_policy(name, budget, chosen, tau=tau, window_size=WINDOW, every=0)
     return found
 
 
@@ -129,6 +129,9 @@ def answers(
     _, clip = _score(model.params, *batch([head], length), None, complete=False, **shared)
     padded = [*asked, *asked[:1] * (len(GROUPS) - len(asked))]
     whole = [tail.then(model.question(q.text)) for q in padded]
+    labelled = {f"{label} at budget {budget:g}": policy for (label, budget), policy in policies.items()}
+    for chunk in whole:
+        check_policies(labelled, head.then(chunk).modality[:-1])
     held_back = [chunk.split(len(chunk) - 1) for chunk in whole]
     repeated = acckv_jax.repeat_rows(clip, len(padded))
     _, scored = _score(model.params, *batch([c for c, _ in held_back], QUESTION), repeated, complete=True, **shared)
@@ -171,8 +174,8 @@ def measure(options: Options) -> dict[str, Any]:
     if options.clips < 1 or options.first < 0 or last > MOST:
         wanted = f"{options.first} to {last - 1}"
         raise UserError(f"--first and --clips must choose among clips 0 to {MOST - 1}, not {wanted}.")
+    policies = variants(options, SmolAVModel.tau)
     model = SmolAVModel.load()
-    policies = variants(options, model.tau)
     clips = HeldOutClips.load(model.encoders)
     protocols = ("first", "second")
     right = {(name, turn): {group: [] for group in GROUPS} for name in policies for turn in protocols}

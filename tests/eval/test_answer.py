@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 
 from acckv_jax import POLICIES, bucket_length
-from eval.answer import DEMO, Options, build_policy, main, parse_budget, run
+from eval.answer import DEMO, Options, main, parse_budget, run
 from eval.answering import answer_all, answer_one
+from eval.policies import build_policy
 from models.clip_writer import write_clip
 from models.errors import UserError
 from models.media import read_clip
@@ -55,7 +56,7 @@ def printed(options, small_model):
 @pytest.mark.parametrize("name", POLICIES)
 def test_one_question_gives_what_it_gives_among_many(name, small_model, prefix):
     budget = 1.0 if name == "full" else 0.2
-    policy = build_policy(name, budget, (), small_model)
+    policy = build_policy(name, budget, tau=small_model.tau)
     *pieces, alone = answer_one(small_model, prefix, QUESTIONS[1], (name, policy), 6, 1e10)
     among = list(answer_all(small_model, prefix, QUESTIONS, {name: policy}, 6, 1e10))[1]
     assert "".join(pieces).strip() == alone.answer == among.answer
@@ -68,7 +69,7 @@ def test_one_question_gives_what_it_gives_among_many(name, small_model, prefix):
 
 
 def test_bytes_are_what_the_budget_promises(small_model, prefix):
-    policy = build_policy("acckv_plus", 0.2, (), small_model)
+    policy = build_policy("acckv_plus", 0.2, tau=small_model.tau)
     *_, answer = answer_one(small_model, prefix, QUESTIONS[0], ("acckv_plus", policy), 4, 1e10)
     bucket = bucket_length(sum(answer.tokens.values()))
     decoder = small_model.config.decoder
@@ -106,7 +107,7 @@ def test_sound_alone_and_pictures_alone(layout, small_model, tmp_path):
     write_clip(tmp_path / "sound.mkv", None, 1, np.sin(np.arange(48000) / 8).astype(np.float32) / 4)
     for name, absent in (("silent.mp4", "audio"), ("sound.mkv", "video")):
         media = read_clip(tmp_path / name, 1.0, size=small_model.frame_size)
-        policy = build_policy("acckv", 0.6, (), small_model)
+        policy = build_policy("acckv", 0.6, tau=small_model.tau)
         chunk = small_model.prefix(media, layout)
         *_, answer = answer_one(small_model, chunk, "What?", ("acckv", policy), 2, 1e10)
         assert answer.tokens[absent] == 0 and sum(answer.tokens.values()) > 30
@@ -123,9 +124,9 @@ def test_sound_alone_and_pictures_alone(layout, small_model, tmp_path):
         ({"budget": "many"}, "is no number"),
         ({"budget": "5"}, "smallest possible budget is"),
         ({"policy": "lru"}, "unknown policy 'lru'; choose one of full,"),
-        ({"option": ("speed=9",)}, "does not take these options"),
+        ({"option": ("speed=9",)}, "has no option 'speed'"),
         ({"option": ("floor",)}, "has no value; write NAME=VALUE"),
-        ({"option": ("split=evenly",)}, "choose one of joint"),
+        ({"option": ("split=evenly",)}, "choose one of: joint"),
         ({"layout": "diagonal"}, "Unknown layout 'diagonal'; choose one of interleaved, blocks"),
         ({"questions": ("  ",)}, "question is empty"),
         ({"questions": ()}, "No question was asked"),
