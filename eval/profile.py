@@ -1,37 +1,30 @@
 """Measures what a cache policy costs and saves: ``python -m eval.profile [options]``.
 
 For a random Qwen2 or for SmolLM2: prefill, column statistics, pruning, decoding, live bytes, compiled memory, and how
-near decoding comes to the machine's measured bandwidth. Times are wall-clock seconds after a warm-up run.
+near decoding comes to the machine's measured bandwidth; for AccKV also many budgets from one prefill. Times are
+wall-clock seconds after a warm-up run.
 """
 
 import dataclasses
-import functools
 import json
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Literal
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import tyro
-from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
 import acckv_jax
-from acckv_jax import CachePolicy, Modality
+from acckv_jax import CachePolicy
+from eval.bench import TAU, TEXT, Bench, modalities
+from eval.policies import build_policy, check_policies
 from eval.roofline import measured_bandwidth, step_bytes
-from models.decoder import Decoder, DecoderConfig
 from models.errors import UserError
-from models.interface import Params, create, define
-from models.smollm2 import load_smollm2
-from models.step import DecoderStep
 
-TEXT = 64
-"""Text tokens of the synthetic prompt, half before and half after the media."""
+SHARING = "acckv"
+"""The policy that many budgets from one prefill are measured for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +39,8 @@ class Options:
     """Fractions of the prompt to keep."""
     policies: tuple[str, ...] = tuple(acckv_jax.POLICIES)
     """Policies to measure; full is measured first in any case."""
+    shared: tuple[float, ...] = (0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
+    """Budgets that AccKV prunes from one prefill, for what they cost together; none: not measured."""
     steps: int = 64
     """Decode steps to time."""
     repeats: int = 3
@@ -73,6 +68,7 @@ class Row:
         cache_bytes: live K and V of the prompt.
         metadata_bytes: live bytes of the rest.
         prefill_temp_bytes: scratch memory of the compiled prefill that prunes layer by layer.
+        bandwidth: measured, in GB/s.
     """
 
     policy: str
@@ -87,90 +83,63 @@ class Row:
     cache_bytes: int
     metadata_bytes: int
     prefill_temp_bytes: int
+    bandwidth: float
 
 
-def random_qwen2() -> tuple[DecoderConfig, nnx.GraphDef, Params]:
-    """The random Qwen2 that rivals were measured with."""
-    config = DecoderConfig(
-        vocab_size=2048,
-        hidden_size=512,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=64,
-        intermediate_size=1024,
-        rope_theta=1e6,
-        rms_norm_eps=1e-6,
-        max_position_embeddings=32768,
-        attention_bias=True,
-        tie_word_embeddings=False,
-    )
-    return config, *create(lambda: Decoder(config, rngs=nnx.Rngs(0)))
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """Several budgets from one prefill.
+
+    Attributes:
+        policy: its name.
+        budgets: fractions of the prompt kept.
+        ratio: the prefill with column sums and the prunes for all budgets, to a prefill without sums.
+    """
+
+    policy: str
+    budgets: tuple[float, ...]
+    ratio: float
 
 
-def smollm2() -> tuple[DecoderConfig, nnx.GraphDef, Params]:
-    """SmolLM2-135M."""
-    config, params = load_smollm2()
-    graph, _ = define(lambda: Decoder(config, rngs=nnx.Rngs(0)))
-    return config, graph, params
+def chosen_policies(options: Options) -> dict[str, dict[float, CachePolicy]]:
+    """Every policy at its budgets, full first, and AccKV at the shared budgets too.
+
+    Raises:
+        UserError: on an unknown policy, a bad budget or number, or a budget too small for the prompt.
+    """
+    if options.context <= TEXT:
+        raise UserError(f"--context must be at least {TEXT + 1} tokens, of which {TEXT} are text.")
+    if options.steps < 1 or options.repeats < 1:
+        raise UserError("--steps and --repeats must be at least 1.")
+    chosen: dict[str, dict[float, CachePolicy]] = {"full": {1.0: build_policy("full", 1.0)}}
+    for name in options.policies:
+        budgets = options.budgets + (options.shared if name == SHARING else ())
+        if name != "full" and budgets:
+            chosen[name] = {budget: build_policy(name, budget, tau=TAU[options.model]) for budget in budgets}
+    for name, policies in chosen.items():
+        labelled = {f"{name} at budget {budget:g}": policy for budget, policy in policies.items()}
+        check_policies(labelled, modalities(options.context)[0])
+    return chosen
 
 
-MODELS: dict[str, Callable[[], tuple[DecoderConfig, nnx.GraphDef, Params]]] = {
-    "qwen2": random_qwen2,
-    "smollm2": smollm2,
-}
+def measure(options: Options) -> Iterator[Row | Shared]:
+    """Measures full, then every other policy at every budget; AccKV's shared budgets after its rows.
 
-
-def modalities(tokens: int) -> np.ndarray:
-    """[1, tokens]: text, then seconds of 16 video and 10 audio tokens, then text."""
-    body = np.resize(np.repeat([Modality.VIDEO, Modality.AUDIO], [16, 10]), max(0, tokens - TEXT))
-    return np.concatenate([np.zeros(TEXT // 2), body, np.zeros(TEXT // 2)]).astype(np.int8)[None, :tokens]
-
-
-def fastest(run: Callable[[], Any], repeats: int) -> tuple[Any, float]:
-    """The result of `run`, and the seconds of its fastest run after a warm-up."""
-    result, best = jax.block_until_ready(run()), float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        result = jax.block_until_ready(run())
-        best = min(best, time.perf_counter() - start)
-    return result, best
-
-
-def measure(options: Options) -> Iterator[Row]:
-    """Measures full, then every other policy at every budget."""
-    config, graph, params = MODELS[options.model]()
-    if options.context + options.steps > config.max_position_embeddings or options.context <= TEXT:
-        raise UserError(
-            f"--context must lie between {TEXT + 1} and {config.max_position_embeddings - options.steps} tokens for "
-            f"{options.model}, not {options.context}."
-        )
-    params, layers = jax.device_put(params), config.num_hidden_layers
-    step, bandwidth = DecoderStep(graph), measured_bandwidth()
-    prompt = acckv_jax.make_prompt(modalities(options.context))
-    tokens = jax.random.randint(jax.random.key(0), (1, options.context), 0, config.vocab_size)
-    unknown = [name for name in options.policies if name not in acckv_jax.POLICIES]
-    if unknown:
-        raise UserError(f"Unknown policy {unknown[0]!r}; choose from {', '.join(acckv_jax.POLICIES)}.")
-    if bad := [b for b in options.budgets if not 0 < b <= 1]:
-        raise UserError(f"Budget {bad[0]:g} is no fraction of the prompt; give decimals above 0 and at most 1.")
-    plain = ratio = None
-    for name in ("full", *(p for p in options.policies if p != "full")):
-        first = acckv_jax.make_policy(name)
-        scoring = jax.jit(functools.partial(acckv_jax.score, step, policies=(first,), layers=layers))
-        (logits, scored), seconds = fastest(lambda run=scoring: run(params, tokens, prompt), options.repeats)
+    Raises:
+        UserError: on any mistake in the options.
+    """
+    chosen = chosen_policies(options)
+    bench = Bench.make(options.model, options.context, steps=options.steps, repeats=options.repeats)
+    bandwidth = measured_bandwidth()
+    plain = full_step = None
+    for name, policies in chosen.items():
+        (logits, scored), seconds = bench.prefill(next(iter(policies.values())))
         plain = plain or seconds
         for budget in (1.0,) if name == "full" else options.budgets:
-            policy = acckv_jax.make_policy(name, budget=budget)
-            room = policy.decode_room(options.steps)
-            cache, pruning = fastest(
-                lambda s=scored, p=policy, r=room: acckv_jax.prune(s, 0, p, room=r), options.repeats
-            )
-            used = acckv_jax.cache_bytes(cache)
-            decoding = decode_seconds(step, params, logits, cache, policy, options)
-            ratio = ratio or decoding
-            whole = jax.jit(functools.partial(acckv_jax.prefill, step, policy=policy, layers=layers, room=room))
-            memory: Any = whole.lower(params, tokens, prompt).compile().memory_analysis()
+            policy = policies[budget]
+            cache, pruning = bench.prune(scored, policy)
+            used, decoding = acckv_jax.cache_bytes(cache), bench.decode(logits, cache, policy)
+            full_step = full_step or decoding
             yield Row(
                 policy=name,
                 budget=budget,
@@ -179,40 +148,35 @@ def measure(options: Options) -> Iterator[Row]:
                 prune_seconds=pruning,
                 prune_share=pruning / plain,
                 decode_ms=decoding * 1e3,
-                decode_ratio=decoding / ratio,
-                roofline=step_bytes(params, cache) / bandwidth / decoding,
+                decode_ratio=decoding / full_step,
+                roofline=step_bytes(bench.params, cache) / bandwidth / decoding,
                 cache_bytes=used.prompt,
                 metadata_bytes=used.metadata,
-                prefill_temp_bytes=memory.temp_size_in_bytes,
+                prefill_temp_bytes=bench.prefill_temp_bytes(policy),
+                bandwidth=bandwidth / 1e9,
             )
+        if name == SHARING and options.shared:
+            prunes = sum(bench.prune(scored, policies[budget])[1] for budget in options.shared)
+            yield Shared(name, options.shared, (seconds + prunes) / plain)
 
 
-def decode_seconds(
-    step: DecoderStep, params: Params, logits: jax.Array, cache: Any, policy: CachePolicy, options: Options
-) -> float:
-    """Seconds per decode step; the loop is given a fresh copy of the cache each time, since it is donated."""
-    loop = jax.jit(
-        functools.partial(acckv_jax.decode, step, policy=policy.while_decoding(), steps=options.steps),
-        donate_argnames="state",
-    )
-    best = float("inf")
-    for _ in range(options.repeats + 1):
-        state = acckv_jax.start_decoding(logits, jax.tree.map(jnp.copy, cache), jax.random.key(0))
-        jax.block_until_ready(state)
-        start = time.perf_counter()
-        jax.block_until_ready(loop(params, state=state))
-        best = min(best, time.perf_counter() - start)
-    return best / options.steps
-
-
-def table(rows: Iterator[Row], options: Options) -> Table:
+def table(rows: Iterator[Row | Shared], options: Options) -> Table:
     """The rows for people."""
-    shown = Table(title=f"{options.model}, {options.context} tokens, {options.steps} decode steps, batch 1")
+    shown = Table()
     shown.add_column("policy")
     for name in ("budget", "prefill s", "sums", "prune ms", "", "decode ms", "ratio", "roofline", "K+V MB", "meta MB"):
         shown.add_column(name, justify="right")
     shown.add_column("prefill temp MB", justify="right")
     for row in rows:
+        if isinstance(row, Shared):
+            budgets = ", ".join(f"{budget:g}" for budget in row.budgets)
+            count = f"{len(row.budgets)} budgets from one prefill"
+            shown.caption = f"{row.policy}: {count} ({budgets}) take {row.ratio:.2f} of a plain prefill"
+            continue
+        shown.title = (
+            f"{options.model}, {options.context} tokens, {options.steps} decode steps, batch 1, "
+            f"measured bandwidth {row.bandwidth:.1f} GB/s"
+        )
         shown.add_row(
             row.policy,
             f"{row.budget:g}",

@@ -1,27 +1,36 @@
 """The least time that a decode step can take on this machine: bytes it must read over measured bandwidth."""
 
-import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from acckv_jax import KVCache
+from eval.timing import fastest
+
+COLUMNS = 4096
+KERNELS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "matrix-vector product": lambda matrix, vector: jnp.dot(matrix, vector),
+    "sum": lambda matrix, vector: matrix.sum(),
+    "sums of products": lambda matrix, vector: (matrix * vector[None, :]).sum(-1),
+}
+"""Which of them reads fastest depends on the machine and the compiler."""
 
 
-def measured_bandwidth(size: int = 2**28, runs: int = 5) -> float:
-    """Bytes per second of the best of some runs of a matrix-vector product over `size` bytes of float32."""
-    columns = 4096
-    matrix = jnp.ones((size // 4 // columns, columns), jnp.float32)
-    vector = jnp.ones((columns,), jnp.float32)
-    product = jax.jit(lambda m, v: (m * v[None, :]).sum(-1))
-    jax.block_until_ready(product(matrix, vector))
-    best = float("inf")
-    for _ in range(runs):
-        start = time.perf_counter()
-        jax.block_until_ready(product(matrix, vector))
-        best = min(best, time.perf_counter() - start)
-    return matrix.nbytes / best
+def bandwidths(size: int = 2**28, runs: int = 5) -> dict[str, float]:
+    """Bytes per second at which each kernel reads `size` bytes of float32, the best of some runs."""
+    matrix = jnp.ones((size // 4 // COLUMNS, COLUMNS), jnp.float32)
+    vector = jnp.ones((COLUMNS,), jnp.float32)
+    return {
+        name: matrix.nbytes / fastest(jax.jit(kernel), runs, lambda: (matrix, vector))[1]
+        for name, kernel in KERNELS.items()
+    }
+
+
+def measured_bandwidth() -> float:
+    """Bytes per second of the fastest kernel."""
+    return max(bandwidths().values())
 
 
 def step_bytes(params: Any, cache: KVCache) -> int:
