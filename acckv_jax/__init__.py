@@ -10,24 +10,14 @@ from acckv_jax.cache import (
     compact,
     kept_counts,
 )
-from acckv_jax.generation import (
-    DecodeState,
-    Scored,
-    StepFn,
-    decode,
-    decode_step,
-    extend,
-    prefill,
-    prune,
-    repeat_rows,
-    score,
-    start_decoding,
-)
+from acckv_jax.decoding import DecodeState, decode, decode_step, start_decoding
 from acckv_jax.modality import Modality, Prompt, bucket_length, make_prompt
 from acckv_jax.policies import POLICIES, make_policy
 from acckv_jax.policy import CachePolicy, every_n_steps
+from acckv_jax.prefill import Scored, extend, prefill, prune, repeat_rows, score
 from acckv_jax.sampling import Sample, greedy
 from acckv_jax.sharding import ShardingRules
+from acckv_jax.step import StepFn
 
 __all__ = [
     "POLICIES",

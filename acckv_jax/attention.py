@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from acckv_jax.cache import LayerCache
+from acckv_jax.cache import PER_SLOT, LayerCache
 
 BLOCK = 64
 SEGMENTS = 8
@@ -84,7 +84,7 @@ def _head(layer: LayerCache, slots: int) -> LayerCache:
     """The first slots of a layer (static)."""
     return dataclasses.replace(
         layer,
-        **{n: getattr(layer, n)[:, :, :slots] for n in ("k", "v", "index", "valid", "multiplicity")},
+        **{name: getattr(layer, name)[:, :, :slots] for name in PER_SLOT},
     )
 
 

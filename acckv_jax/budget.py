@@ -56,6 +56,40 @@ def slots_of(budget: Budget, length: int) -> int:
     return min(length, round(budget * length) if isinstance(budget, float) else budget)
 
 
+TEXT_NEEDS = "text, which is kept whole, needs"
+
+
+def check_slots(budget: Budget, counts: TokenCounts, need: np.ndarray | int, why: str) -> None:
+    """Checks that `need` slots (at most the whole row) fit into the budget of every row.
+
+    Args:
+        budget: the budget.
+        counts: tokens of each row.
+        need: [B] slots that a policy cannot do without, or one number for all rows.
+        why: what needs them, as the beginning of a sentence that ends with their number.
+
+    Raises:
+        ValueError: naming the row and the smallest possible budget.
+    """
+    needed = np.minimum(need, counts.length)
+    for row, (length, slots) in enumerate(zip(counts.length.tolist(), needed.tolist(), strict=True)):
+        have = slots_of(budget, length)
+        if have < slots:
+            raise ValueError(
+                f"budget {budget} keeps {have} of the {length} prompt tokens of row {row}, but {why} {slots}: the "
+                f"smallest possible budget is {slots} (or the fraction {_smallest_fraction(slots, length):g})."
+            )
+
+
+def _smallest_fraction(slots: int, length: int) -> float:
+    """A fraction of two decimals or more, rounded up, that keeps at least `slots` of `length` tokens."""
+    for digits in range(2, 10):
+        fraction = float(np.ceil(slots / length * 10**digits) / 10**digits)
+        if slots_of(fraction, length) >= slots and fraction <= 1.0:
+            return fraction
+    return 1.0
+
+
 def row_slots(budget: Budget, length: Int[Array, "*B"], longest: int) -> Int[Array, "*B"]:
     """`slots_of` on the device, for lengths up to `longest`: float32 would round differently."""
     return _looked_up([slots_of(budget, n) for n in range(longest + 1)], length)

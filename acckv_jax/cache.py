@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from acckv_jax.gather import pick
 from acckv_jax.modality import Modality
+from acckv_jax.selection import chosen_slots
 
 
 @jax.tree_util.register_dataclass
@@ -114,21 +115,18 @@ def reserve(layer: LayerCache, slots: int, *, spare: bool = True) -> LayerCache:
     return dataclasses.replace(layer, **grown, room=layer.room + (slots if spare else 0))
 
 
-def append(
-    layer: LayerCache,
-    k: Float[Array, "B T K H"],
-    v: Float[Array, "B T K H"],
-    index: Int[Array, "B T"],
-    modality: Int[Array, "B T"],
-    valid: Bool[Array, "B T"],
-) -> LayerCache:
+def append(layer: LayerCache, new: LayerCache) -> LayerCache:
     """Writes a chunk at `fill`: shape-preserving, in place when donated. The caller sees to it that there is room."""
-    new = full_layer(k, v, index, modality, valid)
     written = {
         name: jax.lax.dynamic_update_slice_in_dim(getattr(layer, name), getattr(new, name), layer.fill, axis=2)
         for name in PER_SLOT
     }
-    return dataclasses.replace(layer, **written, fill=layer.fill + k.shape[1], finite=layer.finite & new.finite)
+    return dataclasses.replace(layer, **written, fill=layer.fill + new.slots, finite=layer.finite & new.finite)
+
+
+def with_mass(layer: LayerCache, sums: tuple[Float[Array, "M B K S"], ...]) -> LayerCache:
+    """Adds the first of the column sums to the accumulated attention, if there are any."""
+    return dataclasses.replace(layer, mass=layer.mass + sums[0][0]) if sums else layer
 
 
 def empty_like(layer: LayerCache, slots: int) -> LayerCache:
@@ -173,10 +171,8 @@ def compact(cache: KVCache) -> KVCache:
     shrunk = []
     for layer in cache.layers:
         used = max(1, int(jax.device_get(layer.valid.sum(-1).max())))
-        # Valid slots first, each in time order: slot numbers rise with time.
-        order = jnp.argsort(~layer.valid, axis=-1, stable=True)[..., :used]
-        kept = pick(layer.valid, order)
-        small = take_slots(layer, order, kept, room=layer.room)
+        slots, kept, _ = chosen_slots(layer.valid, used)
+        small = take_slots(layer, slots, kept, room=layer.room)
         shrunk.append(dataclasses.replace(small, budget=jnp.minimum(layer.budget, used)))
     return dataclasses.replace(cache, layers=tuple(shrunk))
 

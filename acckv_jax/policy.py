@@ -39,8 +39,9 @@ class Rows:
 class CachePolicy:
     """Base of all policies: keeps everything, asks for no statistics.
 
-    A new policy overrides `row_weights` (which attention it wants summed) and `after_prefill` (what it keeps), and
-    `evict` if it can prune again while decoding. All methods but `check` and `capacity` run inside jit.
+    A new policy overrides `row_weights` (which attention it wants summed) and `choose` (which tokens it keeps; or
+    `after_prefill`, if it also changes them), and `evict` if it can prune again while decoding. All methods but `check`
+    and `capacity` run inside jit.
 
     Attributes:
         budget: fraction of the prompt (float) or number of slots (int) kept per layer, row and KV head.
@@ -71,8 +72,8 @@ class CachePolicy:
             ValueError: naming the smallest budget that would do.
         """
 
-    def capacity(self, bucket: int, layer: int, layers: int) -> int:
-        """Slots that layer number `layer` of `layers` allocates for a prompt padded to `bucket` tokens."""
+    def capacity(self, bucket: int) -> int:
+        """Slots that a layer allocates for a prompt padded to `bucket` tokens."""
         return max(1, slots_of(self.budget, bucket))
 
     def decode_room(self, new_tokens: int) -> int:
@@ -103,7 +104,19 @@ class CachePolicy:
         Returns:
             A layer of `capacity` slots, its `budget` set.
         """
-        return dataclasses.replace(layer, budget=length)
+        budget = self.row_budget(length, layer.slots)
+        return keep(layer, self.choose(layer, sums, length, budget, index), budget, capacity)
+
+    def choose(
+        self,
+        layer: LayerCache,
+        sums: Float[Array, "M B K S"],
+        length: Int[Array, " B"],
+        budget: Int[Array, " B"],
+        index: Int[Array, ""],
+    ) -> Bool[Array, "B K S"]:
+        """The tokens of the prompt to keep, `budget` [B] many; the other arguments are those of `after_prefill`."""
+        return layer.valid
 
     def between_steps(self, layer: LayerCache) -> LayerCache:
         """Runs after every decode step, shape-preserving: evicts once no free slot is left, if `every` is set."""
@@ -128,9 +141,14 @@ class CachePolicy:
 
 
 def keep(layer: LayerCache, chosen: Bool[Array, "B K S"], budget: Int[Array, " B"], capacity: int) -> LayerCache:
-    """The chosen slots of a layer, in time order, in `capacity` slots plus the layer's room."""
+    """The chosen slots of a layer, in time order, in `capacity` slots plus the layer's room; sets the budget."""
     slots, kept, _ = chosen_slots(chosen & layer.valid, capacity)
     return dataclasses.replace(take_slots(layer, slots, kept, room=layer.room), budget=budget)
+
+
+def keep_between_steps(layer: LayerCache, chosen: Bool[Array, "B K S"]) -> LayerCache:
+    """The chosen slots of a layer in the midst of decoding: its room is free again, its budget stays."""
+    return keep(layer, chosen, layer.budget, layer.slots - layer.room)
 
 
 def every_n_steps(policy: "CachePolicy", n: int) -> "CachePolicy":

@@ -21,14 +21,12 @@ class ShardingRules:
         heads: query heads N and KV heads K (replicated where K does not divide, see `head_axis`).
         mlp: hidden units F of a feed-forward layer.
         vocab: rows of the output head, V.
-        params: the axis that parameters are stored on and gathered from before use.
     """
 
     batch: MeshAxis = ("data", "fsdp")
     heads: MeshAxis = "tensor"
     mlp: MeshAxis = "tensor"
     vocab: MeshAxis = "tensor"
-    params: MeshAxis = "fsdp"
 
 
 def axis_size(axis: MeshAxis) -> int:

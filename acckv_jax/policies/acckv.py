@@ -11,22 +11,21 @@ choice is an option below, with the project's default. One prune per layer, righ
 """
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args, get_origin
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from acckv_jax.attention import RowWeights
-from acckv_jax.budget import TokenCounts, rounded_share
+from acckv_jax.budget import TEXT_NEEDS, TokenCounts, check_slots, rounded_share
 from acckv_jax.cache import LayerCache, take_slots
 from acckv_jax.gather import pick, put, slot_numbers
 from acckv_jax.merging import merged, nearest, unit, weighted_means
 from acckv_jax.modality import Modality
-from acckv_jax.policy import CachePolicy, Rows, is_text, keep
+from acckv_jax.policy import CachePolicy, Rows, is_text, keep_between_steps
 from acckv_jax.rotation import unrotated
 from acckv_jax.selection import chosen_slots, grouped_slots, top
-from acckv_jax.text import check_text_fits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +76,10 @@ class AccKV(CachePolicy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(allowed)}.")
+        for field in dataclasses.fields(self):
+            allowed, value = get_args(field.type), getattr(self, field.name)
+            if get_origin(field.type) is Literal and value not in allowed:
+                raise ValueError(f"{field.name}={value!r} is unknown; choose one of {', '.join(allowed)}.")
         if self.n_min < 1 or self.k_min < 0 or self.b_min < 0 or self.recent < 0:
             raise ValueError("n_min must be at least 1; k_min, b_min and recent at least 0.")
         if not 0.0 <= self.floor <= 0.5:
@@ -94,7 +94,8 @@ class AccKV(CachePolicy):
         least = np.int64(self.b_min)
         if self.merge == "summary":
             least = np.maximum(least, (counts.video > 0).astype(int) + (counts.audio > 0))
-        check_text_fits(self.budget, counts, np.minimum(counts.video + counts.audio, least))
+        least = counts.text + np.minimum(counts.video + counts.audio, least)
+        check_slots(self.budget, counts, least, TEXT_NEEDS)
 
     def row_weights(self, rows: Rows) -> RowWeights:
         """Redistributed sums, raw sums of the text rows, and if need be redistributed sums of the text rows."""
@@ -123,7 +124,7 @@ class AccKV(CachePolicy):
         selected, whole = self._select(layer, score, weight, budget)
         chosen, owner = self._assign(layer, selected, capacity)
         if self.gate != "none":
-            high = jnp.where(whole, -1, _high_priority(layer, weight))
+            high = jnp.where(whole, -1, _high_priority(weight))
             chosen, owner = self._calibrate(layer, score, high, selected, chosen, owner, budget, capacity)
         slots, kept, place = chosen_slots(chosen, capacity)
         target = _follow(place, owner, capacity)
@@ -140,7 +141,7 @@ class AccKV(CachePolicy):
         sure = text | top(layer.index.astype(jnp.float32), generated, recent_slots)
         sure |= self._best_of_each(layer, layer.mass, free - recent_slots)
         score = jnp.where(sure, jnp.inf, layer.mass)
-        return keep(layer, top(score, layer.valid, layer.budget), layer.budget, layer.slots - layer.room)
+        return keep_between_steps(layer, top(score, layer.valid, layer.budget))
 
     def _share(self, layer: LayerCache) -> Float[Array, "B K S"]:
         """max(n_min, counted rows at or after each column): the divisor that makes a sum a mean (step 1)."""
@@ -306,15 +307,6 @@ class AccKV(CachePolicy):
         return pick(cosine, jnp.minimum(place, capacity - 1))
 
 
-_CHOICES = {
-    "rows": ("all", "text"),
-    "priority_stat": ("raw", "redistributed"),
-    "split": ("joint", "weighted", "proportional"),
-    "merge": ("pivot", "summary", "none"),
-    "gate": ("threshold", "quantile", "centred", "none"),
-}
-
-
 def acckv_plus(**options: object) -> AccKV:
     """The strongest variant found; any option can be overridden."""
     preset: dict[str, object] = {
@@ -340,7 +332,7 @@ def _members(layer: LayerCache) -> tuple[Bool[Array, "B K S"], Bool[Array, "B K 
     return group == 0, group == 1
 
 
-def _high_priority(layer: LayerCache, weight: Float[Array, "B 2"]) -> Int[Array, "B 1 1"]:
+def _high_priority(weight: Float[Array, "B 2"]) -> Int[Array, "B 1 1"]:
     """0 or 1 for the modality of larger W, -1 on a tie."""
     video, audio = weight[:, 0], weight[:, 1]
     return jnp.where(video > audio, 0, jnp.where(audio > video, 1, -1))[:, None, None]

@@ -2,6 +2,9 @@
 
 import dataclasses
 
+from jaxtyping import Array, Float, Int
+
+from acckv_jax.cache import LayerCache
 from acckv_jax.policy import CachePolicy
 
 
@@ -9,6 +12,17 @@ from acckv_jax.policy import CachePolicy
 class Full(CachePolicy):
     """Keeps every token; the budget is ignored."""
 
-    def capacity(self, bucket: int, layer: int, layers: int) -> int:
+    def capacity(self, bucket: int) -> int:
         """All slots of the bucket."""
         return bucket
+
+    def after_prefill(
+        self,
+        layer: LayerCache,
+        sums: Float[Array, "M B K S"],
+        length: Int[Array, " B"],
+        capacity: int,
+        index: Int[Array, ""],
+    ) -> LayerCache:
+        """The layer as it is."""
+        return dataclasses.replace(layer, budget=length)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from acckv_jax.attention import RowWeights
 from acckv_jax.budget import rounded_share
 from acckv_jax.cache import LayerCache
-from acckv_jax.policy import CachePolicy, Rows, keep
+from acckv_jax.policy import CachePolicy, Rows, keep_between_steps
 from acckv_jax.selection import top
 
 
@@ -43,14 +43,24 @@ class H2O(CachePolicy):
         capacity: int,
         index: Int[Array, ""],
     ) -> LayerCache:
-        """Keeps recent tokens and heavy hitters of the prompt."""
+        """Keeps recent tokens and heavy hitters of the prompt, with their mass."""
         layer = dataclasses.replace(layer, mass=sums[0])
-        budget = self.row_budget(length, layer.slots)
-        return keep(layer, self._chosen(layer, budget), budget, capacity)
+        return super().after_prefill(layer, sums, length, capacity, index)
+
+    def choose(
+        self,
+        layer: LayerCache,
+        sums: Float[Array, "M B K S"],
+        length: Int[Array, " B"],
+        budget: Int[Array, " B"],
+        index: Int[Array, ""],
+    ) -> Bool[Array, "B K S"]:
+        """Recent tokens and heavy hitters."""
+        return self._chosen(layer, budget)
 
     def evict(self, layer: LayerCache) -> LayerCache:
         """The same over what is left and what was generated, with the mass accumulated while decoding."""
-        return keep(layer, self._chosen(layer, layer.budget), layer.budget, layer.slots - layer.room)
+        return keep_between_steps(layer, self._chosen(layer, layer.budget))
 
     def _chosen(self, layer: LayerCache, budget: Int[Array, " B"]) -> Bool[Array, "B K S"]:
         recent_slots = rounded_share(self.recent, budget, layer.slots)

@@ -4,14 +4,13 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from acckv_jax.budget import TokenCounts
+from acckv_jax.budget import TEXT_NEEDS, TokenCounts, check_slots
 from acckv_jax.cache import LayerCache
 from acckv_jax.gather import pick
-from acckv_jax.policy import CachePolicy, is_text, keep
+from acckv_jax.policy import CachePolicy, is_text
 from acckv_jax.selection import top
-from acckv_jax.text import check_text_fits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,24 +25,23 @@ class Random(CachePolicy):
 
     def check(self, counts: TokenCounts) -> None:
         """Text must fit."""
-        check_text_fits(self.budget, counts)
+        check_slots(self.budget, counts, counts.text, TEXT_NEEDS)
 
-    def after_prefill(
+    def choose(
         self,
         layer: LayerCache,
         sums: Float[Array, "M B K S"],
         length: Int[Array, " B"],
-        capacity: int,
+        budget: Int[Array, " B"],
         index: Int[Array, ""],
-    ) -> LayerCache:
-        """Keeps the text and a random choice."""
+    ) -> Bool[Array, "B K S"]:
+        """The text and a random choice."""
         key = jax.random.fold_in(jax.random.key(self.seed), index)
         kv_heads, slots = layer.index.shape[1:]
         lots = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (kv_heads,)))(jnp.arange(slots))
         score = _lots(lots, layer.index)
         score = jnp.where(is_text(layer.modality), jnp.inf, score)
-        budget = self.row_budget(length, slots)
-        return keep(layer, top(score, layer.valid, budget), budget, capacity)
+        return top(score, layer.valid, budget)
 
 
 def _lots(lots: Float[Array, "S K"], index: Int[Array, "B K S"]) -> Float[Array, "B K S"]:

@@ -3,13 +3,13 @@
 import dataclasses
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from acckv_jax.attention import RowWeights
-from acckv_jax.budget import TokenCounts, slots_of
+from acckv_jax.budget import TokenCounts, check_slots
 from acckv_jax.cache import LayerCache
 from acckv_jax.gather import pick, put
-from acckv_jax.policy import CachePolicy, Rows, keep
+from acckv_jax.policy import CachePolicy, Rows
 from acckv_jax.selection import top
 
 
@@ -39,33 +39,27 @@ class SnapKV(CachePolicy):
 
     def check(self, counts: TokenCounts) -> None:
         """The window must fit."""
-        for row, length in enumerate(counts.length.tolist()):
-            need = min(self.window_size, length)
-            if slots_of(self.budget, length) < need:
-                raise ValueError(
-                    f"budget {self.budget} of row {row} ({length} tokens) is smaller than SnapKV's window: the "
-                    f"smallest possible budget is {need}, or choose a smaller window_size."
-                )
+        need = "SnapKV's window (window_size can be made smaller) needs"
+        check_slots(self.budget, counts, self.window_size, need)
 
     def row_weights(self, rows: Rows) -> RowWeights:
         """The last rows of the prompt count."""
         observing = rows.valid & (rows.index >= (rows.total - self.window_size)[:, None])
         return RowWeights(observing.astype(jnp.float32)[None] / self.window_size)
 
-    def after_prefill(
+    def choose(
         self,
         layer: LayerCache,
         sums: Float[Array, "M B K S"],
         length: Int[Array, " B"],
-        capacity: int,
+        budget: Int[Array, " B"],
         index: Int[Array, ""],
-    ) -> LayerCache:
-        """Keeps the window and the tokens of largest pooled score."""
-        budget = self.row_budget(length, layer.slots)
+    ) -> Bool[Array, "B K S"]:
+        """The window and the tokens of largest pooled score."""
         window = layer.index >= (length - self.window_size)[:, None, None]
         score = jnp.where(window | ~layer.valid, 0.0, sums[0])
         score = jnp.where(window, jnp.inf, pooled(score, layer.index, layer.valid, self.kernel_size))
-        return keep(layer, top(score, layer.valid, budget), budget, capacity)
+        return top(score, layer.valid, budget)
 
 
 def pooled(

@@ -5,9 +5,9 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from acckv_jax.budget import TokenCounts, slots_of
+from acckv_jax.budget import TokenCounts, check_slots
 from acckv_jax.cache import LayerCache
-from acckv_jax.policy import CachePolicy, keep
+from acckv_jax.policy import CachePolicy, keep_between_steps
 from acckv_jax.selection import top
 
 
@@ -30,29 +30,22 @@ class StreamingLLM(CachePolicy):
 
     def check(self, counts: TokenCounts) -> None:
         """The sinks and one recent token must fit."""
-        for row, length in enumerate(counts.length.tolist()):
-            need = min(self.sinks + 1, length)
-            if slots_of(self.budget, length) < need:
-                raise ValueError(
-                    f"budget {self.budget} of row {row} ({length} tokens) is smaller than {self.sinks} sinks and one "
-                    f"recent token: the smallest possible budget is {need}."
-                )
+        check_slots(self.budget, counts, self.sinks + 1, f"{self.sinks} sinks and one recent token need")
 
-    def after_prefill(
+    def choose(
         self,
         layer: LayerCache,
         sums: Float[Array, "M B K S"],
         length: Int[Array, " B"],
-        capacity: int,
+        budget: Int[Array, " B"],
         index: Int[Array, ""],
-    ) -> LayerCache:
-        """Keeps sinks and recent tokens of the prompt."""
-        budget = self.row_budget(length, layer.slots)
-        return keep(layer, self._chosen(layer, budget), budget, capacity)
+    ) -> Bool[Array, "B K S"]:
+        """Sinks and recent tokens of the prompt."""
+        return self._chosen(layer, budget)
 
     def evict(self, layer: LayerCache) -> LayerCache:
         """Keeps sinks and recent tokens, generated ones included."""
-        return keep(layer, self._chosen(layer, layer.budget), layer.budget, layer.slots - layer.room)
+        return keep_between_steps(layer, self._chosen(layer, layer.budget))
 
     def _chosen(self, layer: LayerCache, budget: Int[Array, " B"]) -> Bool[Array, "B K S"]:
         score = jnp.where(layer.index < self.sinks, jnp.inf, layer.index.astype(jnp.float32))

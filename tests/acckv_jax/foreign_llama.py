@@ -1,6 +1,6 @@
 """A Llama that was not written for acckv_jax: plain dicts of arrays, pure functions, no flax.
 
-All that connects it to the library is `attend`, which it calls where it would else compute attention.
+It calls the library's `attend` where it would else compute attention; `out_spec` is for Explicit meshes alone.
 """
 
 import dataclasses

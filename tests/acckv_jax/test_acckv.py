@@ -21,7 +21,7 @@ def prune_layer(q, k, v, prompt, policy):
     rows = Rows(index, prompt.modality, prompt.valid, prompt.length)
     layer = full_layer(k, v, index, prompt.modality, prompt.valid)
     _, sums = attend(q, layer, index, (policy.row_weights(rows),), aligned=True)
-    return policy.after_prefill(layer, sums[0], prompt.length, policy.capacity(q.shape[1], 0, 1), 0)
+    return policy.after_prefill(layer, sums[0], prompt.length, policy.capacity(q.shape[1]), 0)
 
 
 def jax_policy(options):

@@ -194,7 +194,7 @@ def test_rule_11_keys_and_values_are_never_repeated(name):
         cache = kv.prune(scored, 0, policy, room=7)
         return kv.decode_step(MODEL, params, tokens[:, 0], cache, policy, prompt.length > 0)
 
-    slots = {LONG + 160, CONTRACT[name].capacity(LONG + 160, 0, MODEL.layers) + 7}
+    slots = {LONG + 160, CONTRACT[name].capacity(LONG + 160) + 7}
     arrays = arrays_of(jax.jit(run).trace(params_of_shapes(), tokens, prompt, more, question).jaxpr)
     for _, shape in arrays:
         if slots & set(shape) and shape[-1] == MODEL.head_dim:

@@ -91,9 +91,9 @@ def steps_of(policy: kv.CachePolicy):
 
 
 EVERY_N = {
-    "h2o": (kv.make_policy("h2o", budget=32), heavy_and_recent()),
+    "h2o": (kv.make_policy("h2o", budget=32, every=1), heavy_and_recent()),
     "h2o_every_16": (kv.every_n_steps(kv.make_policy("h2o", budget=32), 16), heavy_and_recent()),
-    "streaming_llm": (kv.make_policy("streaming_llm", budget=32), sinks_and_recent()),
+    "streaming_llm": (kv.make_policy("streaming_llm", budget=32, every=1), sinks_and_recent()),
     "acckv_every_16": (
         kv.every_n_steps(kv.make_policy("acckv", budget=32, tau=0.6, recent=6, floor=0.1), 16),
         floors_and_mass(PROMPT, recent=6, floor=0.1),
