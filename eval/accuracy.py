@@ -31,7 +31,7 @@ from models.smolav.config import LAYOUTS, Layout, SmolAVConfig
 from models.smolav.encoders import Encoders
 from models.smolav.modeling import MediaEmbedder
 from models.smolav.params import FOLDER, load_smolav
-from models.smolav.preprocess import Chat, Media
+from models.smolav.preprocess import Chat, EncodedMedia
 from models.text import load_smollm2_tokenizer
 from train import language_model
 from train.align import answer_words
@@ -84,14 +84,14 @@ class Evaluator:
 
         self._choose = jax.jit(choose)
 
-    def pack(self, clip: Clip, media: Media, layout: Layout) -> list[tuple[Packed, int]]:
+    def pack(self, clip: Clip, media: EncodedMedia, layout: Layout) -> list[tuple[Packed, int]]:
         """All canonical questions of a clip in rows, each with its padded length."""
         tokens = len(media.video) * self.config.frame_tokens + len(media.audio)
         length = next(n for n in LENGTHS if tokens <= MEDIA_SHARE * n or n == LENGTHS[-1])
         rows = question_rows(clip, media, self.encode, self.chat, layout, self.config, length)
         return [(row, length) for row in rows]
 
-    def answer(self, row: Packed, media: Media, length: int) -> tuple[Int[np.ndarray, "Q A"], np.ndarray]:
+    def answer(self, row: Packed, media: EncodedMedia, length: int) -> tuple[Int[np.ndarray, "Q A"], np.ndarray]:
         """Chosen tokens [questions, answer tokens], and whether each answer is exactly right."""
         batch = collate([(row, media)], length, SLOTS)
         chosen = np.asarray(self._choose(self.media, self.frozen, batch)).reshape(batch["target"].shape)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from models.smolav.encoders import Encoders
-from models.smolav.preprocess import Media
+from models.smolav.preprocess import EncodedMedia
 from train.clips import Clip, ClipConfig
 from train.features import ClipPool, PictureFeatures, PoolConfig, sources_for
 from train.questions import ANSWERS, Question
@@ -29,11 +29,11 @@ class HeldOutClips:
         pool = ClipPool(PoolConfig(ClipConfig(), MOST, TEST_SEED, "test"), sources_for("test"), encoders)
         return cls(pool, PictureFeatures("test", encoders))
 
-    def numbered(self, numbers: range) -> Iterator[tuple[int, Clip, Media]]:
+    def numbered(self, numbers: range) -> Iterator[tuple[int, Clip, EncodedMedia]]:
         """Yields the clips of these numbers, below MOST, with their encoded media."""
         for number in numbers:
             clip = self.pool.clip(number)
-            yield number, clip, Media(self.pictures.take(clip.picture_ids), self.pool.audio(number))
+            yield number, clip, EncodedMedia(self.pictures.take(clip.picture_ids), self.pool.audio(number))
 
 
 def group_of(question: Question) -> str:

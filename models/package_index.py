@@ -22,7 +22,7 @@ from typing import IO, Literal
 from models.errors import UserError
 
 Index = Literal["pypi", "npm"]
-Progress = Callable[[str, int, int | None], None]
+DownloadProgress = Callable[[str, int, int | None], None]
 """Called with a label, the bytes so far and the bytes in all (None where unknown)."""
 
 ABANDONED_AFTER_SECONDS = 24 * 3600
@@ -51,7 +51,7 @@ def sha256_of(path: Path) -> str:
 
 
 def fetch_archive(
-    index: Index, package: str, version: str, *, sha256: str | None = None, progress: Progress | None = None
+    index: Index, package: str, version: str, *, sha256: str | None = None, progress: DownloadProgress | None = None
 ) -> Path:
     """The archive of one package version, from the cache or else from the package index.
 
@@ -143,7 +143,7 @@ def _client(index: Index) -> str:
     return {"pypi": "pip", "npm": "npm"}[index]
 
 
-def _download(index: Index, package: str, version: str, folder: Path, progress: Progress | None) -> Path:
+def _download(index: Index, package: str, version: str, folder: Path, progress: DownloadProgress | None) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(folder.parent)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-", ignore_cleanup_errors=True) as scratch:
@@ -171,7 +171,9 @@ def _download(index: Index, package: str, version: str, folder: Path, progress: 
         return folder / files[0].name
 
 
-def _run(command: list[str], temporary: Path, received: Path, label: str, progress: Progress | None) -> str | None:
+def _run(
+    command: list[str], temporary: Path, received: Path, label: str, progress: DownloadProgress | None
+) -> str | None:
     """Runs a download command in the folder `temporary`; returns the reason where it fails."""
     if (program := shutil.which(command[0])) is None:
         return f"the command {command[0]} is not installed"

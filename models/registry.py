@@ -5,13 +5,15 @@ from pathlib import Path
 
 from models.errors import UserError
 from models.interface import AVModel
-from models.package_index import Progress
+from models.package_index import DownloadProgress
 from models.smolav.model import SmolAVModel
 
-MODELS: dict[str, Callable[[Progress | None], AVModel]] = {"smolav": lambda progress: SmolAVModel.load(None, progress)}
+MODELS: dict[str, Callable[[DownloadProgress | None], AVModel]] = {
+    "smolav": lambda progress: SmolAVModel.load(None, progress)
+}
 
 
-def load_model(name: str, progress: Progress | None = None) -> AVModel:
+def load_model(name: str, progress: DownloadProgress | None = None) -> AVModel:
     """A model by name, or one exported to a folder; `progress` is told of downloads.
 
     Raises:

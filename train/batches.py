@@ -8,7 +8,7 @@ import grain
 import numpy as np
 
 from models.smolav.config import LAYOUTS, Layout, SmolAVConfig
-from models.smolav.preprocess import Chat, Media, Tokens, concatenate, media_rows, media_tokens, text_tokens
+from models.smolav.preprocess import Chat, EncodedMedia, Tokens, concatenate, media_rows, media_tokens, text_tokens
 from train.clips import Clip, PictureSpan
 from train.config import Bucket, TrainConfig
 from train.features import ClipPool, PictureFeatures
@@ -39,7 +39,7 @@ class Packed:
 
 
 def pack(
-    media: Media,
+    media: EncodedMedia,
     asked: Sequence[Question],
     encode: Callable[[str], list[int]],
     chat: Chat,
@@ -74,7 +74,7 @@ def pack(
     return Packed(concatenate(parts), np.concatenate(segment), np.concatenate(positions), tuple(targets), tuple(kept))
 
 
-def collate(rows: Sequence[tuple[Packed, Media]], bucket_length: int, slots: int) -> Batch:
+def collate(rows: Sequence[tuple[Packed, EncodedMedia]], bucket_length: int, slots: int) -> Batch:
     """Pads packed rows to one shape; padding has segment -1.
 
     Args:
@@ -143,7 +143,7 @@ class BatchMaker:
         rows = [self._draw(rng, bucket, self.pools[name]) for _ in range(bucket.batch)]
         return collate(rows, bucket.length, bucket.questions)
 
-    def _draw(self, rng: np.random.Generator, bucket: Bucket, pool: ClipPool) -> tuple[Packed, Media]:
+    def _draw(self, rng: np.random.Generator, bucket: Bucket, pool: ClipPool) -> tuple[Packed, EncodedMedia]:
         index = int(rng.integers(bucket.pool.count))
         clip, audio = redraw_pictures(rng, pool.clip(index), pool.sources), pool.audio(index)
         fate = rng.random()
@@ -151,7 +151,7 @@ class BatchMaker:
             clip, audio = dataclasses.replace(clip, sounds=()), audio[:0]
         elif fate < 2 * self.config.drop and clip.sounds:
             clip = dataclasses.replace(clip, pictures=())
-        media = Media(self.pictures.take(clip.picture_ids), audio)
+        media = EncodedMedia(self.pictures.take(clip.picture_ids), audio)
         asked = draw_questions(rng, clip, bucket.questions)
         layout = LAYOUTS[int(rng.integers(len(LAYOUTS)))]
         return pack(media, asked, self.encode, self.chat, layout, self.config.model, bucket.length), media
@@ -164,7 +164,7 @@ class BatchMaker:
 
 def question_rows(
     clip: Clip,
-    media: Media,
+    media: EncodedMedia,
     encode: Callable[[str], list[int]],
     chat: Chat,
     layout: Layout,

@@ -13,6 +13,7 @@ import numpy as np
 
 from models.clip_writer import write_clip
 from models.media import read_clip
+from models.waveform import SAMPLE_RATE
 from train.clips import Clip, PictureSpan, SoundSpan
 from train.questions import questions
 from train.sources import Sources, digits, instruments
@@ -56,7 +57,9 @@ def build(folder: Path) -> None:
         all_notes.pick([all_notes.keys.index(key) for key in RECORDINGS["instrument"]]),
     )
     whole = [  # a spoken word lasts as long as its recording
-        dataclasses.replace(s, end=s.start + sources.digits.lengths[s.recording] / 16_000) if s.kind == "digit" else s
+        dataclasses.replace(s, end=s.start + sources.digits.lengths[s.recording] / SAMPLE_RATE)
+        if s.kind == "digit"
+        else s
         for s in CLIP.sounds
     ]
     clip = dataclasses.replace(CLIP, sounds=tuple(whole))

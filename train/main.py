@@ -21,10 +21,11 @@ from rich.console import Console
 from models.errors import UserError
 from models.interface import Params, define
 from models.package_index import cache_root
+from models.smolav.config import LAYOUTS
 from models.smolav.encoders import Encoders
 from models.smolav.lora import init_lora
 from models.smolav.modeling import MediaEmbedder
-from models.smolav.preprocess import Chat, Media
+from models.smolav.preprocess import Chat, EncodedMedia
 from models.smollm2 import load_smollm2
 from models.text import load_smollm2_tokenizer
 from train import align, language_model
@@ -56,8 +57,8 @@ def validation_batches(
         rows = []
         for index in range(min(bucket.pool.count, VALIDATION_ROWS)):
             clip = pool.clip(index)
-            media = Media(pictures[bucket.pool.split].take(clip.picture_ids), pool.audio(index))
-            layout = ("interleaved", "blocks")[index % 2]
+            media = EncodedMedia(pictures[bucket.pool.split].take(clip.picture_ids), pool.audio(index))
+            layout = LAYOUTS[index % len(LAYOUTS)]
             packed = question_rows(clip, media, batches.encode, batches.chat, layout, config.model, bucket.length)
             rows.append((packed[0], media))
         result[name] = [

@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Float
 
 from models.errors import UserError
+from models.waveform import SAMPLE_RATE
 
-SAMPLE_RATE = 16_000
 WINDOW = 400  # 25 ms
 HOP = 160  # 10 ms
 

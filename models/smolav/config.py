@@ -7,7 +7,6 @@ from models.decoder import DecoderConfig
 
 Layout = Literal["interleaved", "blocks"]
 LAYOUTS: tuple[Layout, ...] = ("interleaved", "blocks")
-TEXT, VIDEO, AUDIO = 0, 1, 2  # modality ids
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,12 +16,11 @@ from models.decoder import Decoder
 from models.errors import UserError
 from models.interface import Chunk, Params, define
 from models.media import Media
-from models.package_index import Progress
+from models.package_index import DownloadProgress
 from models.smolav.config import LAYOUTS, Layout, SmolAVConfig
 from models.smolav.encoders import FRAME_SIZE, Encoders
 from models.smolav.params import load_smolav
-from models.smolav.preprocess import Chat, Tokens, concatenate, media_rows, media_tokens, text_tokens
-from models.smolav.preprocess import Media as EncodedMedia
+from models.smolav.preprocess import Chat, EncodedMedia, Tokens, concatenate, media_rows, media_tokens, text_tokens
 from models.step import DecoderStep
 from models.text import load_smollm2_tokenizer
 from models.weights import fetch
@@ -52,7 +51,7 @@ class SmolAVModel:
     tau = 0.6
 
     @classmethod
-    def load(cls, folder: Path | None = None, progress: Progress | None = None) -> Self:
+    def load(cls, folder: Path | None = None, progress: DownloadProgress | None = None) -> Self:
         """Loads the embedded model, or one exported to `folder`; `progress` is told of downloads.
 
         Raises:

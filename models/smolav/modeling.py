@@ -5,10 +5,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from acckv_jax import Modality
 from acckv_jax.sharding import MeshAxis, ShardingRules
 from models.decoder import Decoder
 from models.layers.linear import Linear
-from models.smolav.config import AUDIO, VIDEO, SmolAVConfig
+from models.smolav.config import SmolAVConfig
 
 
 class Projector(nnx.Module):
@@ -66,13 +67,13 @@ class MediaEmbedder(nnx.Module):
 
         Args:
             text: embeddings of the token ids; ignored where media stand.
-            modality: TEXT, VIDEO or AUDIO per token.
+            modality: id of each token's `Modality`: text, video or audio.
             seconds: time of each media token.
             video: picture features where a video token stands (`preprocess.media_rows`), anything elsewhere.
             audio: audio features where an audio token stands, anything elsewhere.
         """
         # All positions are projected: `where` is much cheaper than gathering and scattering the media's rows.
-        is_video, is_audio = (modality[..., None] == kind for kind in (VIDEO, AUDIO))
+        is_video, is_audio = (modality[..., None] == kind for kind in (Modality.VIDEO, Modality.AUDIO))
         media = jnp.where(is_video, self.video(video.astype(text.dtype)), self.audio(audio.astype(text.dtype)))
         media = media + self.time(time_features(seconds, self.periods).astype(text.dtype))
         return jnp.where(is_video | is_audio, media, text)

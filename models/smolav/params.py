@@ -3,11 +3,11 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -20,7 +20,7 @@ from models.smollm2 import load_smollm2
 
 FOLDER = Path(__file__).parent
 TENSORS, CONFIG = "params.safetensors", "config.json"
-SEPARATOR = "."
+SEPARATOR = "."  # a tensor's name is its path: media.video.up.kernel
 
 
 def load_smolav(folder: Path = FOLDER) -> tuple[SmolAVConfig, nnx.GraphDef, Params]:
@@ -77,7 +77,7 @@ def read_trained(folder: Path, config: SmolAVConfig) -> Params:
         tensors = load_file(path)
     except SafetensorError as error:
         raise UserError(f"{path} is damaged ({error}); restore it, or export it again.") from error
-    shapes = {name: tuple(leaf.shape) for name, leaf in flatten(trained_shapes(config)).items()}
+    shapes = {name: tuple(leaf.shape) for name, leaf in flatten_dict(trained_shapes(config), sep=SEPARATOR).items()}
     problems = [f"{name} is missing" for name in sorted(shapes.keys() - tensors.keys())]
     problems += [f"{name} is unknown" for name in sorted(tensors.keys() - shapes.keys())]
     problems += [
@@ -87,31 +87,12 @@ def read_trained(folder: Path, config: SmolAVConfig) -> Params:
     ]
     if problems:
         raise UserError(f"{path} does not fit {CONFIG}: {'; '.join(problems)}.")
-    return unflatten({name: array.astype(np.float32) for name, array in tensors.items()})
+    return unflatten_dict({name: array.astype(np.float32) for name, array in tensors.items()}, sep=SEPARATOR)
 
 
 def save_smolav(folder: Path, config: SmolAVConfig, trained: Params) -> None:
     """Writes the trained tensors (float32) and the configuration into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: np.asarray(leaf, np.float32) for name, leaf in flatten(trained).items()}, folder / TENSORS)
+    flat = flatten_dict(trained, sep=SEPARATOR)
+    save_file({name: np.asarray(leaf, np.float32) for name, leaf in flat.items()}, folder / TENSORS)
     (folder / CONFIG).write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-
-
-def flatten(tree: Params, prefix: str = "") -> dict[str, Any]:
-    """Names like `media.video.up.kernel` to leaves."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        flat |= flatten(value, f"{prefix}{name}{SEPARATOR}") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
-
-
-def unflatten(flat: dict[str, Any]) -> Params:
-    """The inverse of `flatten`."""
-    tree: Params = {}
-    for name, value in flat.items():
-        *path, last = name.split(SEPARATOR)
-        node = tree
-        for part in path:
-            node = node.setdefault(part, {})
-        node[last] = value
-    return tree

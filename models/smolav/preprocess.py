@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from models.smolav.config import AUDIO, LAYOUTS, VIDEO, Layout, SmolAVConfig
+from acckv_jax import Modality
+from models.smolav.config import LAYOUTS, Layout, SmolAVConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Chat:
 
 
 @dataclasses.dataclass(frozen=True)
-class Media:
-    """Encoded media of one clip.
+class EncodedMedia:
+    """What the encoders make of one clip.
 
     Attributes:
         video: one row of tokens per second, [seconds, frame_tokens, video_width]; no rows without pictures.
@@ -53,7 +54,7 @@ class Tokens:
 
     Attributes:
         ids: token ids, 0 where a media token stands.
-        modality: TEXT, VIDEO or AUDIO.
+        modality: id of each token's `Modality`: text, video or audio.
         row: for a media token its row in the clip's video or audio tokens, else 0.
         seconds: time of a media token in the clip, else 0.
     """
@@ -98,7 +99,7 @@ def media_tokens(frames: int, audio: int, layout: Layout, config: SmolAVConfig) 
     if layout not in LAYOUTS:
         raise ValueError(f"There is no layout {layout!r}; use one of {', '.join(LAYOUTS)}.")
     video_row, audio_row = np.arange(frames * config.frame_tokens), np.arange(audio)
-    modality = np.repeat([VIDEO, AUDIO], [len(video_row), audio]).astype(np.int32)
+    modality = np.repeat([Modality.VIDEO, Modality.AUDIO], [len(video_row), audio]).astype(np.int32)
     row = np.concatenate([video_row, audio_row]).astype(np.int32)
     seconds = np.concatenate([video_row // config.frame_tokens + 0.5, (audio_row + 0.5) / config.audio_rate])
     if layout == "interleaved":
@@ -107,10 +108,11 @@ def media_tokens(frames: int, audio: int, layout: Layout, config: SmolAVConfig) 
     return Tokens(np.zeros(len(row), np.int32), modality, row, seconds.astype(np.float32))
 
 
-def media_rows(tokens: Tokens, media: Media) -> tuple[Float[np.ndarray, "T W"], Float[np.ndarray, "T A"]]:
+def media_rows(tokens: Tokens, media: EncodedMedia) -> tuple[Float[np.ndarray, "T W"], Float[np.ndarray, "T A"]]:
     """Encoder outputs laid along the sequence: [T, video_width] and [T, audio_width], zero where none stands."""
     rows = []
-    for modality, source in ((VIDEO, media.video.reshape(-1, media.video.shape[-1])), (AUDIO, media.audio)):
+    video = media.video.reshape(-1, media.video.shape[-1])
+    for modality, source in ((Modality.VIDEO, video), (Modality.AUDIO, media.audio)):
         here = tokens.modality == modality
         out = np.zeros((len(tokens), source.shape[-1]), np.float32)
         out[here] = source[tokens.row[here]]

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from flax import nnx
 
-from models.interface import define
 from models.layers.depthwise import grouped, shifted
 from models.readers.legacy_pickle import read_legacy_state_dict
 from models.vision.efficientnet_lite import EfficientNetLite, EfficientNetLiteConfig, load_efficientnet_lite0
 from models.weights import fetch
+from tests.models.parameters import assert_fits
 from tests.tolerances import FP32, LOGITS
 
 # Lite0 from the paper's table: (expansion, channels, blocks, stride, kernel)
@@ -74,9 +74,7 @@ def test_lite0_follows_the_table_and_its_parameters_fit() -> None:
     ]
     assert [(b.expansion, b.features_out, b.stride, b.kernel) for b in config.blocks] == expected
     _, params = load_efficientnet_lite0()
-    _, shapes = define(lambda: EfficientNetLite(config, rngs=nnx.Rngs(0)))
-    describe = lambda tree: jax.tree.map(lambda x: (x.shape, np.dtype(x.dtype)), tree)  # noqa: E731
-    assert describe(params) == describe(shapes)
+    assert_fits(params, lambda: EfficientNetLite(config, rngs=nnx.Rngs(0)))
 
 
 @pytest.mark.parametrize("stride", [1, 2])

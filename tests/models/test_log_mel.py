@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from transformers import WhisperFeatureExtractor
 
-from models.audio.log_mel import SAMPLE_RATE, log_mel, mel_filters
+from models.audio.log_mel import log_mel, mel_filters
 from models.errors import UserError
+from models.waveform import SAMPLE_RATE
 from tests.tolerances import LOGITS
 
 

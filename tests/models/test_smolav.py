@@ -9,23 +9,25 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from acckv_jax import Modality
 from models.decoder import Decoder
 from models.interface import create
-from models.smolav.config import AUDIO, LAYOUTS, TEXT, VIDEO, SmolAVConfig
+from models.smolav.config import LAYOUTS, SmolAVConfig
 from models.smolav.lora import init_lora, merge_lora
 from models.smolav.modeling import MediaEmbedder, SmolAV, time_features
-from models.smolav.preprocess import Chat, Media, media_rows, media_tokens, pool_audio, pool_grid
+from models.smolav.preprocess import Chat, EncodedMedia, media_rows, media_tokens, pool_audio, pool_grid
 from tests.prompts import prompt_tokens
 from tests.tolerances import FP32
 
 CONFIG = SmolAVConfig.tiny(video_grid=2, audio_rate=3)
+TEXT, VIDEO, AUDIO = Modality.TEXT, Modality.VIDEO, Modality.AUDIO
 CHAT = Chat(before=(1, 2), after=(3, 4, 5), end=3)
 
 
-def _media(frames: int, audio: int) -> Media:
+def _media(frames: int, audio: int) -> EncodedMedia:
     rng = np.random.default_rng(0)
     video = rng.normal(size=(frames, CONFIG.frame_tokens, CONFIG.video_width))
-    return Media(video.astype(np.float32), rng.normal(size=(audio, CONFIG.audio_width)).astype(np.float32))
+    return EncodedMedia(video.astype(np.float32), rng.normal(size=(audio, CONFIG.audio_width)).astype(np.float32))
 
 
 def test_interleaved_goes_second_by_second() -> None:
@@ -149,5 +151,4 @@ def test_whole_model_embeds_text_with_the_decoder() -> None:
 
 
 def test_config_survives_json() -> None:
-
     assert SmolAVConfig.from_dict(json.loads(json.dumps(dataclasses.asdict(CONFIG)))) == CONFIG

@@ -7,18 +7,16 @@ from flax import nnx
 
 from models.decoder import Decoder, DecoderConfig
 from models.errors import UserError
-from models.interface import define
 from models.readers.gguf import read_gguf_metadata
 from models.smollm2 import halves_from_pairs, llama_config, load_smollm2
 from models.weights import fetch
+from tests.models.parameters import assert_fits
 
 
 def test_configuration_and_parameters_fit_the_decoder() -> None:
     config, params = load_smollm2()
     assert config == DecoderConfig.smollm2_135m()
-    _, shapes = define(lambda: Decoder(config, rngs=nnx.Rngs(0)))
-    describe = lambda tree: jax.tree.map(lambda x: (x.shape, np.dtype(x.dtype)), tree)  # noqa: E731
-    assert describe(params) == describe(shapes)
+    assert_fits(params, lambda: Decoder(config, rngs=nnx.Rngs(0)))
     assert sum(x.size for x in jax.tree.leaves(params)) == 134_515_008
 
 

@@ -11,6 +11,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder as Refer
 from models.audio.log_mel import log_mel
 from models.audio.whisper import WhisperEncoder, WhisperEncoderConfig, load_whisper_tiny_en
 from models.interface import Params, define
+from tests.models.parameters import assert_fits
 from tests.tolerances import FP32, LOGITS
 
 
@@ -52,9 +53,7 @@ def test_tiny_en_equals_transformers() -> None:
 
 def test_tiny_en_parameters_fit_and_positions_are_sinusoids() -> None:
     _, params = load_whisper_tiny_en()
-    _, shapes = define(lambda: WhisperEncoder(WhisperEncoderConfig.tiny_en(), rngs=nnx.Rngs(0)))
-    describe = lambda tree: jax.tree.map(lambda x: (x.shape, np.dtype(x.dtype)), tree)  # noqa: E731
-    assert describe(params) == describe(shapes)
+    assert_fits(params, lambda: WhisperEncoder(WhisperEncoderConfig.tiny_en(), rngs=nnx.Rngs(0)))
     angles = np.arange(1500)[:, None] * np.exp(-np.log(10_000) * np.arange(192) / 191)
     sinusoids = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
     np.testing.assert_allclose(params["positions"], sinusoids, atol=6e-4, rtol=0)  # the file holds half precision

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from models.smolav.config import LAYOUTS
-from models.smolav.preprocess import Media
+from models.smolav.preprocess import EncodedMedia
 from tests.prompts import prompt_tokens
 from tests.train.synthetic import CHAT, CONFIG, MODEL, SOURCES, SyntheticPictures, SyntheticPool, batch_maker, encode
 from train.batches import collate, pack, question_rows, redraw_pictures
@@ -18,7 +18,7 @@ from train.questions import questions
 def _clip_and_media():
     pool = SyntheticPool()
     clip = pool.clip(0)
-    return clip, Media(SyntheticPictures().take(clip.picture_ids), pool.audio(0))
+    return clip, EncodedMedia(SyntheticPictures().take(clip.picture_ids), pool.audio(0))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
