@@ -1,6 +1,5 @@
 """Eight CPU devices, strict promotion of dtypes and ranks, and meshes."""
 
-import contextlib
 import os
 from collections.abc import Iterator
 
@@ -22,27 +21,13 @@ def _free_compiled_programs() -> Iterator[None]:
     jax.clear_caches()
 
 
-@contextlib.contextmanager
-def _mesh(kind: str) -> Iterator[Mesh | None]:
-    if kind == "none":
-        yield None
-        return
-    axis_type = {"explicit": AxisType.Explicit, "auto": AxisType.Auto}[kind]
-    mesh = jax.make_mesh((2, 4), ("data", "tensor"), axis_types=(axis_type, axis_type))
-    with jax.set_mesh(mesh):
-        yield mesh
-
-
-@pytest.fixture(params=["explicit", "auto"])
-def mesh(request: pytest.FixtureRequest) -> Iterator[Mesh]:
-    """A data=2, tensor=4 mesh of either kind, set for the test."""
-    with _mesh(request.param) as mesh:
-        assert mesh is not None
-        yield mesh
-
-
 @pytest.fixture(params=["explicit", "auto", "none"])
 def any_mesh(request: pytest.FixtureRequest) -> Iterator[Mesh | None]:
-    """As `mesh`, and also no mesh at all (None)."""
-    with _mesh(request.param) as mesh:
+    """A data=2, tensor=4 mesh of either kind, set for the test, and no mesh at all (None)."""
+    if request.param == "none":
+        yield None
+        return
+    axis_type = {"explicit": AxisType.Explicit, "auto": AxisType.Auto}[request.param]
+    mesh = jax.make_mesh((2, 4), ("data", "tensor"), axis_types=(axis_type, axis_type))
+    with jax.set_mesh(mesh):
         yield mesh

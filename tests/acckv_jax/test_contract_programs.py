@@ -1,4 +1,4 @@
-"""The contract as seen in traced and compiled programs: rules 6, 7, 9, 10 and 11."""
+"""The contract as seen in traced and compiled programs: rules 6, 7, 9, 10 and 11 of docs/cache.md."""
 
 import dataclasses
 import functools

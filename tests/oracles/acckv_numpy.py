@@ -1,7 +1,7 @@
-"""AccKV in plain float64 NumPy: one layer, one batch row, written from the design page alone.
+"""AccKV in plain float64 NumPy: one layer, one batch row.
 
 Nothing here is fast and nothing is clever: the l x l attention matrix exists, heads are Python loops. It is the
-yardstick for the JAX policy, so where the design page leaves a choice open the choice is written down here.
+yardstick for the JAX policy, so where the paper leaves a choice open the choice is written down here.
 
 Notation: l prompt tokens; N query heads; K KV heads; G = N / K; query head h reads KV head h // G; Tx, Vd, Au the index
 sets of text (0), video (1), audio (2); AV = Vd + Au; A[h, i, j] causal softmax of q.k / sqrt(H); s[k, j] token score.
