@@ -12,8 +12,10 @@ import numpy as np
 
 import acckv_jax
 from acckv_jax import CachePolicy, KVCache, Modality, Prompt
+from eval.batching import decode, padded, score
 from eval.policies import check_policies
 from eval.roofline import step_bytes
+from eval.timing import fastest
 from models.errors import UserError
 from models.interface import AVModel, Chunk
 
@@ -65,19 +67,9 @@ class Answer:
 Report = Callable[[str], None]
 
 
-@functools.partial(jax.jit, static_argnames=("step", "policies", "layers", "complete"))
-def _score(params, inputs, prompt, before, *, step, policies, layers, complete):
-    return acckv_jax.score(step, params, inputs, prompt, policies, layers=layers, before=before, complete=complete)
-
-
 @functools.partial(jax.jit, static_argnames=("step", "policy", "layers", "room"))
 def _prefill(params, inputs, prompt, *, step, policy, layers, room):
     return acckv_jax.prefill(step, params, inputs, prompt, policy, layers=layers, room=room)
-
-
-@functools.partial(jax.jit, static_argnames=("step", "policy", "steps", "stop"), donate_argnames="state")
-def _decode(params, state, *, step, policy, steps, stop):
-    return acckv_jax.decode(step, params, state, policy, steps=steps, stop=stop)
 
 
 @functools.cache
@@ -95,12 +87,9 @@ def timed(function: Any, *args: Any, **static: Any) -> tuple[Any, float]:
     return result, time.perf_counter() - start
 
 
-def padded(chunk: Chunk) -> tuple[jax.Array, Prompt]:
+def in_bucket(chunk: Chunk) -> tuple[jax.Array, Prompt]:
     """A chunk as a batch of one, padded to its bucket."""
-    extra = acckv_jax.bucket_length(len(chunk)) - len(chunk)
-    inputs = np.pad(chunk.inputs, ((0, extra),) + ((0, 0),) * (chunk.inputs.ndim - 1))
-    modality = np.pad(chunk.modality, (0, extra))[None]
-    return jnp.asarray(inputs)[None], acckv_jax.make_prompt(modality, np.array([len(chunk)]))
+    return padded([chunk], acckv_jax.bucket_length(len(chunk)))
 
 
 def check_fits(model: AVModel, prompt: Chunk, new_tokens: int) -> None:
@@ -137,7 +126,7 @@ def answer_one(
     prompt = prefix.then(model.question(question))
     check_fits(model, prompt, new_tokens)
     check_policies({name: chosen}, prompt.modality)
-    inputs, described = padded(prompt)
+    inputs, described = in_bucket(prompt)
     report("prefill")
     (logits, cache), seconds = timed(
         _prefill,
@@ -175,21 +164,17 @@ def answer_all(
     head, tail = prefix.split(max(1, len(prefix) - window))
     shared: dict[str, Any] = {"step": model.step, "policies": tuple(policies.values()), "layers": model.layers}
     report("prefill of the clip")
-    inputs, described = padded(head)
-    (_, clip), clip_seconds = timed(_score, model.params, inputs, described, None, complete=False, **shared)
+    inputs, described = in_bucket(head)
+    (_, clip), clip_seconds = timed(score, model.params, inputs, described, None, complete=False, **shared)
     for question in questions:
         chunk = tail.then(model.question(question))
-        inputs, described = padded(chunk)
+        inputs, described = in_bucket(chunk)
         report(f"prefill of “{question}”")
-        (logits, scored), seconds = timed(_score, model.params, inputs, described, clip, complete=True, **shared)
+        (logits, scored), seconds = timed(score, model.params, inputs, described, clip, complete=True, **shared)
         for number, (name, policy) in enumerate(policies.items()):
             report(f"{name}: “{question}”")
             room = _room(policy, new_tokens)
-            prune = functools.partial(acckv_jax.prune, scored, number, policy, room=room)
-            jax.block_until_ready(prune())  # compiles
-            start = time.perf_counter()
-            cache = jax.block_until_ready(prune())
-            prune_seconds = time.perf_counter() - start
+            cache, prune_seconds = fastest(functools.partial(acckv_jax.prune, scored, number, policy, room=room), 1)
             slots = scored.cache.layers[0].slots
             asked = Asked(prefix.then(model.question(question)), question, slots, clip_seconds + seconds, prune_seconds)
             pieces = _generate(model, asked, (name, policy), logits, cache, new_tokens, bandwidth)
@@ -238,7 +223,7 @@ def _generate(
             shown = text
         if finished:
             break
-        made, number, state = _decode(model.params, state, steps=STREAM, stop=model.stop, **options)
+        made, number, state = decode(model.params, state, steps=STREAM, stop=model.stop, **options)
         tokens += np.asarray(made)[0, : int(number)].tolist()
     rate = _tokens_per_second(model, options, logits, spare)
     yield Answer(
@@ -261,12 +246,12 @@ def _generate(
 
 
 def _tokens_per_second(model: AVModel, options: dict[str, Any], logits: jax.Array, cache: KVCache) -> float:
-    """Decode speed, after a first run that compiles and warms up."""
-    seconds = 0.0
-    for _ in range(2):
-        state = acckv_jax.start_decoding(logits, jax.tree.map(jnp.copy, cache), jax.random.key(0))
-        jax.block_until_ready(state)
-        start = time.perf_counter()
-        jax.block_until_ready(_decode(model.params, state, steps=TIMED_STEPS, stop=(), **options))
-        seconds = time.perf_counter() - start
-    return TIMED_STEPS / seconds
+    """Decode speed."""
+
+    def fresh() -> tuple[acckv_jax.DecodeState]:
+        return (acckv_jax.start_decoding(logits, jax.tree.map(jnp.copy, cache), jax.random.key(0)),)
+
+    def run(state: acckv_jax.DecodeState) -> tuple[jax.Array, jax.Array, acckv_jax.DecodeState]:
+        return decode(model.params, state, steps=TIMED_STEPS, stop=(), **options)
+
+    return TIMED_STEPS / fastest(run, 1, fresh)[1]

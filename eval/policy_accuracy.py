@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 from rich.console import Console
@@ -28,6 +27,7 @@ from rich.table import Table
 
 import acckv_jax
 from acckv_jax import POLICIES, CachePolicy, Prompt
+from eval.batching import decode, padded, score
 from eval.held_out import GROUPS, MOST, HeldOutClips, group_of
 from eval.policies import build_policy, check_policies
 from models.errors import UserError
@@ -93,26 +93,9 @@ def one_of_each(clip: Clip, index: int) -> list[Question]:
     return [grouped[group][index % len(grouped[group])] for group in GROUPS if grouped[group]]
 
 
-@functools.partial(jax.jit, static_argnames=("step", "policies", "layers", "complete"))
-def _score(params, inputs, prompt, before, *, step, policies, layers, complete):
-    return acckv_jax.score(step, params, inputs, prompt, policies, layers=layers, before=before, complete=complete)
-
-
 @functools.partial(jax.jit, static_argnames=("step", "policy"))
 def _extend(params, inputs, prompt, cache, *, step, policy):
     return acckv_jax.extend(step, params, inputs, prompt, cache, policy)
-
-
-@functools.partial(jax.jit, static_argnames=("step", "policy", "stop"))
-def _decode(params, state, *, step, policy, stop):
-    return acckv_jax.decode(step, params, state, policy, steps=ANSWER - 1, stop=stop)
-
-
-def batch(chunks: Sequence[Chunk], length: int) -> tuple[jax.Array, Prompt]:
-    """Chunks as a ragged batch."""
-    inputs = np.stack([np.pad(c.inputs, ((0, length - len(c)), (0, 0))) for c in chunks])
-    modality = np.stack([np.pad(c.modality, (0, length - len(c))) for c in chunks])
-    return jnp.asarray(inputs), acckv_jax.make_prompt(modality, np.array([len(c) for c in chunks]))
 
 
 def answers(
@@ -126,18 +109,18 @@ def answers(
     window = max(policy.window for policy in sums)
     head, tail = prefix.split(max(1, len(prefix) - window))
     length = next(n for n in LENGTHS if len(head) <= n)
-    _, clip = _score(model.params, *batch([head], length), None, complete=False, **shared)
-    padded = [*asked, *asked[:1] * (len(GROUPS) - len(asked))]
-    whole = [tail.then(model.question(q.text)) for q in padded]
+    _, clip = score(model.params, *padded([head], length), None, complete=False, **shared)
+    rows = [*asked, *asked[:1] * (len(GROUPS) - len(asked))]
+    whole = [tail.then(model.question(q.text)) for q in rows]
     labelled = {f"{label} at budget {budget:g}": policy for (label, budget), policy in policies.items()}
     for chunk in whole:
         check_policies(labelled, head.then(chunk).modality[:-1])
     held_back = [chunk.split(len(chunk) - 1) for chunk in whole]
-    repeated = acckv_jax.repeat_rows(clip, len(padded))
-    _, scored = _score(model.params, *batch([c for c, _ in held_back], QUESTION), repeated, complete=True, **shared)
-    last = batch([c for _, c in held_back], 1)
-    following = [*asked[1:], *asked[:1], *asked[:1] * (len(padded) - len(asked))]
-    second = batch([model.next_question(q.answer, f.text) for q, f in zip(padded, following, strict=True)], QUESTION)
+    repeated = acckv_jax.repeat_rows(clip, len(rows))
+    _, scored = score(model.params, *_asked([c for c, _ in held_back]), repeated, complete=True, **shared)
+    last = padded([c for _, c in held_back], 1)
+    following = [*asked[1:], *asked[:1], *asked[:1] * (len(rows) - len(asked))]
+    second = _asked([model.next_question(q.answer, f.text) for q, f in zip(rows, following, strict=True)])
     for name, policy in policies.items():
         cache = acckv_jax.prune(scored, sums[dataclasses.replace(policy, budget=1.0)], policy, room=ANSWER)
         run = functools.partial(_extend, step=model.step, policy=policy.while_decoding())
@@ -150,13 +133,19 @@ def answers(
         )
 
 
+def _asked(chunks: Sequence[Chunk]) -> tuple[jax.Array, Prompt]:
+    """Chunks that end in a question as a batch; a wider window than usual takes a longer one."""
+    return padded(chunks, -(-max(len(c) for c in chunks) // QUESTION) * QUESTION)
+
+
 def _greedy(
     model: SmolAVModel, policy: CachePolicy, logits: jax.Array, cache: acckv_jax.KVCache, count: int
 ) -> list[str]:
     """Greedy answers of the first `count` rows."""
     state = acckv_jax.start_decoding(logits, cache, jax.random.key(0), stop=model.stop)
     first = np.asarray(state.token)[:, None]
-    made, number, _ = _decode(model.params, state, step=model.step, policy=policy.while_decoding(), stop=model.stop)
+    options = {"step": model.step, "policy": policy.while_decoding(), "steps": ANSWER - 1, "stop": model.stop}
+    made, number, _ = decode(model.params, state, **options)
     tokens = np.concatenate([first, np.asarray(made)[:, : int(number)]], axis=1)
     return [_text(model, row) for row in tokens[:count]]
 
