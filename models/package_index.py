@@ -185,7 +185,7 @@ def _run(
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=err, cwd=temporary, env=environment)
         try:
             while process.poll() is None:
-                most = max(most, _bytes_under(temporary) + _bytes_under(received))
+                most = max(most, bytes_under(temporary) + bytes_under(received))
                 if progress is not None:
                     progress(label, most, None)
                 time.sleep(0.1)
@@ -199,13 +199,15 @@ def _run(
     return (telling or lines or [f"exit status {process.returncode}"])[0]
 
 
-def _bytes_under(folder: Path) -> int:
+def bytes_under(folder: Path) -> int:
+    """Size of all files in a folder; what is moved or removed while we look is left out."""
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size
-        except FileNotFoundError:  # pip moves files while we look
-            continue
+    for where, _, files in os.walk(folder):  # which, unlike Path.rglob, passes over folders that vanish
+        for name in files:
+            try:
+                total += os.stat(os.path.join(where, name)).st_size
+            except FileNotFoundError:
+                continue
     return total
 
 

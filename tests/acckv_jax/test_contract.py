@@ -1,7 +1,7 @@
 """The contract of every policy, on what an episode returns: the rules of the cache that are about values.
 
-The rules (docs/cache.md; numbers as in the test names): 1 a position is not a slot; 2 time order; 3 padding; 4 keeping everything, and
-masks; 5 bytes; 12 bad input. Rules about programs and meshes are in the files beside this one.
+The rules are in docs/cache.md, with the numbers of the test names; those about programs and meshes have the files
+beside this one.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""The contract on 8 devices (rule 8 of docs/cache.md): same results, shardings kept, nothing of the size of K or V moved."""
+"""The contract on 8 devices (rule 8 of docs/cache.md): same results, shardings kept, no K or V moved."""
 
 import math
 import re

