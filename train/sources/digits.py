@@ -1,4 +1,4 @@
-"""Spoken digits: the Free Spoken Digit Dataset (CC-BY-SA 4.0), carried in data/spoken_digits."""
+"""Spoken digits: the Free Spoken Digit Dataset (CC-BY-SA 4.0), carried in the folder spoken_digits."""
 
 import csv
 import hashlib
@@ -10,7 +10,7 @@ import numpy as np
 from models.waveform import decode_audio, resample
 from train.sources.items import Sounds, check_split, join_sounds
 
-FOLDER = Path(__file__).resolve().parents[2] / "data" / "spoken_digits"
+FOLDER = Path(__file__).parent / "spoken_digits"
 RATE = 8_000
 SHA256 = "4994e7ad3c79e5dd0e69e8fc82af3a5104850bd07e90c3a657421fd1224d34fd"
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
