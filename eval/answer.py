@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
-import jax
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -20,10 +19,10 @@ from eval.answering import Answer, answer_all, answer_one
 from eval.policies import build_policy
 from eval.report import answer_tables
 from eval.roofline import measured_bandwidth
+from models import command
 from models.errors import UserError
 from models.interface import AVModel, Chunk
 from models.media import read_clip
-from models.package_index import cache_root
 from models.registry import load_model
 
 Loader = Callable[[str, Callable[[str, int, int | None], None]], AVModel]
@@ -177,14 +176,8 @@ def download_reporter(progress: Progress) -> Callable[[str, int, int | None], No
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; 0, or 2 after a user's mistake."""
     options = tyro.cli(Options, args=arguments, prog="python -m eval.answer", description=__doc__)
-    jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))
-    err = Console(stderr=True)
-    try:
-        run(options, Console(), err)
-    except UserError as error:
-        err.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
-    return 0
+    command.keep_compiled()
+    return command.run(lambda: run(options, Console(), Console(stderr=True)))
 
 
 if __name__ == "__main__":

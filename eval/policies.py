@@ -70,7 +70,7 @@ def _parsed(policy: str, option: str, types: Mapping[str, Any]) -> tuple[str, An
         value = _value(bare)
         right = type(value) in allowed or (type(value) is int and float in allowed)
     if not right:
-        wanted = ", ".join(KINDS.get(kind, kind) for kind in allowed)
+        wanted = ", ".join(kind if isinstance(kind, str) else KINDS[kind] for kind in allowed)
         raise UserError(f"Option {key} of policy {policy} cannot be {text!r}; choose one of: {wanted}.")
     return key, value
 

@@ -30,9 +30,9 @@ from acckv_jax import POLICIES, CachePolicy, Prompt
 from eval.batching import decode, padded, score
 from eval.held_out import GROUPS, MOST, HeldOutClips, group_of
 from eval.policies import build_policy, check_policies
+from models import command
 from models.errors import UserError
 from models.interface import Chunk
-from models.package_index import cache_root
 from models.smolav.config import LAYOUTS
 from models.smolav.model import SmolAVModel
 from train.clips import Clip
@@ -195,12 +195,17 @@ def measure(options: Options) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; 0, or 2 after a user's mistake."""
     options = tyro.cli(Options, args=arguments, prog="python -m eval.policy_accuracy", description=__doc__)
-    jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))
-    try:
-        result = measure(options)
-    except UserError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
+    command.keep_compiled()
+    return command.run(lambda: run(options))
+
+
+def run(options: Options) -> None:
+    """Measures, prints a table, and writes the result if asked to.
+
+    Raises:
+        UserError: on any mistake in the options.
+    """
+    result = measure(options)
     table = Table(title=f"{result['clips']} held-out clips, exact answers", padding=(0, 0), pad_edge=False)
     for name in ("policy", "budget", "question", *GROUPS, "all"):
         table.add_column(name, no_wrap=True)
@@ -210,7 +215,6 @@ def main(arguments: list[str] | None = None) -> int:
     Console().print(table)
     if options.out:
         options.out.write_text(json.dumps(result, indent=1) + "\n")
-    return 0
 
 
 if __name__ == "__main__":

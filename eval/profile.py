@@ -21,6 +21,7 @@ from acckv_jax import CachePolicy
 from eval.bench import TAU, TEXT, Bench, modalities
 from eval.policies import build_policy, check_policies
 from eval.roofline import measured_bandwidth, step_bytes
+from models import command
 from models.errors import UserError
 
 SHARING = "acckv"
@@ -199,16 +200,20 @@ def main(arguments: list[str] | None = None) -> int:
     options = tyro.cli(Options, args=arguments, prog="python -m eval.profile", description=__doc__)
     if options.one_core:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    try:
-        if options.json:
-            for row in measure(options):
-                print(json.dumps(dataclasses.asdict(row)), flush=True)
-        else:
-            Console(width=140).print(table(measure(options), options))
-    except UserError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
-    return 0
+    return command.run(lambda: run(options))
+
+
+def run(options: Options) -> None:
+    """Measures and prints.
+
+    Raises:
+        UserError: on any mistake in the options.
+    """
+    if not options.json:
+        Console(width=140).print(table(measure(options), options))
+        return
+    for row in measure(options):
+        print(json.dumps(dataclasses.asdict(row)), flush=True)
 
 
 if __name__ == "__main__":

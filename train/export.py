@@ -3,21 +3,34 @@
 python -m train.export --workdir runs/smolav --out models/smolav
 """
 
-import argparse
+import dataclasses
 import shutil
 import sys
 from pathlib import Path
 
 import jax
 import numpy as np
-from rich.console import Console
+import tyro
 
+from models import command
 from models.errors import UserError
 from models.smolav.params import FOLDER, save_smolav, trained_shapes
 from train.checkpoint import manager, restore
-from train.config import TrainConfig, read_config
+from train.config import DEFAULT_CONFIG, TrainConfig, read_config
 from train.loop import fresh_state
 from train.metrics import plot_metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Exports a run's newest checkpoint."""
+
+    config: Path = DEFAULT_CONFIG
+    """The run's configuration."""
+    workdir: Path = Path("runs/smolav")
+    """The run's folder."""
+    out: Path = FOLDER
+    """Where the model is written."""
 
 
 def export(config: TrainConfig, workdir: Path, out: Path) -> int:
@@ -42,19 +55,14 @@ def export(config: TrainConfig, workdir: Path, out: Path) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m train.export", description="Exports a run's newest checkpoint.")
-    parser.add_argument("--config", type=Path, default=Path(__file__).parent / "configs" / "smolav.py")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/smolav"))
-    parser.add_argument("--out", type=Path, default=FOLDER)
-    options = parser.parse_args(arguments)
-    try:
-        step = export(read_config(options.config), options.workdir, options.out)
-    except UserError as error:
-        Console(stderr=True).print(str(error), markup=False)
-        return 2
+    """Runs the command; 0, or 2 after a user's mistake."""
+    options = tyro.cli(Options, args=arguments, prog="python -m train.export", description=__doc__)
+    return command.run(lambda: _export(options))
+
+
+def _export(options: Options) -> None:
+    step = export(read_config(options.config), options.workdir, options.out)
     print(f"exported step {step} to {options.out}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Killed at any moment and started again with the same arguments, it goes on from 
 same losses as if it had not been killed.
 """
 
-import argparse
 import dataclasses
 import functools
 import sys
@@ -15,12 +14,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import tyro
 from flax import nnx
-from rich.console import Console
 
+from models import command
 from models.errors import UserError
 from models.interface import Params, define
-from models.package_index import cache_root
 from models.smolav.config import LAYOUTS
 from models.smolav.encoders import Encoders
 from models.smolav.lora import init_lora
@@ -30,11 +29,23 @@ from models.smollm2 import load_smollm2
 from models.text import load_smollm2_tokenizer
 from train import align, language_model
 from train.batches import Batch, BatchMaker, collate, question_rows
-from train.config import TrainConfig, read_config
+from train.config import DEFAULT_CONFIG, TrainConfig, read_config
 from train.features import ClipPool, PictureFeatures, sources_for
 from train.loop import Run, train
 
 VALIDATION_ROWS = 24
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Trains SmolAV; resumes where it was."""
+
+    config: Path = DEFAULT_CONFIG
+    """The run's configuration."""
+    workdir: Path = Path("runs/smolav")
+    """Where checkpoints, metrics.csv and the plot are written."""
+    stop_at: int | None = None
+    """Stop after so many steps of the whole run."""
 
 
 def open_pools(config: TrainConfig, encoders: Encoders) -> tuple[dict[str, ClipPool], dict[str, PictureFeatures]]:
@@ -69,24 +80,19 @@ def validation_batches(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m train.main", description="Trains SmolAV; resumes where it was.")
-    parser.add_argument("--config", type=Path, default=Path(__file__).parent / "configs" / "smolav.py")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/smolav"), help="checkpoints, metrics.csv, plot")
-    parser.add_argument("--stop-at", type=int, help="stop after so many steps of the whole run")
-    options = parser.parse_args(arguments)
-    try:
-        say = functools.partial(print, flush=True)
-        run_training(read_config(options.config), options.workdir, options.stop_at, say)
-    except UserError as error:
-        Console(stderr=True).print(str(error), markup=False)
-        return 2
-    return 0
+    """Runs the command; 0, or 2 after a user's mistake."""
+    options = tyro.cli(Options, args=arguments, prog="python -m train.main", description=__doc__)
+    command.keep_compiled()
+    say = functools.partial(print, flush=True)
+    return command.run(lambda: _train(options, say))
+
+
+def _train(options: Options, say: Callable[[str], None]) -> None:
+    run_training(read_config(options.config), options.workdir, options.stop_at, say)
 
 
 def run_training(config: TrainConfig, workdir: Path, stop_at: int | None, say: Callable[[str], None]) -> None:
     """Prepares the features and trains."""
-    jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))
     workdir.mkdir(parents=True, exist_ok=True)
     encoders = Encoders.load(config.model)
     pools, pictures = open_pools(config, encoders)

@@ -1,0 +1,28 @@
+"""What every command does alike."""
+
+from collections.abc import Callable
+
+import jax
+from rich.console import Console
+
+from models.errors import UserError
+from models.package_index import cache_root
+
+
+def run(body: Callable[[], None]) -> int:
+    """Runs a command.
+
+    Returns:
+        The exit status: 0, or 2 after a `UserError`, whose sentence is printed to standard error.
+    """
+    try:
+        body()
+    except UserError as error:
+        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    return 0
+
+
+def keep_compiled() -> None:
+    """Keeps this process's compiled programs in the user's cache, where later ones find them."""
+    jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))
