@@ -7,7 +7,6 @@ An answer counts only if greedy decoding gives exactly the word and then stops; 
 packed questions, each predicted token compared with the right one given the right ones before it, which is the same.
 """
 
-import argparse
 import collections
 import dataclasses
 import json
@@ -18,15 +17,16 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 from flax import nnx
 from jaxtyping import Int
 from rich.console import Console
 from rich.table import Table
 
-from eval.held_out import GROUPS, HeldOutClips, candidates, group_of
+from eval.held_out import GROUPS, MOST, HeldOutClips, candidates, group_of
+from models import command
 from models.errors import UserError
 from models.interface import Params, define
-from models.package_index import cache_root
 from models.smolav.config import LAYOUTS, Layout, SmolAVConfig
 from models.smolav.encoders import Encoders
 from models.smolav.modeling import MediaEmbedder
@@ -163,51 +163,39 @@ def print_summary(console: Console, result: dict) -> None:
         console.print(f"{kind}: " + ", ".join(f"{a} as {b} {n}" for (a, b), n in wrong.most_common(6)), markup=False)
 
 
-def markdown(result: dict) -> str:
-    """The result as a Markdown page: accuracies, then how often each word was taken for another."""
-    lines = [
-        f"# Accuracy on {result['clips']} held-out clips of 10 to 30 seconds, full attention",
-        "",
-        "Exact match by greedy decoding. Chance: among all ten words of the kind / among the clip's own things.",
-        "",
-        f"| questions about | asked | right | chance | {' | '.join(LAYOUTS)} |",
-        "|---|---|---|---|---|---|",
-    ]
-    for group, row in result["groups"].items():
-        right = f"{row['accuracy']:.3f} ± {row['standard_error']:.3f}"
-        chance = f"{row['chance_among_ten_words']:.2f} / {row['chance_among_the_clips_own']:.2f}"
-        layouts = " | ".join(f"{result['layouts'][layout][group]:.3f}" for layout in LAYOUTS)
-        lines.append(f"| {group} | {row['questions']} | {right} | {chance} | {layouts} |")
-    for kind, rows in result["confusions"].items():
-        names = sorted({name for row in rows.values() for name in row} | rows.keys())
-        lines += ["", f"## Answers that are a {kind}: right word down, answered word across", ""]
-        lines += [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-        lines += [f"| {a} | {' | '.join(str(row.get(b, '')) for b in names)} |" for a, row in rows.items()]
-    return "\n".join(lines) + "\n"
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Accuracy on held-out clips."""
+
+    clips: int = 100
+    """How many test clips, at most 1000."""
+    model: Path = FOLDER
+    """Folder of an exported SmolAV."""
+    out: Path | None = None
+    """Also write the result as JSON."""
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m eval.accuracy", description="Accuracy on held-out clips.")
-    parser.add_argument("--clips", type=int, default=100, help="how many test clips (at most 1000)")
-    parser.add_argument("--model", type=Path, default=FOLDER, help="folder of an exported SmolAV")
-    parser.add_argument("--out", type=Path, help="also write the result as JSON, and as Markdown beside it")
-    options = parser.parse_args(arguments)
-    jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))
-    try:
-        if not 1 <= options.clips <= 1000:
-            raise UserError(f"--clips must be 1 to 1000, not {options.clips}.")
-        config, _, params = load_smolav(options.model)
-        clips = HeldOutClips.load(Encoders.load(config))
-        result = summary(list(outcomes(Evaluator(config, params), clips, options.clips)), options.clips)
-    except UserError as error:
-        Console(stderr=True).print(str(error), markup=False)
-        return 2
+def run(options: Options) -> None:
+    """Measures, prints, and writes the result if asked to.
+
+    Raises:
+        UserError: on a bad number of clips or model.
+    """
+    if not 1 <= options.clips <= MOST:
+        raise UserError(f"--clips must be 1 to {MOST}, not {options.clips}.")
+    config, _, params = load_smolav(options.model)
+    clips = HeldOutClips.load(Encoders.load(config))
+    result = summary(list(outcomes(Evaluator(config, params), clips, options.clips)), options.clips)
     print_summary(Console(), result)
     if options.out:
         options.out.write_text(json.dumps(result, indent=1) + "\n")
-        options.out.with_suffix(".md").write_text(markdown(result))
-    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; 0, or 2 after a user's mistake."""
+    options = tyro.cli(Options, args=arguments, prog="python -m eval.accuracy", description=__doc__)
+    command.keep_compiled()
+    return command.run(lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What the accuracy table is made of."""
 
-from eval.accuracy import Outcome, markdown, summary
+from eval.accuracy import Outcome, summary
 from eval.held_out import GROUPS, candidates, group_of
 from train.clips import Clip, PictureSpan, SoundSpan
 from train.questions import questions
@@ -33,6 +33,4 @@ def test_summary_counts() -> None:
     assert result["groups"]["video"]["chance_among_the_clips_own"] == 0.3333
     assert result["layouts"]["blocks"]["video"] == 0.5
     assert result["confusions"]["picture"] == {"cat": {"cat": 1, "dog": 1}, "dog": {"dog": 1}}
-    assert "| video | 3 | 0.667" in markdown(result)
-    assert "| cat | 1 | 1 |" in markdown(result)
     assert result["confusions"]["instrument"] == {"harp": {"harp": 1}}
