@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +37,8 @@ from models.smolav.config import LAYOUTS
 from models.smolav.model import SmolAVModel
 from train.clips import Clip
 from train.questions import Question, questions
+
+Loader = Callable[[], tuple[SmolAVModel, HeldOutClips]]
 
 LENGTHS = (512, 832)
 """Padded lengths of the prefix: few shapes to compile."""
@@ -157,15 +159,24 @@ def _text(model: SmolAVModel, row: np.ndarray) -> str:
     return model.text(tokens[:end]).strip() if end is not None else model.text(tokens) + "..."
 
 
-def measure(options: Options) -> dict[str, Any]:
-    """Runs everything; the result is ready for JSON."""
+def load_all() -> tuple[SmolAVModel, HeldOutClips]:
+    """The embedded model and the held-out clips."""
+    model = SmolAVModel.load()
+    return model, HeldOutClips.load(model.encoders)
+
+
+def measure(options: Options, load: Loader) -> dict[str, Any]:
+    """Runs everything; the result is ready for JSON.
+
+    Raises:
+        UserError: on any mistake in the options.
+    """
     last = options.first + options.clips
     if options.clips < 1 or options.first < 0 or last > MOST:
         wanted = f"{options.first} to {last - 1}"
         raise UserError(f"--first and --clips must choose among clips 0 to {MOST - 1}, not {wanted}.")
     policies = variants(options, SmolAVModel.tau)
-    model = SmolAVModel.load()
-    clips = HeldOutClips.load(model.encoders)
+    model, clips = load()
     protocols = ("first", "second")
     right = {(name, turn): {group: [] for group in GROUPS} for name in policies for turn in protocols}
     held_out = clips.numbered(range(options.first, last))
@@ -199,13 +210,13 @@ def main(arguments: list[str] | None = None) -> int:
     return command.run(lambda: run(options))
 
 
-def run(options: Options) -> None:
-    """Measures, prints a table, and writes the result if asked to.
+def run(options: Options, load: Loader = load_all) -> None:
+    """Measures, prints a table, and writes the result if asked to; `load` finds the model and the clips.
 
     Raises:
         UserError: on any mistake in the options.
     """
-    result = measure(options)
+    result = measure(options, load)
     table = Table(title=f"{result['clips']} held-out clips, exact answers", padding=(0, 0), pad_edge=False)
     for name in ("policy", "budget", "question", *GROUPS, "all"):
         table.add_column(name, no_wrap=True)
