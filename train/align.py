@@ -120,7 +120,8 @@ def align(
             return video_loss + audio_loss, {"pictures": video_right, "sounds": audio_right}
 
         (value, right), gradient = jax.value_and_grad(loss, has_aux=True)(params)
-        updates, state = tx.update(gradient, state, params)
+        with jax.numpy_dtype_promotion("standard"):  # optax raises Python floats to integer step counts
+            updates, state = tx.update(gradient, state, params)
         return jax.tree.map(jnp.add, params, _projections_only(updates)), state, {"loss": value, **right}
 
     state = tx.init(params)

@@ -88,11 +88,25 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _train(options: Options, say: Callable[[str], None]) -> None:
-    run_training(read_config(options.config), options.workdir, options.stop_at, say)
+    config = read_config(options.config)
+    decoder, params = load_smollm2()
+    if decoder != config.model.decoder:
+        raise UserError("The language model's sizes are not those of the configuration; correct `model.decoder`.")
+    run_training(config, params, options.workdir, options.stop_at, say)
 
 
-def run_training(config: TrainConfig, workdir: Path, stop_at: int | None, say: Callable[[str], None]) -> None:
-    """Prepares the features and trains."""
+def run_training(
+    config: TrainConfig, decoder: Params, workdir: Path, stop_at: int | None, say: Callable[[str], None]
+) -> None:
+    """Prepares the features and trains.
+
+    Args:
+        config: the run's configuration.
+        decoder: the language model's parameters.
+        workdir: folder for checkpoints, metrics and the plot.
+        stop_at: stops after so many steps of the whole run.
+        say: prints a line.
+    """
     workdir.mkdir(parents=True, exist_ok=True)
     encoders = Encoders.load(config.model)
     pools, pictures = open_pools(config, encoders)
@@ -101,14 +115,11 @@ def run_training(config: TrainConfig, workdir: Path, stop_at: int | None, say: C
     def encode(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False).ids
 
-    decoder, params = load_smollm2()
-    if decoder != config.model.decoder:
-        raise UserError("The language model's sizes are not those of the configuration; correct `model.decoder`.")
     batches = BatchMaker(config, pools, pictures["train"], encode, Chat.smollm2(encode))
     validation = validation_batches(config, batches, pictures)
     graph, _ = define(lambda: MediaEmbedder(config.model, rngs=nnx.Rngs(0)))
-    run = Run(config, graph, language_model.freeze(params), batches, validation, workdir, say)
-    embeddings, unseen = params["tokens"]["embedding"], pictures["validation"]
+    run = Run(config, graph, language_model.freeze(decoder), batches, validation, workdir, say)
+    embeddings, unseen = decoder["tokens"]["embedding"], pictures["validation"]
     train(run, lambda: initial(config, graph, encode, embeddings, batches, unseen, say), stop_at)
 
 
