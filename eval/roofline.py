@@ -18,7 +18,7 @@ KERNELS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 """Which of them reads fastest depends on the machine and the compiler."""
 
 
-def bandwidths(size: int = 2**28, runs: int = 5) -> dict[str, float]:
+def bandwidths(size: int = 2**28, runs: int = 20) -> dict[str, float]:
     """Bytes per second at which each kernel reads `size` bytes of float32, the best of some runs."""
     matrix = jnp.ones((size // 4 // COLUMNS, COLUMNS), jnp.float32)
     vector = jnp.ones((COLUMNS,), jnp.float32)
