@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -77,7 +78,8 @@ def read_trained(folder: Path, config: SmolAVConfig) -> Params:
         tensors = load_file(path)
     except SafetensorError as error:
         raise UserError(f"{path} is damaged ({error}); restore it, or export it again.") from error
-    shapes = {name: tuple(leaf.shape) for name, leaf in flatten_dict(trained_shapes(config), sep=SEPARATOR).items()}
+    expected: dict[str, Any] = flatten_dict(trained_shapes(config), sep=SEPARATOR)
+    shapes = {name: tuple(leaf.shape) for name, leaf in expected.items()}
     problems = [f"{name} is missing" for name in sorted(shapes.keys() - tensors.keys())]
     problems += [f"{name} is unknown" for name in sorted(tensors.keys() - shapes.keys())]
     problems += [

@@ -124,7 +124,10 @@ def ct2_path(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
         "encoder/bias": RANDOM.standard_normal(4).astype(np.float32),
         "heads": np.int16(6).reshape(()),
     }
-    text = lambda s: struct.pack("<H", len(s) + 1) + s.encode() + b"\0"  # noqa: E731
+
+    def text(s: str) -> bytes:
+        return struct.pack("<H", len(s) + 1) + s.encode() + b"\0"
+
     codes = {np.dtype(np.float32): 0, np.dtype(np.int16): 2, np.dtype(np.float16): 4}
     data = struct.pack("<I", 6) + text("WhisperSpec") + struct.pack("<II", 3, len(variables))
     for name, value in variables.items():
