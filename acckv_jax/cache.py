@@ -31,7 +31,7 @@ class LayerCache:
         mass: [B, K, S] accumulated attention, mean over the query heads of the group.
         budget: [B] slots that the row may hold after pruning.
         fill: [] the next slot that `append` writes.
-        finite: [B] false once a NaN or infinity was seen in the row.
+        finite: [B] false once a NaN or infinity was seen in the row, or a token was written without room.
         room: slots at the end that are kept for tokens to come (static).
     """
 
@@ -116,12 +116,16 @@ def reserve(layer: LayerCache, slots: int, *, spare: bool = True) -> LayerCache:
 
 
 def append(layer: LayerCache, new: LayerCache) -> LayerCache:
-    """Writes a chunk at `fill`: shape-preserving, in place when donated. The caller sees to it that there is room."""
+    """Writes a chunk at `fill`: shape-preserving, in place when donated.
+
+    The caller sees to it that there is room; else the last slots are overwritten and `finite` is lowered.
+    """
     written = {
         name: jax.lax.dynamic_update_slice_in_dim(getattr(layer, name), getattr(new, name), layer.fill, axis=2)
         for name in PER_SLOT
     }
-    return dataclasses.replace(layer, **written, fill=layer.fill + new.slots, finite=layer.finite & new.finite)
+    finite = layer.finite & new.finite & (layer.fill + new.slots <= layer.slots)
+    return dataclasses.replace(layer, **written, fill=layer.fill + new.slots, finite=finite)
 
 
 def with_mass(layer: LayerCache, sums: tuple[Float[Array, "M B K S"], ...]) -> LayerCache:
@@ -143,7 +147,8 @@ def join(layer: LayerCache, recent: LayerCache) -> LayerCache:
 
     def written(old: Array, new: Array) -> Array:
         before = jax.lax.dynamic_slice_in_dim(old, start, slots, axis=2)
-        place = jax.lax.broadcasted_iota(jnp.int32, before.shape, 2)
+        # From zeros of the window's own, so that it is sharded like the window.
+        place = jnp.zeros_like(before, jnp.int32) + jax.lax.broadcasted_iota(jnp.int32, before.shape, 2)
         window = jnp.where(place < shift, before, jnp.roll(new, shift, axis=2))
         return jax.lax.dynamic_update_slice_in_dim(old, window, start, axis=2)
 
@@ -162,7 +167,7 @@ def take_slots(
 
 
 def compact(cache: KVCache) -> KVCache:
-    """Shrinks every layer to the slots that its fullest row and head really use; room stays.
+    """Shrinks every layer to the slots that its fullest row and head really use; all of its room is free again.
 
     Budgets shrink with the slots, so that a later prune between decode steps fits them.
 
@@ -173,21 +178,22 @@ def compact(cache: KVCache) -> KVCache:
         used = max(1, int(jax.device_get(layer.valid.sum(-1).max())))
         slots, kept, _ = chosen_slots(layer.valid, used)
         small = take_slots(layer, slots, kept, room=layer.room)
-        shrunk.append(dataclasses.replace(small, budget=jnp.minimum(layer.budget, used)))
-    return dataclasses.replace(cache, layers=tuple(shrunk))
+        budget = jnp.minimum(layer.budget, used)
+        shrunk.append(dataclasses.replace(small, budget=budget, finite=jnp.copy(layer.finite)))
+    return KVCache(tuple(shrunk), jnp.copy(cache.length), jnp.copy(cache.delta))
 
 
 def check_finite(cache: KVCache) -> KVCache:
     """Reads the NaN flags to the host.
 
     Raises:
-        ValueError: naming the rows in which a NaN or infinity was found.
+        ValueError: naming the rows in which a NaN or infinity was found, or a token had no room.
     """
     finite = np.all([np.asarray(layer.finite) for layer in cache.layers], axis=0)
     if not finite.all():
         raise ValueError(
-            f"attention scores of batch rows {np.flatnonzero(~finite).tolist()} are not finite; check the weights and "
-            "the inputs of these rows for NaN or overflow."
+            f"attention of batch rows {np.flatnonzero(~finite).tolist()} is not finite, or tokens were decoded without "
+            "room; check the weights and the inputs of these rows for NaN or overflow, and the room that was reserved."
         )
     return cache
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from acckv_jax.attention import RowWeights, attend
@@ -64,14 +65,15 @@ def _append_token(
     older: list[LayerCache] = []
 
     def attention(number: int, q: Array, k: Array, v: Array, past: LayerCache) -> tuple[Array, LayerCache]:
+        q = jnp.where(active[:, None, None, None], q, 0)  # NaN of an ended row would stay in its mass
         layer = append(past, full_layer(k, v, index, generated, active[:, None]))
         if before is None:
             out, sums = attend(q, layer, index, counted, log_multiplicity=policy.log_multiplicity)
-            return out, with_mass(layer, sums)
+            return out, with_mass(_flagged(layer, out), sums)
         old = before[number]
         out, sums = attend(q, old, index, counted, log_multiplicity=policy.log_multiplicity, recent=layer)
         older.append(with_mass(old, tuple(x[..., : old.slots] for x in sums)))
-        return out, with_mass(layer, tuple(x[..., old.slots :] for x in sums))
+        return out, with_mass(_flagged(layer, out), tuple(x[..., old.slots :] for x in sums))
 
     logits, layers = step(
         params, tokens[:, None], index + cache.delta[:, None], cache.layers, attention, jnp.zeros_like(cache.length)
@@ -138,11 +140,15 @@ def decode(
         stop: token ids that end a row (static).
 
     Returns:
-        Tokens [B, steps], how many of the steps ran, and the next state.
+        Tokens [B, steps], how many of the steps ran (fewer than asked for also if earlier calls have used up the room
+        and the policy does not evict: see `extend`), and the next state. In a shard_map over rows each shard stops for
+        itself, so that the number and `fill` belong to the shard.
 
     Raises:
-        ValueError: if less room was reserved than the steps need.
+        ValueError: if less room was reserved than the steps need, or `steps` is below 1.
     """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, not {steps}.")
     _check_room(state.cache, 1 if policy.every else steps)
     size = min(steps, *(layer.room for layer in state.cache.layers)) if policy.every else steps
 
@@ -183,12 +189,20 @@ def decode(
 
 
 def _check_room(cache: KVCache, steps: int) -> None:
-    room = min(layer.room for layer in cache.layers)
+    """Checks the reserved room, and what is free of it where that is known on the host (outside jit)."""
+    fill = cache.layers[0].fill
+    known = not isinstance(fill, Tracer)
+    room = min((layer.slots - int(layer.fill) if known else layer.room) for layer in cache.layers)
     if room < steps:
         raise ValueError(
             f"the cache has room for {room} new tokens, fewer than the {steps} to be decoded: reserve more with "
-            "room=policy.decode_room(steps) when the prompt is prefilled or pruned."
+            "room=policy.decode_room(steps) when the prompt is prefilled, pruned or extended."
         )
+
+
+def _flagged(layer: LayerCache, out: Float[Array, "B 1 N H"]) -> LayerCache:
+    """Lowers the `finite` flag of rows with a NaN or infinity in attention."""
+    return dataclasses.replace(layer, finite=layer.finite & jnp.isfinite(out).all((1, 2, 3)))
 
 
 def _ended(token: Int[Array, " B"], stop: tuple[int, ...]) -> Bool[Array, " B"]:

@@ -59,7 +59,7 @@ def nearest(
 
             return jax.lax.cond(allowed.any(), compared, lambda _: best, None), None
 
-        none = jnp.full_like(groups, -jnp.inf, jnp.float32), jnp.full_like(groups, capacity)
+        none = jnp.full_like(groups, -jnp.inf, jnp.float32), jnp.full_like(groups, capacity, jnp.int32)
         return jax.lax.scan(better, none, (pivots, pivot_group, first))[0][1]
 
     out = jax.lax.map(assign, (keys, key_group))  # [blocks, B, K, block]

@@ -46,7 +46,7 @@ def make_prompt(modality: np.ndarray, length: np.ndarray | None = None) -> Promp
     """Checks and builds a `Prompt` on the host.
 
     Args:
-        modality: [B, T] ids from `Modality`.
+        modality: [B, T] ids from `Modality` but GENERATED: earlier answers in a prompt are text.
         length: [B] real tokens per row; all T if not given.
 
     Raises:
@@ -57,12 +57,15 @@ def make_prompt(modality: np.ndarray, length: np.ndarray | None = None) -> Promp
         raise ValueError(f"modality ids must be a non-empty [batch, tokens] array, not of shape {ids.shape}.")
     rows, tokens = ids.shape
     lengths = np.full(rows, tokens) if length is None else np.asarray(length)
-    if lengths.shape != (rows,) or (lengths < 1).any() or (lengths > tokens).any():
-        raise ValueError(f"lengths must be {rows} numbers from 1 to {tokens}, not {lengths.tolist()}.")
-    unknown = set(np.unique(ids).tolist()) - {int(m) for m in Modality}
+    whole = lengths.shape == (rows,) and np.issubdtype(lengths.dtype, np.integer)
+    if not whole or (lengths < 1).any() or (lengths > tokens).any():
+        raise ValueError(f"lengths must be {rows} whole numbers from 1 to {tokens}, not {lengths.tolist()}.")
+    known = [int(m) for m in Modality if m != Modality.GENERATED]
+    real = np.arange(tokens)[None, :] < lengths[:, None]
+    unknown = set(np.unique(ids[real]).tolist()) - set(known)
     if unknown:
-        raise ValueError(f"unknown modality ids {sorted(unknown)}; known are {[int(m) for m in Modality]}.")
-    return Prompt(jnp.asarray(ids, jnp.int8), jnp.asarray(lengths, jnp.int32))
+        raise ValueError(f"unknown modality ids {sorted(unknown)} in a prompt; choose from {known}.")
+    return Prompt(jnp.asarray(np.where(real, ids, 0), jnp.int8), jnp.asarray(lengths, jnp.int32))
 
 
 def bucket_length(tokens: int, *, minimum: int = 64, steps_per_octave: int = 4) -> int:

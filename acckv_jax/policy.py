@@ -5,13 +5,15 @@ functions, and two equal policies share one compiled program; a tuple of closure
 """
 
 import dataclasses
-from typing import ClassVar
+import math
+import types
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
 import jax
 from jaxtyping import Array, Bool, Float, Int
 
 from acckv_jax.attention import RowWeights
-from acckv_jax.budget import Budget, TokenCounts, check_budget, row_slots, slots_of
+from acckv_jax.budget import Budget, TokenCounts, check_budget, check_slots, row_slots, slots_of
 from acckv_jax.cache import LayerCache, take_slots
 from acckv_jax.modality import Modality
 from acckv_jax.selection import chosen_slots
@@ -45,11 +47,14 @@ class CachePolicy:
 
     Attributes:
         budget: fraction of the prompt (float) or number of slots (int) kept per layer, row and KV head.
-        every: decode steps between two prunes, which hold the cache at a fixed capacity; 0: decoding never prunes.
+        every: decode steps between two prunes, for which there is room; 0: decoding never prunes.
+        is_fraction: whether the budget is a fraction. 1 and 1.0 are equal, and so would be policies that keep one slot
+            and everything, for which jit must not take the same program.
     """
 
     budget: Budget = 1.0
     every: int = 0
+    is_fraction: bool = dataclasses.field(init=False, repr=False, default=True)
 
     window: ClassVar[int] = 0
     """Trailing rows of the prompt that must come in one chunk, because their weights depend on the prompt's length."""
@@ -60,6 +65,10 @@ class CachePolicy:
 
     def __post_init__(self) -> None:
         check_budget(self.budget)
+        object.__setattr__(self, "is_fraction", isinstance(self.budget, float))
+        for option in dataclasses.fields(self):
+            if option.init and option.name != "budget":
+                check_option(option.name, getattr(self, option.name), option.type)
         if self.every < 0:
             raise ValueError(f"every is a number of decode steps, or 0 for no pruning in between, not {self.every}.")
         if self.every and type(self).evict is CachePolicy.evict:
@@ -71,6 +80,7 @@ class CachePolicy:
         Raises:
             ValueError: naming the smallest budget that would do.
         """
+        check_slots(self.budget, counts, 1, "a row needs")
 
     def capacity(self, bucket: int) -> int:
         """Slots that a layer allocates for a prompt padded to `bucket` tokens."""
@@ -151,11 +161,31 @@ def keep_between_steps(layer: LayerCache, chosen: Bool[Array, "B K S"]) -> Layer
     return keep(layer, chosen, layer.budget, layer.slots - layer.room)
 
 
-def every_n_steps(policy: "CachePolicy", n: int) -> "CachePolicy":
-    """`policy` run again after every `n` decode steps, at a fixed capacity.
+def check_option(name: str, value: Any, kind: Any) -> None:
+    """Checks an option's value against its annotation: a type, a union of types, or a Literal.
 
     Raises:
-        ValueError: if `n` is below 1.
+        ValueError: naming the option and what it may be.
+    """
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(get_args(kind))}.")
+        return
+    kinds = get_args(kind) or (kind,)
+    allowed = (*kinds, int) if float in kinds else kinds
+    known = isinstance(value, allowed) and isinstance(value, bool) == (bool in kinds)
+    if not known or (isinstance(value, float) and math.isnan(value)):
+        names = " or ".join("None" if k is types.NoneType else k.__name__ for k in kinds)
+        raise ValueError(f"{name} must be of type {names}, not {value!r}.")
+
+
+def every_n_steps(policy: "CachePolicy", n: int) -> "CachePolicy":
+    """`policy` with its rule for eviction while decoding, after every `n` steps and at a fixed capacity.
+
+    The cache needs `policy.decode_room(steps)` free slots: eviction comes when the room is used up.
+
+    Raises:
+        ValueError: if `n` is below 1, or the policy has no such rule.
     """
     if n < 1:
         raise ValueError(f"n must be at least 1 decode step, not {n}.")

@@ -33,10 +33,14 @@ class Scored:
     Attributes:
         cache: every token, with padding between chunks.
         sums: per policy, per layer: column sums [M, B, K, S], or None for a policy that wants none.
+        policies: those whose sums they are (static).
+        complete: whether this is the whole prompt (static).
     """
 
     cache: KVCache
     sums: tuple[tuple[Float[Array, "M B K S"] | None, ...], ...]
+    policies: tuple[CachePolicy, ...] = dataclasses.field(metadata={"static": True})
+    complete: bool = dataclasses.field(metadata={"static": True})
 
 
 def prefill(
@@ -66,14 +70,18 @@ def prefill(
 
     Returns:
         Logits [B, V] of each row's last token, and the pruned cache.
+
+    Raises:
+        ValueError: if `room` is negative, or the decoder attends with another number of tokens than the prompt has.
     """
+    _check_room(room)
     rows = _rows(prompt, jnp.zeros_like(prompt.length), prompt.length)
     weights = policy.row_weights(rows)
 
     def attention(index: int, q: Array, k: Array, v: Array, _: None) -> tuple[Array, LayerCache]:
-        full = full_layer(k, v, rows.index, rows.modality, rows.valid)
+        full = _chunk(k, v, rows)
         out, sums = attend(_clean(q, rows), full, rows.index, () if weights is None else (weights,), aligned=True)
-        full = _flagged(full, sums)
+        full = _flagged(full, sums, out, rows)
         capacity = policy.capacity(full.slots)
         used = sums[0] if sums else None
         return out, _prune_layer(full, used, prompt.length, jnp.int32(index), policy, capacity, room)
@@ -105,7 +113,7 @@ def score(
     """Runs a chunk of a prompt after what came `before`, keeping all of it and the sums of all `policies`.
 
     Column sums are additive over chunks, so a prompt in chunks gives what it gives in one piece. The last
-    `policy.window` rows must come in one chunk.
+    `policy.window` tokens of every row must come in one chunk (of ragged rows only the longest can be checked here).
 
     Args:
         step: the decoder.
@@ -121,7 +129,21 @@ def score(
 
     Returns:
         Logits [B, V] of each row's last token of the chunk, and the prompt so far.
+
+    Raises:
+        ValueError: if the chunk cannot follow `before`, is too short for a policy's window, or is not of the size that
+            the decoder attends with.
     """
+    if before is not None and (before.policies != policies or before.complete):
+        raise ValueError(
+            "a chunk must follow an incomplete prompt (complete=False) that was scored by the same policies."
+        )
+    short = [p for p in policies if p.window > prompt.modality.shape[1]]
+    if before is not None and complete and short:
+        raise ValueError(
+            f"{type(short[0]).__name__} looks at the last {short[0].window} tokens, and the last chunk has only "
+            f"{prompt.modality.shape[1]}: split the prompt earlier, or choose a smaller window."
+        )
     start = jnp.zeros_like(prompt.length) if before is None else before.cache.length
     shift = jnp.zeros_like(start) if before is None else before.cache.delta
     total = start + prompt.length
@@ -131,12 +153,12 @@ def score(
     collected: list[tuple[Array, ...]] = []
 
     def attention(index: int, q: Array, k: Array, v: Array, past: LayerCache | None) -> tuple[Array, LayerCache]:
-        full = full_layer(k, v, rows.index, rows.modality, rows.valid)
+        full = _chunk(k, v, rows)
         if past is not None:
             full = append(reserve(past, k.shape[1], spare=False), full)
         out, sums = attend(_clean(q, rows), full, rows.index, wanted, aligned=past is None)
         collected.append(sums)
-        return out, _flagged(full, sums)
+        return out, _flagged(full, sums, out, rows)
 
     past = (None,) * layers if before is None else before.cache.layers
     logits, cached = step(
@@ -148,7 +170,7 @@ def score(
         prompt.length - 1,
     )
     cache = _owned(KVCache(cached, total, shift if delta is None else delta))
-    return logits, Scored(cache, _add_sums(weights, collected, before))
+    return logits, Scored(cache, _add_sums(weights, collected, before), policies, complete)
 
 
 def prune(scored: Scored, number: int, policy: CachePolicy, *, room: int = 0) -> KVCache:
@@ -161,7 +183,18 @@ def prune(scored: Scored, number: int, policy: CachePolicy, *, room: int = 0) ->
         number: which of the policies given to `score` has the sums that `policy` needs (static).
         policy: that policy, or the same with another budget or other options that its sums do not depend on (static).
         room: slots for tokens to come (static).
+
+    Raises:
+        ValueError: if the prompt is not complete, or the sums of that number are not those that `policy` needs.
     """
+    _check_room(room)
+    if not scored.complete:
+        raise ValueError("only a complete prompt can be pruned: the last call of score needs complete=True.")
+    if not 0 <= number < len(scored.policies) or not _same_sums(scored.policies[number], policy):
+        names = ", ".join(f"{i}: {type(p).__name__}" for i, p in enumerate(scored.policies))
+        raise ValueError(
+            f"{type(policy).__name__} cannot prune by the sums of number {number}; the prompt was scored for {names}."
+        )
     cache, pruned = scored.cache, []
     for index, (layer, sums) in enumerate(zip(cache.layers, scored.sums[number], strict=True)):
         capacity = policy.capacity(layer.slots)
@@ -194,17 +227,21 @@ def repeat_rows(scored: Scored, times: int) -> Scored:
     """A prompt of one row as a batch of `times` equal rows, so that as many questions can follow it at once.
 
     Raises:
-        ValueError: if the prompt has more than one row.
+        ValueError: if the prompt has more than one row, or `times` is below 1.
     """
+    if times < 1:
+        raise ValueError(f"times must be at least 1, not {times}.")
     rows = scored.cache.length.shape[0]
     if rows != 1:
         raise ValueError(f"only a prompt of one row can be repeated, and this one has {rows}.")
 
     def repeated(x: Array, axis: int) -> Array:
-        return jnp.repeat(x, times, axis=axis) if x.ndim else x
+        if not x.ndim:
+            return jnp.copy(x)
+        return jnp.concatenate([x] * times, axis=axis)
 
     cache = jax.tree.map(lambda x: repeated(x, 0), scored.cache)
-    return Scored(cache, jax.tree.map(lambda x: repeated(x, 1), scored.sums))
+    return dataclasses.replace(scored, cache=cache, sums=jax.tree.map(lambda x: repeated(x, 1), scored.sums))
 
 
 def extend(
@@ -215,28 +252,46 @@ def extend(
     cache: KVCache,
     policy: CachePolicy,
     *,
+    room: int = 0,
     positions: Int[Array, "B T"] | Int[Array, "A B T"] | None = None,
+    delta: Int[Array, " B"] | None = None,
 ) -> tuple[Float[Array, "B V"], KVCache]:
     """Appends tokens (a second question) to a cache that may have been pruned; nothing is dropped.
 
     The layers grow by T slots, the rows' budgets by their new tokens, and positions go on from the uncompressed length.
 
+    Args:
+        step: the decoder.
+        params: its parameters.
+        inputs: the new tokens as the decoder takes them, padded on the right to T tokens.
+        prompt: their modalities and lengths.
+        cache: the cache.
+        policy: of the cache (static).
+        room: further slots for tokens to come (static), beside those that are still free.
+        positions: rotary positions of the new tokens, if they do not simply follow.
+        delta: [B] position of the next token minus its index, if not as before.
+
     Returns:
         Logits [B, V] of each row's last new token, and the cache.
+
+    Raises:
+        ValueError: if `room` is negative, or the decoder attends with another number of tokens than the prompt has.
     """
+    _check_room(room)
     rows = _rows(prompt, cache.length, cache.length + prompt.length)
     ones = (RowWeights(rows.valid.astype(jnp.float32)[None]),) if policy.tracks_mass else ()
 
     def attention(index: int, q: Array, k: Array, v: Array, past: LayerCache) -> tuple[Array, LayerCache]:
-        new = full_layer(k, v, rows.index, rows.modality, rows.valid)
-        layer = append(reserve(past, new.slots, spare=False), new)
+        new = _chunk(k, v, rows)
+        layer = append(reserve(reserve(past, new.slots, spare=False), room), new)
         out, sums = attend(_clean(q, rows), layer, rows.index, ones, log_multiplicity=policy.log_multiplicity)
-        layer = dataclasses.replace(with_mass(layer, sums), budget=layer.budget + prompt.length)
+        layer = _flagged(with_mass(layer, sums), sums, out, rows)
+        layer = dataclasses.replace(layer, budget=layer.budget + prompt.length)
         return out, layer
 
     where = rows.index + cache.delta[:, None] if positions is None else positions
     logits, layers = step(params, inputs, where, cache.layers, attention, prompt.length - 1)
-    return logits, _owned(KVCache(layers, rows.total, cache.delta))
+    return logits, _owned(KVCache(layers, rows.total, cache.delta if delta is None else delta))
 
 
 def _rows(prompt: Prompt, start: Int[Array, " B"], total: Int[Array, " B"]) -> Rows:
@@ -244,14 +299,42 @@ def _rows(prompt: Prompt, start: Int[Array, " B"], total: Int[Array, " B"]) -> R
     return Rows(index, prompt.modality, prompt.valid, total)
 
 
+def _check_room(room: int) -> None:
+    if room < 0:
+        raise ValueError(f"room is a number of slots, at least 0, not {room}.")
+
+
+def _chunk(k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], rows: Rows) -> LayerCache:
+    """The layer of a chunk, after checking that inputs and prompt are of one size."""
+    if k.shape[:2] != rows.index.shape:
+        raise ValueError(
+            f"the prompt has {rows.index.shape[0]} rows of {rows.index.shape[1]} tokens, but the decoder attends with "
+            f"{k.shape[0]} rows of {k.shape[1]}: pad the inputs to the prompt's size."
+        )
+    return full_layer(k, v, rows.index, rows.modality, rows.valid)
+
+
+@functools.cache
+def _same_sums(ours: CachePolicy, other: CachePolicy) -> bool:
+    """Whether two policies ask for the same column sums, as tried on a row of every modality; or the other for none."""
+    with jax.ensure_compile_time_eval():
+        index = jnp.arange(256, dtype=jnp.int32)[None]
+        rows = Rows(index, index % 3, index >= 0, jnp.array([256], jnp.int32))
+        first, second = ours.row_weights(rows), other.row_weights(rows)
+        if first is None or second is None:
+            return second is None
+        alike = first.weights.shape == second.weights.shape and first.exclude_diagonal == second.exclude_diagonal
+        return alike and bool((first.weights == second.weights).all())
+
+
 def _clean(q: Float[Array, "B T N H"], rows: Rows) -> Float[Array, "B T N H"]:
     """Queries of padding become zero: a NaN there would survive its weight of zero in the column sums."""
     return jnp.where(rows.valid[..., None, None], q, 0)
 
 
-def _flagged(layer: LayerCache, sums: tuple[Array, ...]) -> LayerCache:
-    """Lowers the `finite` flag of rows with a NaN or infinity in a score (keys and values were looked at before)."""
-    finite = layer.finite
+def _flagged(layer: LayerCache, sums: tuple[Array, ...], out: Float[Array, "B T N H"], rows: Rows) -> LayerCache:
+    """Lowers the `finite` flag of rows with a NaN or infinity in attention (keys and values were looked at before)."""
+    finite = layer.finite & jnp.isfinite(jnp.where(rows.valid[..., None, None], out, 0)).all((1, 2, 3))
     for x in sums:
         finite = finite & jnp.isfinite(jnp.where(layer.valid[None], x, 0)).all((0, 2, 3))
     return dataclasses.replace(layer, finite=finite)

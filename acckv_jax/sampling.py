@@ -25,6 +25,8 @@ def greedy(logits: Float[Array, "B V"], key: Array) -> Int[Array, " B"]:
 class Sample:
     """Draws from softmax(logits / temperature), of the `top_k` likeliest tokens if that is set.
 
+    One key serves the batch, so what a row draws depends on its place in the batch.
+
     Attributes:
         temperature: above 0.
         top_k: number of tokens to draw from; None for all.
@@ -34,7 +36,7 @@ class Sample:
     top_k: int | None = None
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0:
+        if not self.temperature > 0:
             raise ValueError(f"temperature must be above 0, not {self.temperature}; for 0 use greedy.")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k must be at least 1, not {self.top_k}.")
@@ -43,6 +45,6 @@ class Sample:
         """Draws one token per row."""
         logits = logits.astype(jnp.float32) / self.temperature
         if self.top_k is not None:
-            least = jax.lax.top_k(logits, self.top_k)[0][:, -1:]
+            least = jax.lax.top_k(logits, min(self.top_k, logits.shape[-1]))[0][:, -1:]
             logits = jnp.where(logits < least, -jnp.inf, logits)
         return jax.random.categorical(key, logits).astype(jnp.int32)

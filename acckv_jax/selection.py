@@ -30,7 +30,8 @@ def top(
 
 def _ordered(scores: Float[Array, "*B"]) -> UInt[Array, "*B"]:
     """Unsigned integers in the order of the float32 scores; 0.0 and -0.0 are one."""
-    bits = jax.lax.bitcast_convert_type(scores.astype(jnp.float32) + 0.0, jnp.uint32)
+    scores = scores.astype(jnp.float32)
+    bits = jax.lax.bitcast_convert_type(jnp.where(scores == 0, 0.0, scores), jnp.uint32)
     sign = jnp.uint32(2**31)
     return jnp.where(bits >= sign, ~bits, bits | sign)
 

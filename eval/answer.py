@@ -40,7 +40,7 @@ class Options:
     model: str = "smolav"
     """smolav, or the folder of an exported model."""
     policy: str | None = None
-    """How to prune the cache; the default is the measured best. See --compare for all."""
+    """How to prune the cache; the default is the measured best, acckv_plus. See --compare for all."""
     budget: str = "0.2"
     """With a decimal point the fraction of the prompt that is kept; an integer is a number of slots."""
     option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -115,6 +115,8 @@ def choose_policies(options: Options, budget: float | int, model: AVModel, *, co
         return {name: build_policy(name, budget, options.option, tau=model.tau)}
     if options.option:
         raise UserError("--option belongs to one policy; name it with --policy instead of --compare.")
+    if options.policy:
+        raise UserError(f"--compare shows every policy; leave it out, or leave out --policy {options.policy}.")
     return {name: build_policy(name, 1.0 if name == "full" else budget, tau=model.tau) for name in POLICIES}
 
 

@@ -11,8 +11,9 @@ choice is an option below, with the project's default. One prune per layer, righ
 """
 
 import dataclasses
-from typing import ClassVar, Literal, get_args, get_origin
+from typing import ClassVar, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -76,16 +77,14 @@ class AccKV(CachePolicy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field in dataclasses.fields(self):
-            allowed, value = get_args(field.type), getattr(self, field.name)
-            if get_origin(field.type) is Literal and value not in allowed:
-                raise ValueError(f"{field.name}={value!r} is unknown; choose one of {', '.join(allowed)}.")
         if self.n_min < 1 or self.k_min < 0 or self.b_min < 0 or self.recent < 0:
             raise ValueError("n_min must be at least 1; k_min, b_min and recent at least 0.")
         if not 0.0 <= self.floor <= 0.5:
             raise ValueError(f"floor is a share of the budget for each of two modalities, 0 to 0.5, not {self.floor}.")
         if not 0.0 <= self.quantile <= 1.0:
             raise ValueError(f"quantile is a share of the low-priority slots, 0 to 1, not {self.quantile}.")
+        if self.unrotated_theta is not None and self.unrotated_theta <= 0:
+            raise ValueError(f"unrotated_theta is the base of a RoPE, above 0, not {self.unrotated_theta}.")
         if self.cross_modal_merge and self.merge != "pivot":
             raise ValueError(f"cross_modal_merge needs merge='pivot', not {self.merge!r}.")
 
@@ -94,7 +93,7 @@ class AccKV(CachePolicy):
         least = np.int64(self.b_min)
         if self.merge == "summary":
             least = np.maximum(least, (counts.video > 0).astype(int) + (counts.audio > 0))
-        least = counts.text + np.minimum(counts.video + counts.audio, least)
+        least = np.maximum(counts.text + np.minimum(counts.video + counts.audio, least), 1)
         check_slots(self.budget, counts, least, TEXT_NEEDS)
 
     def row_weights(self, rows: Rows) -> RowWeights:
@@ -194,12 +193,12 @@ class AccKV(CachePolicy):
         else:
             videos, audios = (m.sum(-1, dtype=jnp.int32) for m in (video, audio))
             if self.split == "weighted":
-                wanted = weight[:, :1] * free.astype(jnp.float32)
+                wanted = jnp.round(weight[:, :1] * free.astype(jnp.float32)).astype(jnp.int32)
             else:
                 wanted = _exact_share(videos, audios, free)
             least_video, least_audio = (jnp.minimum(jnp.minimum(self.k_min, n), free // 2) for n in (videos, audios))
             slots = jnp.clip(
-                jnp.round(wanted).astype(jnp.int32),
+                wanted,
                 jnp.maximum(least_video, free - audios),
                 jnp.minimum(videos, free - least_audio),
             )
@@ -308,14 +307,13 @@ class AccKV(CachePolicy):
 
 
 def acckv_plus(**options: object) -> AccKV:
-    """The strongest variant found; any option can be overridden."""
+    """The strongest variant found for SmolAV (models/smolav/variants.json); any option can be overridden."""
     preset: dict[str, object] = {
         "rows": "text",
         "n_min": 64,
         "split": "weighted",
-        "gate": "quantile",
-        "refill": True,
-        "floor_after_gate": True,
+        "gate": "none",
+        "log_multiplicity": True,
     }
     return AccKV(**(preset | options))  # pyright: ignore[reportArgumentType]
 
@@ -323,7 +321,8 @@ def acckv_plus(**options: object) -> AccKV:
 def _media_group(layer: LayerCache) -> Int[Array, "B K S"]:
     """0 for video, 1 for audio, -1 for anything else."""
     modality = jnp.where(layer.valid, layer.modality, jnp.int8(Modality.TEXT))
-    return jnp.where(modality == Modality.VIDEO, 0, jnp.where(modality == Modality.AUDIO, 1, -1))
+    zero = jnp.zeros_like(modality, jnp.int32)
+    return jnp.where(modality == Modality.VIDEO, zero, jnp.where(modality == Modality.AUDIO, zero + 1, zero - 1))
 
 
 def _members(layer: LayerCache) -> tuple[Bool[Array, "B K S"], Bool[Array, "B K S"]]:
@@ -347,9 +346,21 @@ def _free(layer: LayerCache, budget: Int[Array, " B"], *, summary: bool) -> Int[
     return free
 
 
-def _exact_share(video: Int[Array, "B K"], audio: Int[Array, "B K"], free: Int[Array, "B K"]) -> Float[Array, "B K"]:
-    """Free * video / (video + audio), exact where the quotient is a half."""
-    return (free * video).astype(jnp.float32) / jnp.maximum(video + audio, 1).astype(jnp.float32)
+def _exact_share(video: Int[Array, "B K"], audio: Int[Array, "B K"], free: Int[Array, "B K"]) -> Int[Array, "B K"]:
+    """round(free * video / (video + audio)), half to even, for up to 2**29 tokens: the product would overflow.
+
+    Long division, one bit of `video` after the other.
+    """
+    total = jnp.maximum(video + audio, 1)
+
+    def longer(number: Int[Array, ""], carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        quotient, rest = carry
+        rest = 2 * rest + ((video >> (30 - number)) & 1) * free
+        return 2 * quotient + rest // total, rest % total
+
+    quotient, rest = jax.lax.fori_loop(0, 31, longer, (jnp.zeros_like(free), jnp.zeros_like(free)))
+    up = (2 * rest > total) | ((2 * rest == total) & (quotient % 2 == 1))
+    return quotient + up.astype(jnp.int32)
 
 
 def _follow(place: Int[Array, "B K S"], owner: Int[Array, "B K S"], capacity: int) -> Int[Array, "B K S"]:

@@ -4,6 +4,7 @@ import dataclasses
 
 from jaxtyping import Array, Float, Int
 
+from acckv_jax.budget import TokenCounts
 from acckv_jax.cache import LayerCache
 from acckv_jax.policy import CachePolicy
 
@@ -11,6 +12,9 @@ from acckv_jax.policy import CachePolicy
 @dataclasses.dataclass(frozen=True)
 class Full(CachePolicy):
     """Keeps every token; the budget is ignored."""
+
+    def check(self, counts: TokenCounts) -> None:
+        """Any budget will do."""
 
     def capacity(self, bucket: int) -> int:
         """All slots of the bucket."""

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from acckv_jax.budget import TEXT_NEEDS, TokenCounts, check_slots
@@ -25,7 +26,7 @@ class Random(CachePolicy):
 
     def check(self, counts: TokenCounts) -> None:
         """Text must fit."""
-        check_slots(self.budget, counts, counts.text, TEXT_NEEDS)
+        check_slots(self.budget, counts, np.maximum(counts.text, 1), TEXT_NEEDS)
 
     def choose(
         self,

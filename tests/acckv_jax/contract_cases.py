@@ -129,7 +129,7 @@ def scored_by_all() -> kv.Scored:
 def scored_by(name: str) -> kv.Scored:
     """The prompt with one policy's sums."""
     scored = scored_by_all()
-    return dataclasses.replace(scored, sums=(scored.sums[list(CONTRACT).index(name)],))
+    return dataclasses.replace(scored, sums=(scored.sums[list(CONTRACT).index(name)],), policies=(CONTRACT[name],))
 
 
 def place_params(params: dict, model: Llama = MODEL) -> dict:

@@ -1,9 +1,11 @@
 """Bad input is a clear error before anything is compiled (rule 12); an empty modality is no error."""
 
 import dataclasses
+import functools
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,12 +15,16 @@ from tests.acckv_jax.contract_cases import (
     CONTRACT,
     LENGTHS,
     MODEL,
+    episode,
     params_of,
     random_inputs,
     run_episode,
+    scored_by,
 )
 from tests.acckv_jax.dense import dense_logits, episode_masks, merged_slots
 from tests.tolerances import FP32
+
+prune = jax.jit(kv.prune, static_argnums=(1, 2), static_argnames="room")
 
 
 @pytest.mark.parametrize("name", kv.POLICIES)
@@ -54,6 +60,12 @@ def test_unknown_policies_and_options_name_those_there_are():
         ("h2o", {"recent": 1.5}),
         ("streaming_llm", {"sinks": -1}),
         ("h2o", {"every": -1}),
+        ("h2o", {"every": 2.5}),
+        ("streaming_llm", {"sinks": 4.0}),
+        ("acckv", {"tau": float("nan")}),
+        ("acckv", {"tau": "high"}),
+        ("acckv", {"refill": "false"}),
+        ("acckv", {"unrotated_theta": -1.0}),
     ],
 )
 def test_options_out_of_range(name, options):
@@ -112,7 +124,7 @@ def test_the_shortest_row_decides():
         (np.zeros(4), None, "batch, tokens"),
         (np.zeros((1, 4)), np.array([0]), "from 1 to 4"),
         (np.zeros((1, 4)), np.array([5]), "from 1 to 4"),
-        (np.zeros((2, 4)), np.array([4]), "2 numbers"),
+        (np.zeros((2, 4)), np.array([4]), "2 whole numbers"),
         (np.full((1, 4), 7), None, r"unknown modality ids \[7\]"),
     ],
 )
@@ -190,3 +202,92 @@ def test_a_prompt_of_text_alone_needs_the_whole_budget():
         with pytest.raises(ValueError, match="smallest possible budget is 96"):
             CONTRACT[name].check(kv.count_tokens(prompt))
         dataclasses.replace(CONTRACT[name], budget=1.0).check(kv.count_tokens(prompt))
+
+
+def test_a_budget_that_rounds_to_nothing():
+    counts = kv.count_tokens(kv.make_prompt(np.ones((1, 12), int)))
+    for name in ("h2o", "random", "acckv"):
+        with pytest.raises(ValueError, match="smallest possible budget is 1"):
+            kv.make_policy(name, budget=0.04, **({"b_min": 0} if name == "acckv" else {})).check(counts)
+
+
+def test_one_slot_and_the_whole_are_different_policies():
+    one, whole = kv.make_policy("h2o", budget=1), kv.make_policy("h2o", budget=1.0)
+    assert one != whole and dataclasses.replace(whole, budget=1) == one
+    for policy, valid in ((whole, 96), (one, 1)):
+        assert prune(scored_by("h2o"), 0, policy).layers[0].valid[0].sum(-1).max() == valid
+
+
+def test_generated_tokens_are_no_part_of_a_prompt():
+    with pytest.raises(ValueError, match=r"\[3\] in a prompt"):
+        kv.make_prompt(np.array([[0, 3, 1]]))
+    np.testing.assert_array_equal(kv.make_prompt(np.array([[0, 1, 9]]), np.array([2])).modality, [[0, 1, 0]])
+    with pytest.raises(ValueError, match="whole numbers"):
+        kv.make_prompt(np.zeros((1, 4), int), np.array([3.7]))
+
+
+def test_a_prompt_is_pruned_by_its_own_sums_and_when_it_is_complete():
+    scored = scored_by("h2o")
+    for number, name in ((0, "acckv"), (0, "snapkv"), (1, "h2o"), (-1, "h2o")):
+        with pytest.raises(ValueError, match="0: H2O"):
+            kv.prune(scored, number, CONTRACT[name])
+    with pytest.raises(ValueError, match="cannot prune by the sums"):
+        kv.prune(scored_by("acckv"), 0, CONTRACT["acckv_plus"])
+    with pytest.raises(ValueError, match="complete=True"):
+        kv.prune(dataclasses.replace(scored, complete=False), 0, CONTRACT["h2o"])
+
+
+def run_chunk(policies, before, tokens=4, complete=True):
+    prompt = kv.make_prompt(np.zeros((4, tokens), int))
+    ids = np.zeros((4, tokens), np.int32)
+    return jax.eval_shape(
+        lambda params: kv.score(
+            MODEL, params, ids, prompt, policies, layers=MODEL.layers, before=before, complete=complete
+        ),
+        params_of(),
+    )
+
+
+def test_chunks_that_cannot_follow():
+    scored = scored_by("snapkv")
+    open_end = dataclasses.replace(scored, complete=False)
+    with pytest.raises(ValueError, match="incomplete prompt"):
+        run_chunk(scored.policies, scored)
+    with pytest.raises(ValueError, match="same policies"):
+        run_chunk((CONTRACT["full"],), open_end)
+    with pytest.raises(ValueError, match="SnapKV looks at the last 8 tokens"):
+        run_chunk(scored.policies, open_end)
+    run_chunk(scored.policies, open_end, tokens=8)
+    run_chunk(scored.policies, open_end, complete=False)
+
+
+def test_sizes_that_do_not_fit():
+    prompt, ids = kv.make_prompt(np.zeros((4, 8), int)), np.zeros((4, 6), np.int32)
+    with pytest.raises(ValueError, match="4 rows of 8 tokens.*4 rows of 6"):
+        jax.eval_shape(
+            lambda p: kv.prefill(MODEL, p, ids, prompt, CONTRACT["full"], layers=MODEL.layers, positions=ids),
+            params_of(),
+        )
+    with pytest.raises(ValueError, match="room"):
+        kv.prune(scored_by("h2o"), 0, CONTRACT["h2o"], room=-1)
+    with pytest.raises(ValueError, match="times"):
+        kv.repeat_rows(scored_by("h2o"), 0)
+
+
+def test_a_further_question_can_bring_room_for_its_answer():
+    policy, run = CONTRACT["acckv"], episode("acckv")
+    inputs = random_inputs()
+    cache = jax.tree.map(jnp.array, run.decoded)  # its room is used up
+    step = functools.partial(kv.decode_step, MODEL)
+    with pytest.raises(ValueError, match="room for 0 new tokens"):
+        step(params_of(), inputs.forced[0], cache, policy, jnp.ones(4, bool))
+    over = jax.jit(step, static_argnums=3)(params_of(), inputs.forced[0], cache, policy, jnp.ones(4, bool))[1]
+    with pytest.raises(ValueError, match="without room"):
+        kv.check_finite(over)
+    logits, cache = kv.extend(MODEL, params_of(), inputs.question, inputs.question_prompt, cache, policy, room=3)
+    state = kv.start_decoding(logits, cache, jax.random.key(0))
+    _, number, state = kv.decode(MODEL, params_of(), state, policy, steps=3)
+    assert int(number) == 3
+    kv.check_finite(state.cache)
+    with pytest.raises(ValueError, match="steps must be at least 1"):
+        kv.decode(MODEL, params_of(), state, policy, steps=0)

@@ -4,11 +4,13 @@ import math
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType
 
 import acckv_jax as kv
+from acckv_jax.sharding import mesh_spec
 from tests.acckv_jax.contract_cases import (
     BUCKET,
     CONTRACT,
@@ -75,6 +77,31 @@ def test_rule_8_eight_devices_equal_one_on_an_auto_mesh(name):
     with set_mesh("auto"):
         run = run_episode(MODEL, CONTRACT[name], place_params(params_of()), place_inputs(random_inputs()))
     assert_same_episode(jax.device_get(run), episode(name))
+
+
+@pytest.mark.parametrize("kind", ["explicit", "auto"])
+@pytest.mark.parametrize("name", ["full", "h2o_every_4", "acckv_summary"])
+def test_rule_8_the_decode_loop_on_a_mesh_equals_one_device(name, kind):
+    policy = CONTRACT[name]
+    loop = jax.jit(
+        lambda params, state: kv.decode(MODEL, params, state, policy, steps=3), donate_argnums=1, compiler_options=QUICK
+    )
+
+    def two_calls(params, scored, logits):
+        cache = kv.prune(scored, 0, policy, room=policy.decode_room(6))
+        state = kv.start_decoding(logits, cache, jax.random.key(0))
+        spec = jax.typeof(state.cache.layers[0].k).sharding.spec
+        first, _, state = loop(params, state)
+        second, _, state = loop(params, state)
+        assert jax.typeof(state.cache.layers[0].k).sharding.spec == spec
+        return jax.device_get((first, second, state.cache))
+
+    *expected, cache = two_calls(params_of(), scored_by(name), jnp.array(episode(name).logits))
+    with set_mesh(kind):
+        logits = jax.device_put(episode(name).logits, mesh_spec("data"))
+        *found, on_mesh = two_calls(place_params(params_of()), place_scored(scored_by(name)), logits)
+    np.testing.assert_array_equal(found, expected)
+    assert_same_cache(on_mesh, cache, **FP32)
 
 
 @pytest.mark.parametrize("name", ["acckv_plus_every_4", "streaming_llm"])

@@ -100,7 +100,7 @@ def test_rules_6_and_7_decoding_is_one_program_donates_and_keeps_requests_apart(
 def test_rule_7_inside_vmap_scan_and_shard_map(name):
     policy, scored = CONTRACT[name], scored_by(name)
     cache = dataclasses.replace(scored.cache, layers=scored.cache.layers[:1])
-    scored = kv.Scored(cache, (scored.sums[0][:1],))
+    scored = dataclasses.replace(scored, cache=cache, sums=(scored.sums[0][:1],))
 
     def prune(part: kv.Scored) -> kv.KVCache:
         return kv.prune(part, 0, policy, room=2)
@@ -112,12 +112,13 @@ def test_rule_7_inside_vmap_scan_and_shard_map(name):
             return jnp.broadcast_to(x[None], LENGTHS.shape) if x.ndim == 0 else x[:, None]
 
         sums = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0)[:, :, None], part.sums)
-        return kv.Scored(jax.tree.map(rows, part.cache), sums)
+        return dataclasses.replace(part, cache=jax.tree.map(rows, part.cache), sums=sums)
 
     def by_row(tree):
         return jax.tree.map(lambda x: PartitionSpec("data") if x.ndim else PartitionSpec(), tree)
 
-    into = kv.Scored(by_row(scored.cache), jax.tree.map(lambda _: PartitionSpec(None, "data"), scored.sums))
+    sums = jax.tree.map(lambda _: PartitionSpec(None, "data"), scored.sums)
+    into = dataclasses.replace(scored, cache=by_row(scored.cache), sums=sums)
     sharded = jax.shard_map(
         prune, mesh=two_devices(), in_specs=(into,), out_specs=by_row(jax.eval_shape(prune, scored))
     )

@@ -1,11 +1,14 @@
 """Selection and merging at sizes of many blocks, against sorting and full cosine tables in NumPy."""
 
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from acckv_jax.merging import nearest
+from acckv_jax.policies.acckv import _exact_share
 from acckv_jax.selection import grouped_slots, top
 
 ROWS, HEADS, SLOTS, SIZE = 2, 3, 700, 16
@@ -71,3 +74,15 @@ def test_grouped_slots_lists_groups_in_order():
     np.testing.assert_array_equal(slots[0, 0, :5], [1, 4, 0, 3, 5])
     np.testing.assert_array_equal(kept[0, 0], [True] * 5 + [False])
     np.testing.assert_array_equal(place[0, 0], [2, 0, 6, 3, 1, 4])
+
+
+def test_shares_of_long_prompts_are_exact():
+    rng = np.random.default_rng(2)
+    video, audio = rng.integers(1, 100_000, (2, 1, 4000))
+    audio[0, :2000] = video[0, :2000]  # quotients of a half
+    free = rng.integers(0, video + audio)
+    found = jax.jit(_exact_share)(*(jnp.asarray(x, jnp.int32) for x in (video, audio, free)))
+    expected = [
+        round(Fraction(int(f) * int(v), int(v + a))) for v, a, f in zip(video[0], audio[0], free[0], strict=True)
+    ]
+    np.testing.assert_array_equal(found[0], expected)
