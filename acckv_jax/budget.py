@@ -77,7 +77,7 @@ def check_slots(budget: Budget, counts: TokenCounts, need: np.ndarray | int, why
         if have < slots:
             raise ValueError(
                 f"budget {budget} keeps {have} of the {length} prompt tokens of row {row}, but {why} {slots}: the "
-                f"smallest possible budget is {slots} (or the fraction {_smallest_fraction(slots, length):g})."
+                f"smallest possible budget is {slots} (or the fraction {_smallest_fraction(slots, length)})."
             )
 
 

@@ -192,8 +192,8 @@ def check_finite(cache: KVCache) -> KVCache:
     finite = np.all([np.asarray(layer.finite) for layer in cache.layers], axis=0)
     if not finite.all():
         raise ValueError(
-            f"scores or outputs of batch rows {np.flatnonzero(~finite).tolist()} are not finite, or tokens were decoded "
-            "without room; check the weights and inputs of these rows for NaN or overflow, and the room reserved."
+            f"scores or outputs of batch rows {np.flatnonzero(~finite).tolist()} are not finite, or tokens were "
+            "decoded without room; check the weights and inputs of these rows for NaN, and the room reserved."
         )
     return cache
 

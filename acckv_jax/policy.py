@@ -176,7 +176,7 @@ def check_option(name: str, value: Any, kind: Any) -> None:
     known = isinstance(value, allowed) and isinstance(value, bool) == (bool in kinds)
     if not known or (isinstance(value, float) and math.isnan(value)):
         names = " or ".join("None" if k is types.NoneType else k.__name__ for k in kinds)
-        raise ValueError(f"{name} must be of type {names}, not {value!r}.")
+        raise ValueError(f"{name} must be a proper {names}, not {value!r}.")
 
 
 def every_n_steps(policy: "CachePolicy", n: int) -> "CachePolicy":

@@ -183,6 +183,7 @@ def run(options: Options) -> None:
     """
     if not 1 <= options.clips <= MOST:
         raise UserError(f"--clips must be 1 to {MOST}, not {options.clips}.")
+    command.check_output(options.out)
     config, _, params = load_smolav(options.model)
     clips = HeldOutClips.load(Encoders.load(config))
     result = summary(list(outcomes(Evaluator(config, params), clips, options.clips)), options.clips)

@@ -111,7 +111,7 @@ def run(options: Options, out: Console, err: Console, load: Loader = load_model)
 def choose_policies(options: Options, budget: float | int, model: AVModel, *, compare: bool) -> dict[str, CachePolicy]:
     """The policies to answer with, by name."""
     if not compare:
-        name = options.policy or DEFAULT_POLICY
+        name = DEFAULT_POLICY if options.policy is None else options.policy
         return {name: build_policy(name, budget, options.option, tau=model.tau)}
     if options.option:
         raise UserError("--option belongs to one policy; name it with --policy instead of --compare.")

@@ -30,7 +30,9 @@ def build_policy(name: str, budget: float | int, options: Sequence[str] = (), **
     try:
         kind = type(acckv_jax.make_policy(name))
         hints = get_type_hints(kind)
-        types = {field.name: hints[field.name] for field in dataclasses.fields(kind) if field.name != "budget"}
+        types = {
+            field.name: hints[field.name] for field in dataclasses.fields(kind) if field.init and field.name != "budget"
+        }
         given = dict(_parsed(name, option, types) for option in options)
         fitting = {key: value for key, value in defaults.items() if key in types}
         return acckv_jax.make_policy(name, budget=budget, **(fitting | given))
@@ -70,8 +72,8 @@ def _parsed(policy: str, option: str, types: Mapping[str, Any]) -> tuple[str, An
         value = _value(bare)
         right = type(value) in allowed or (type(value) is int and float in allowed)
     if not right:
-        wanted = ", ".join(kind if isinstance(kind, str) else KINDS[kind] for kind in allowed)
-        raise UserError(f"Option {key} of policy {policy} cannot be {text!r}; choose one of: {wanted}.")
+        wanted = " or ".join(kind if isinstance(kind, str) else KINDS[kind] for kind in allowed)
+        raise UserError(f"Option {key} of policy {policy} cannot be {text!r}; give {wanted}.")
     return key, value
 
 

@@ -172,7 +172,9 @@ def measure(options: Options, load: Loader) -> dict[str, Any]:
         UserError: on any mistake in the options.
     """
     last = options.first + options.clips
-    if options.clips < 1 or options.first < 0 or last > MOST:
+    if options.clips < 1:
+        raise UserError(f"--clips must be at least 1, not {options.clips}.")
+    if options.first < 0 or last > MOST:
         wanted = f"{options.first} to {last - 1}"
         raise UserError(f"--first and --clips must choose among clips 0 to {MOST - 1}, not {wanted}.")
     policies = variants(options, SmolAVModel.tau)
@@ -216,6 +218,7 @@ def run(options: Options, load: Loader = load_all) -> None:
     Raises:
         UserError: on any mistake in the options.
     """
+    command.check_output(options.out)
     result = measure(options, load)
     table = Table(title=f"{result['clips']} held-out clips, exact answers", padding=(0, 0), pad_edge=False)
     for name in ("policy", "budget", "question", *GROUPS, "all"):

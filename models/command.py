@@ -1,6 +1,7 @@
 """What every command does alike."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 from rich.console import Console
@@ -21,6 +22,18 @@ def run(body: Callable[[], None]) -> int:
         Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         return 2
     return 0
+
+
+def check_output(out: Path | None) -> None:
+    """Checks before the work that its result can be written.
+
+    Raises:
+        UserError: if the folder of `out` does not exist, or `out` is a folder.
+    """
+    if out is not None and not out.absolute().parent.is_dir():
+        raise UserError(f"There is no folder {out.parent} to write {out.name} into; make it first.")
+    if out is not None and out.is_dir():
+        raise UserError(f"{out} is a folder; name a file in it.")
 
 
 def keep_compiled() -> None:

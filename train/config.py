@@ -112,11 +112,14 @@ def read_config(path: Path) -> TrainConfig:
     """Runs a configuration file and returns its CONFIG.
 
     Raises:
-        UserError: if there is no such file, or it defines no CONFIG.
+        UserError: if there is no such file, it is no Python, or it defines no CONFIG.
     """
     if not path.is_file():
-        raise UserError(f"There is no configuration file {path}.")
-    config = runpy.run_path(str(path)).get("CONFIG")
+        raise UserError(f"There is no configuration file {path}; train/configs holds some.")
+    try:
+        config = runpy.run_path(str(path)).get("CONFIG")
+    except SyntaxError as error:
+        raise UserError(f"{path} is no Python: {error.msg} in line {error.lineno}.") from error
     if not isinstance(config, TrainConfig):
         raise UserError(f"{path} must define CONFIG, a train.config.TrainConfig.")
     return config

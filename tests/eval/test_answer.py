@@ -126,7 +126,7 @@ def test_sound_alone_and_pictures_alone(layout, small_model, tmp_path):
         ({"policy": "lru"}, "unknown policy 'lru'; choose one of full,"),
         ({"option": ("speed=9",)}, "has no option 'speed'"),
         ({"option": ("floor",)}, "has no value; write NAME=VALUE"),
-        ({"option": ("split=evenly",)}, "choose one of: joint"),
+        ({"option": ("split=evenly",)}, "give joint or weighted"),
         ({"layout": "diagonal"}, "Unknown layout 'diagonal'; choose one of interleaved, blocks"),
         ({"questions": ("  ",)}, "question is empty"),
         ({"questions": ()}, "No question was asked"),

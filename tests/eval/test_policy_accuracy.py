@@ -54,7 +54,7 @@ def test_result_has_a_row_per_policy_budget_and_question(small_model, clips, tmp
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--clips", "0"], "must choose among clips 0 to 999, not 0 to -1"),
+        (["--clips", "0"], "--clips must be at least 1, not 0"),
         (["--first", "990", "--clips", "20"], "not 990 to 1009"),
         (["--policies", "lru"], "unknown policy 'lru'; choose one of full,"),
         (["--budgets", "1.5"], "budget 1.5 is no fraction"),
