@@ -30,9 +30,8 @@ def build_policy(name: str, budget: float | int, options: Sequence[str] = (), **
     try:
         kind = type(acckv_jax.make_policy(name))
         hints = get_type_hints(kind)
-        types = {
-            field.name: hints[field.name] for field in dataclasses.fields(kind) if field.init and field.name != "budget"
-        }
+        settable = [field.name for field in dataclasses.fields(kind) if field.init and field.name != "budget"]
+        types = {key: hints[key] for key in settable}
         given = dict(_parsed(name, option, types) for option in options)
         fitting = {key: value for key, value in defaults.items() if key in types}
         return acckv_jax.make_policy(name, budget=budget, **(fitting | given))

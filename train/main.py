@@ -88,6 +88,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _train(options: Options, say: Callable[[str], None]) -> None:
+    if options.stop_at is not None and options.stop_at < 1:
+        raise UserError(f"--stop-at must be at least 1 step, not {options.stop_at}.")
     config = read_config(options.config)
     decoder, params = load_smollm2()
     if decoder != config.model.decoder:
