@@ -133,6 +133,11 @@ def with_mass(layer: LayerCache, sums: tuple[Float[Array, "M B K S"], ...]) -> L
     return dataclasses.replace(layer, mass=layer.mass + sums[0][0]) if sums else layer
 
 
+def flagged(layer: LayerCache, values: Float[Array, "B *rest"]) -> LayerCache:
+    """Lowers the `finite` flag of rows with a NaN or infinity among `values`."""
+    return dataclasses.replace(layer, finite=layer.finite & jnp.isfinite(values).all(tuple(range(1, values.ndim))))
+
+
 def empty_like(layer: LayerCache, slots: int) -> LayerCache:
     """A layer of `slots` empty slots, all of them room."""
     empty = {name: jnp.zeros_like(getattr(layer, name)[:, :, :slots]) for name in PER_SLOT}

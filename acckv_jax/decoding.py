@@ -13,7 +13,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from acckv_jax.attention import RowWeights, attend
-from acckv_jax.cache import KVCache, LayerCache, append, empty_like, full_layer, join, with_mass
+from acckv_jax.cache import KVCache, LayerCache, append, empty_like, flagged, full_layer, join, with_mass
 from acckv_jax.modality import Modality
 from acckv_jax.policy import CachePolicy
 from acckv_jax.sampling import Sampler, greedy
@@ -69,11 +69,11 @@ def _append_token(
         layer = append(past, full_layer(k, v, index, generated, active[:, None]))
         if before is None:
             out, sums = attend(q, layer, index, counted, log_multiplicity=policy.log_multiplicity)
-            return out, with_mass(_flagged(layer, out), sums)
+            return out, with_mass(flagged(layer, out), sums)
         old = before[number]
         out, sums = attend(q, old, index, counted, log_multiplicity=policy.log_multiplicity, recent=layer)
         older.append(with_mass(old, tuple(x[..., : old.slots] for x in sums)))
-        return out, with_mass(_flagged(layer, out), tuple(x[..., old.slots :] for x in sums))
+        return out, with_mass(flagged(layer, out), tuple(x[..., old.slots :] for x in sums))
 
     logits, layers = step(
         params, tokens[:, None], index + cache.delta[:, None], cache.layers, attention, jnp.zeros_like(cache.length)
@@ -198,11 +198,6 @@ def _check_room(cache: KVCache, steps: int) -> None:
             f"the cache has room for {room} new tokens, fewer than the {steps} to be decoded: reserve more with "
             "room=policy.decode_room(steps) when the prompt is prefilled, pruned or extended."
         )
-
-
-def _flagged(layer: LayerCache, out: Float[Array, "B 1 N H"]) -> LayerCache:
-    """Lowers the `finite` flag of rows with a NaN or infinity in attention."""
-    return dataclasses.replace(layer, finite=layer.finite & jnp.isfinite(out).all((1, 2, 3)))
 
 
 def _ended(token: Int[Array, " B"], stop: tuple[int, ...]) -> Bool[Array, " B"]:

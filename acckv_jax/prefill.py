@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from acckv_jax.attention import RowWeights, attend
-from acckv_jax.cache import KVCache, LayerCache, append, full_layer, reserve, with_mass
+from acckv_jax.cache import KVCache, LayerCache, append, flagged, full_layer, reserve, with_mass
 from acckv_jax.modality import Prompt
 from acckv_jax.policy import CachePolicy, Rows
 from acckv_jax.step import StepFn
@@ -333,11 +333,11 @@ def _clean(q: Float[Array, "B T N H"], rows: Rows) -> Float[Array, "B T N H"]:
 
 
 def _flagged(layer: LayerCache, sums: tuple[Array, ...], out: Float[Array, "B T N H"], rows: Rows) -> LayerCache:
-    """Lowers the `finite` flag of rows with a NaN or infinity in attention (keys and values were looked at before)."""
-    finite = layer.finite & jnp.isfinite(jnp.where(rows.valid[..., None, None], out, 0)).all((1, 2, 3))
+    """`flagged` by the outputs of real rows and the scores of real slots (keys and values were looked at before)."""
+    layer = flagged(layer, jnp.where(rows.valid[..., None, None], out, 0))
     for x in sums:
-        finite = finite & jnp.isfinite(jnp.where(layer.valid[None], x, 0)).all((0, 2, 3))
-    return dataclasses.replace(layer, finite=finite)
+        layer = flagged(layer, jnp.where(layer.valid[None], x, 0).swapaxes(0, 1))
+    return layer
 
 
 def _add_sums(
