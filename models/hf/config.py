@@ -1,0 +1,172 @@
+"""config.json of a checkpoint folder, read so that nothing is silently defaulted."""
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from models.errors import UserError
+
+Value = TypeVar("Value")
+ROPE_TYPES = ("default", "mrope")
+ROPE_KEYS = ("rope_type", "type", "rope_theta", "mrope_section")
+
+
+class Section:
+    """An object of a config.json, which knows where it stands in the file.
+
+    What is missing or of the wrong type is noted and told by `check`, everything at once; until then a stand-in (an
+    empty value of the asked type) is returned. `reading` calls `check`.
+
+    Attributes:
+        file: path of the file.
+        at: keys that lead here, joined by dots; empty for the whole file.
+        values: the object itself.
+    """
+
+    def __init__(self, file: Path, values: dict[str, Any], at: str = "", problems: list[str] | None = None) -> None:
+        self.file = file
+        self.at = at
+        self.values = values
+        self._problems = [] if problems is None else problems
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a key and its value is not null."""
+        return self.values.get(name) is not None
+
+    def need(self, name: str, kind: type[Value]) -> Value:
+        """The value of a key that must be there; an integer serves as a float."""
+        if not self.has(name):
+            return self.problem(f"{self.path(name)} is missing", kind())
+        value = self.values[name]
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            return self.problem(f"{self.path(name)} must be of type {kind.__name__}, not {value!r}", kind())
+        return value
+
+    def get(self, name: str, kind: type[Value], default: Value) -> Value:
+        """As `need`, for keys whose absence means `default` in Hugging Face's format."""
+        return self.need(name, kind) if self.has(name) else default
+
+    def integers(self, name: str) -> tuple[int, ...]:
+        """A list of integers that must be there."""
+        values = self.need(name, list)
+        if any(type(value) is not int for value in values):
+            return self.problem(f"{self.path(name)} must hold integers only, not {values}", ())
+        return tuple(values)
+
+    def section(self, name: str) -> "Section":
+        """An object inside this one; it must be there, and its problems are noted with ours."""
+        return Section(self.file, self.need(name, dict), self.path(name), self._problems)
+
+    def path(self, name: str) -> str:
+        """Dotted path of a key."""
+        return f"{self.at}.{name}" if self.at else name
+
+    def problem(self, text: str, stand_in: Value) -> Value:
+        """Notes a problem for `check`; returns `stand_in`, so that reading can go on."""
+        if text not in self._problems:
+            self._problems.append(text)
+        return stand_in
+
+    def check(self) -> None:
+        """Tells all problems noted so far.
+
+        Raises:
+            UserError: if there is any.
+        """
+        if self._problems:
+            raise UserError(f"{self.file} cannot be used: {'; '.join(self._problems)}.")
+
+
+def read_config(folder: Path) -> Section:
+    """The config.json of a checkpoint folder.
+
+    Raises:
+        UserError: if there is no such folder or file, or the file is no JSON object.
+    """
+    file = folder / "config.json"
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder}; give the folder of a Hugging Face checkpoint.")
+    if not file.is_file():
+        raise UserError(
+            f"{folder} is no checkpoint: it has no config.json; give the folder that save_pretrained wrote."
+        )
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # also what is not UTF-8
+        raise UserError(f"{file} is not readable JSON ({error}); copy it again from where it came from.") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{file} must hold a JSON object, not a {type(values).__name__}; copy it again.")
+    return Section(file, values)
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[Section]:
+    """`read_config`, for a ``with`` block that reads all it needs of it.
+
+    At the block's end everything missing or of the wrong type is told in one sentence. Where the block fails on the
+    stand-ins for such values, that sentence is told instead of the failure.
+
+    Raises:
+        UserError: as `read_config`; and if anything that was read in the block is missing or of the wrong type.
+    """
+    section = read_config(folder)
+    try:
+        yield section
+    except (ArithmeticError, LookupError, TypeError, ValueError):
+        section.check()
+        raise
+    section.check()
+
+
+def model_type(section: Section, supported: Iterable[str]) -> str:
+    """The model_type of a config.
+
+    Raises:
+        UserError: if it is missing or not among `supported`.
+    """
+    kind = section.need("model_type", str)
+    section.check()
+    if kind not in (names := tuple(supported)):
+        raise UserError(
+            f"{section.file} is of a {section.path('model_type')} {kind!r}, which is not supported; "
+            f"supported are {', '.join(names)}."
+        )
+    return kind
+
+
+def rope(section: Section) -> tuple[float, tuple[int, ...] | None]:
+    """Base of the rotary frequencies, and the sections of M-RoPE, of a text config.
+
+    Both spellings are read: transformers 5 writes ``rope_parameters: {rope_type, rope_theta, mrope_section}``, 4 wrote
+    ``rope_theta`` and, where there was more to say, ``rope_scaling: {type or rope_type, mrope_section}``.
+
+    Returns:
+        rope_theta; mrope_section, or None where positions have one axis.
+
+    Raises:
+        UserError: if the frequencies are scaled (yarn, linear, dynamic, llama3...), or in another way not plain.
+    """
+    new = section.has("rope_parameters")
+    if not new and not section.has("rope_scaling"):
+        return section.need("rope_theta", float), None
+    options = section.section("rope_parameters" if new else "rope_scaling")
+    theta = (options if new else section).need("rope_theta", float)
+    old = options.has("type") and not options.has("rope_type")
+    kind = options.need("type" if old else "rope_type", str)
+    if kind and kind not in ROPE_TYPES:
+        raise UserError(
+            f"{section.file} asks for rotary embeddings of type {kind!r} ({options.at}), which are not supported; "
+            f"supported are {' and '.join(ROPE_TYPES)}."
+        )
+    if strange := sorted(name for name in options.values if options.has(name) and name not in ROPE_KEYS):
+        raise UserError(
+            f"{section.file} has {', '.join(map(options.path, strange))}, which change the rotary embeddings in a way "
+            f"that is not supported; only {', '.join(ROPE_KEYS)} are."
+        )
+    if kind == "mrope" or options.has("mrope_section"):
+        return theta, options.integers("mrope_section")
+    return theta, None
