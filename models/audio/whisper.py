@@ -7,16 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from models.interface import Params, define
+from models.layers.attention import attend
 from models.layers.linear import Linear
 from models.layers.norm import LayerNorm
 from models.readers.ctranslate2 import read_ctranslate2
 from models.weights import fetch
 
 EPSILON = 1e-5
-ROWS = 250  # queries at a time: the scores of one block stay in a CPU's cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,29 +51,33 @@ class WhisperAttention(nnx.Module):
         self.out = Linear(features, features, use_bias=True, rngs=rngs, dtype=dtype)
         self.heads = heads
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """Applies the layer."""
+    def __call__(self, x: Float[Array, "B T D"], lengths: Int[Array, " B"] | None) -> Float[Array, "B T D"]:
+        """Applies the layer; every token attends to the first `lengths` of its row, or to all."""
         q, k, v = (p(x).reshape(*x.shape[:2], self.heads, -1) for p in (self.q, self.k, self.v))
-        blocks = [
-            jax.nn.dot_product_attention(q[:, start : start + ROWS], k, v) for start in range(0, q.shape[1], ROWS)
-        ]
-        return self.out(jnp.concatenate(blocks, axis=1).reshape(x.shape))
+        return self.out(attend(q, k, v, lengths).reshape(x.shape))
 
 
 class WhisperLayer(nnx.Module):
-    """Pre-norm attention and GELU MLP."""
+    """Pre-norm attention and GELU MLP.
 
-    def __init__(self, config: WhisperEncoderConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype) -> None:
-        d, f = config.d_model, config.encoder_ffn_dim
+    Args:
+        d: width.
+        heads: attention heads.
+        f: hidden width of the MLP.
+        rngs: random streams for initialisation.
+        dtype: type of the parameters.
+    """
+
+    def __init__(self, d: int, heads: int, f: int, *, rngs: nnx.Rngs, dtype: jnp.dtype) -> None:
         self.attn_norm = LayerNorm(d, epsilon=EPSILON, dtype=dtype)
-        self.attn = WhisperAttention(d, config.encoder_attention_heads, rngs=rngs, dtype=dtype)
+        self.attn = WhisperAttention(d, heads, rngs=rngs, dtype=dtype)
         self.mlp_norm = LayerNorm(d, epsilon=EPSILON, dtype=dtype)
         self.up = Linear(d, f, use_bias=True, rngs=rngs, dtype=dtype)
         self.down = Linear(f, d, use_bias=True, rngs=rngs, dtype=dtype)
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """Applies the layer."""
-        x = x + self.attn(self.attn_norm(x))
+    def __call__(self, x: Float[Array, "B T D"], lengths: Int[Array, " B"] | None = None) -> Float[Array, "B T D"]:
+        """Applies the layer; every token attends to the first `lengths` of its row, or to all."""
+        x = x + self.attn(self.attn_norm(x), lengths)
         return x + self.down(jax.nn.gelu(self.up(self.mlp_norm(x)), approximate=False))
 
 
@@ -86,7 +90,10 @@ class WhisperEncoder(nnx.Module):
         self.conv1 = nnx.Conv(c.num_mel_bins, c.d_model, (3,), padding=1, param_dtype=dtype, rngs=rngs)
         self.conv2 = nnx.Conv(c.d_model, c.d_model, (3,), strides=2, padding=1, param_dtype=dtype, rngs=rngs)
         self.positions = nnx.Param(jnp.zeros((c.max_source_positions, c.d_model), dtype))
-        self.layers = nnx.List(WhisperLayer(c, rngs=rngs, dtype=dtype) for _ in range(c.encoder_layers))
+        self.layers = nnx.List(
+            WhisperLayer(c.d_model, c.encoder_attention_heads, c.encoder_ffn_dim, rngs=rngs, dtype=dtype)
+            for _ in range(c.encoder_layers)
+        )
         self.norm = LayerNorm(c.d_model, epsilon=EPSILON, dtype=dtype)
 
     def __call__(self, mel: Float[Array, "B M F"]) -> Float[Array, "B F/2 D"]:

@@ -17,14 +17,15 @@ class SwiGLU(nnx.Module):
         features: int,
         hidden: int,
         *,
+        use_bias: bool = False,
         rules: ShardingRules,
         rngs: nnx.Rngs,
         dtype: jnp.dtype = jnp.float32,
     ) -> None:
-        into = {"axis_out": rules.mlp, "batch": rules.batch, "rngs": rngs, "dtype": dtype}
-        self.gate = Linear(features, hidden, **into)
-        self.up = Linear(features, hidden, **into)
-        self.down = Linear(hidden, features, axis_in=rules.mlp, batch=rules.batch, rngs=rngs, dtype=dtype)
+        shared = {"use_bias": use_bias, "batch": rules.batch, "rngs": rngs, "dtype": dtype}
+        self.gate = Linear(features, hidden, axis_out=rules.mlp, **shared)
+        self.up = Linear(features, hidden, axis_out=rules.mlp, **shared)
+        self.down = Linear(hidden, features, axis_in=rules.mlp, **shared)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Applies the layer."""
