@@ -1,0 +1,83 @@
+"""Llama and Qwen2 decoders in Hugging Face's format: configuration and names of tensors."""
+
+from models.decoder import DecoderConfig
+from models.hf.config import Section, rope
+from models.hf.tensors import Path, Tensor, Tensors, linear, norm
+
+HEAD = "lm_head.weight"
+
+
+def decoder_config(section: Section, *, tied: bool, attention_bias: bool) -> DecoderConfig:
+    """The decoder's configuration; `check` the section afterwards (`reading` does).
+
+    Args:
+        section: of a Llama or Qwen2 model, or the text section of a larger one.
+        tied: whether the output head is the embeddings.
+        attention_bias: whether q, k and v have biases (o never has one).
+
+    Raises:
+        UserError: if the rotary embeddings are not supported.
+    """
+    hidden, heads = section.need("hidden_size", int), section.need("num_attention_heads", int)
+    # Absent, as in most files of transformers 4, these two follow from the others: see LlamaConfig.
+    kv_heads = section.get("num_key_value_heads", int, heads)
+    head_dim = section.get("head_dim", int, hidden // max(heads, 1))
+    theta, sections = rope(section)
+    _refuse(section, kv_heads and heads % kv_heads, "num_key_value_heads must divide num_attention_heads")
+    _refuse(section, sections and 2 * sum(sections) != head_dim, f"mrope_section must sum to {head_dim // 2}")
+    _refuse(section, section.need("hidden_act", str) not in ("silu", ""), "only silu is supported as hidden_act")
+    _refuse(section, section.get("use_sliding_window", bool, False), "use_sliding_window is not supported")
+    _refuse(section, section.get("mlp_bias", bool, False), "mlp_bias is not supported")
+    if not attention_bias:
+        _refuse(section, section.get("attention_bias", bool, False), "attention_bias is not supported")
+    return DecoderConfig(
+        vocab_size=section.need("vocab_size", int),
+        hidden_size=hidden,
+        num_hidden_layers=section.need("num_hidden_layers", int),
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        intermediate_size=section.need("intermediate_size", int),
+        rope_theta=theta,
+        rms_norm_eps=section.need("rms_norm_eps", float),
+        max_position_embeddings=section.need("max_position_embeddings", int),
+        attention_bias=attention_bias,
+        tie_word_embeddings=tied,
+        mrope_section=sections,
+    )
+
+
+def _refuse(section: Section, condition: object, text: str) -> None:
+    if condition:
+        section.problem(f"{text} ({section.at})" if section.at else text, None)
+
+
+def decoder_tensors(config: DecoderConfig, *, prefix: str = "model.", head: str = HEAD, into: Path = ()) -> Tensors:
+    """Names of the tensors of `models.decoder.Decoder`.
+
+    Args:
+        config: the decoder's; with tied embeddings there is no head (see `decoder_ignored`).
+        prefix: of all names but the head's.
+        head: name of the output head's weight.
+        into: where the decoder's parameters are nested.
+    """
+    bias = config.attention_bias
+    tensors = {f"{prefix}embed_tokens.weight": Tensor((*into, "tokens", "embedding"))}
+    for i in range(config.num_hidden_layers):
+        name, path = f"{prefix}layers.{i}", (*into, "layers", i)
+        tensors |= norm(f"{name}.input_layernorm", (*path, "attn_norm"))
+        for part in "qkv":
+            tensors |= linear(f"{name}.self_attn.{part}_proj", (*path, part), bias=bias)
+        tensors |= linear(f"{name}.self_attn.o_proj", (*path, "o"))
+        tensors |= norm(f"{name}.post_attention_layernorm", (*path, "mlp_norm"))
+        for part in ("gate", "up", "down"):
+            tensors |= linear(f"{name}.mlp.{part}_proj", (*path, "mlp", part))
+    tensors |= norm(f"{prefix}norm", (*into, "norm"))
+    if not config.tie_word_embeddings:
+        tensors[head] = Tensor((*into, "head", "kernel"), (1, 0))
+    return tensors
+
+
+def decoder_ignored(config: DecoderConfig, head: str = HEAD) -> tuple[str, ...]:
+    """Names that may be in a checkpoint beside `decoder_tensors`: of tied embeddings some files hold a second copy."""
+    return (head,) if config.tie_word_embeddings else ()
