@@ -22,7 +22,6 @@ from eval.roofline import measured_bandwidth
 from models import command
 from models.errors import UserError
 from models.interface import AVModel, Chunk
-from models.media import read_clip
 from models.registry import load_model
 
 Loader = Callable[[str, Callable[[str, int, int | None], None]], AVModel]
@@ -125,12 +124,7 @@ def read_prefix(
 ) -> Chunk:
     """Decodes and encodes a clip."""
     task = progress.add_task(f"decoding {clip.name}", total=None)
-    media = read_clip(
-        clip,
-        model.fps,
-        size=model.frame_size,
-        progress=lambda done, total: progress.update(task, completed=done, total=total),
-    )
+    media = model.read(clip, lambda done, total: progress.update(task, completed=done, total=total))
     progress.update(task, total=1, completed=1)
     for note in media.notes:
         err.print(note)

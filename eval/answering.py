@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import acckv_jax
-from acckv_jax import CachePolicy, KVCache, Modality, Prompt
-from eval.batching import decode, padded, score
+from acckv_jax import CachePolicy, KVCache, Modality
+from eval.batching import Batch, decode, padded, score
 from eval.policies import check_policies
 from eval.roofline import step_bytes
 from eval.timing import fastest
@@ -68,8 +68,8 @@ Report = Callable[[str], None]
 
 
 @functools.partial(jax.jit, static_argnames=("step", "policy", "layers", "room"))
-def _prefill(params, inputs, prompt, *, step, policy, layers, room):
-    return acckv_jax.prefill(step, params, inputs, prompt, policy, layers=layers, room=room)
+def _prefill(params, batch, *, step, policy, layers, room):
+    return acckv_jax.prefill(step, params, **batch.arguments(), policy=policy, layers=layers, room=room)
 
 
 @functools.cache
@@ -87,7 +87,7 @@ def timed(function: Any, *args: Any, **static: Any) -> tuple[Any, float]:
     return result, time.perf_counter() - start
 
 
-def in_bucket(chunk: Chunk) -> tuple[jax.Array, Prompt]:
+def in_bucket(chunk: Chunk) -> Batch:
     """A chunk as a batch of one, padded to its bucket."""
     return padded([chunk], acckv_jax.bucket_length(len(chunk)))
 
@@ -100,11 +100,11 @@ def check_fits(model: AVModel, prompt: Chunk, new_tokens: int) -> None:
     """
     over = len(prompt) + new_tokens - model.context
     if over > 0:
-        seconds = max(0, int((len(prompt) - over) / model.tokens_per_second) - 1)
+        media = len(prompt) - prompt.count(Modality.TEXT)
+        share = max(0, 100 * (media - over) // max(media, 1))
         raise UserError(
             f"The prompt has {len(prompt)} tokens and the answer up to {new_tokens}, but {model.name} reads at most "
-            f"{model.context}: cut the clip to about {seconds} seconds (some {model.tokens_per_second:g} tokens each), "
-            "or ask for fewer new tokens."
+            f"{model.context}: cut the clip to about {share} % of its length, or ask for fewer new tokens."
         )
 
 
@@ -126,19 +126,18 @@ def answer_one(
     prompt = prefix.then(model.question(question))
     check_fits(model, prompt, new_tokens)
     check_policies({name: chosen}, prompt.modality)
-    inputs, described = in_bucket(prompt)
+    batch = in_bucket(prompt)
     report("prefill")
     (logits, cache), seconds = timed(
         _prefill,
         model.params,
-        inputs,
-        described,
+        batch,
         step=model.step,
         policy=chosen,
         layers=model.layers,
         room=_room(chosen, new_tokens),
     )
-    asked = Asked(prompt, question, inputs.shape[1], seconds, 0.0)
+    asked = Asked(prompt, question, batch.prompt.modality.shape[1], seconds, 0.0)
     yield from _generate(model, asked, (name, chosen), logits, cache, new_tokens, bandwidth)
 
 
@@ -156,27 +155,26 @@ def answer_all(
     The last rows that a policy's window needs are run again with each question, so that each answer is what the
     question gives alone.
     """
-    for question in questions:
-        prompt = prefix.then(model.question(question))
+    prompts = [prefix.then(model.question(question)) for question in questions]
+    for prompt in prompts:
         check_fits(model, prompt, new_tokens)
         check_policies(policies, prompt.modality)
     window = max(policy.window for policy in policies.values())
-    head, tail = prefix.split(max(1, len(prefix) - window))
+    shared_tokens = max(1, len(prefix) - window)
     shared: dict[str, Any] = {"step": model.step, "policies": tuple(policies.values()), "layers": model.layers}
     report("prefill of the clip")
-    inputs, described = in_bucket(head)
-    (_, clip), clip_seconds = timed(score, model.params, inputs, described, None, complete=False, **shared)
-    for question in questions:
-        chunk = tail.then(model.question(question))
-        inputs, described = in_bucket(chunk)
+    head = in_bucket(prefix.split(shared_tokens)[0])
+    (_, clip), clip_seconds = timed(score, model.params, head, None, complete=False, **shared)
+    for question, prompt in zip(questions, prompts, strict=True):
+        tail = in_bucket(prompt.split(shared_tokens)[1])
         report(f"prefill of “{question}”")
-        (logits, scored), seconds = timed(score, model.params, inputs, described, clip, complete=True, **shared)
+        (logits, scored), seconds = timed(score, model.params, tail, clip, complete=True, **shared)
         for number, (name, policy) in enumerate(policies.items()):
             report(f"{name}: “{question}”")
             room = _room(policy, new_tokens)
             cache, prune_seconds = fastest(functools.partial(acckv_jax.prune, scored, number, policy, room=room), 1)
             slots = scored.cache.layers[0].slots
-            asked = Asked(prefix.then(model.question(question)), question, slots, clip_seconds + seconds, prune_seconds)
+            asked = Asked(prompt, question, slots, clip_seconds + seconds, prune_seconds)
             pieces = _generate(model, asked, (name, policy), logits, cache, new_tokens, bandwidth)
             yield from (piece for piece in pieces if isinstance(piece, Answer))
 

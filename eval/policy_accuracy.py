@@ -26,8 +26,8 @@ from rich.progress import track
 from rich.table import Table
 
 import acckv_jax
-from acckv_jax import POLICIES, CachePolicy, Prompt
-from eval.batching import decode, padded, score
+from acckv_jax import POLICIES, CachePolicy
+from eval.batching import Batch, decode, padded, score
 from eval.held_out import GROUPS, MOST, HeldOutClips, group_of
 from eval.policies import build_policy, check_policies
 from models import command
@@ -96,8 +96,8 @@ def one_of_each(clip: Clip, index: int) -> list[Question]:
 
 
 @functools.partial(jax.jit, static_argnames=("step", "policy"))
-def _extend(params, inputs, prompt, cache, *, step, policy):
-    return acckv_jax.extend(step, params, inputs, prompt, cache, policy)
+def _extend(params, batch, cache, *, step, policy):
+    return acckv_jax.extend(step, params, **batch.arguments(), cache=cache, policy=policy)
 
 
 def answers(
@@ -111,7 +111,7 @@ def answers(
     window = max(policy.window for policy in sums)
     head, tail = prefix.split(max(1, len(prefix) - window))
     length = next(n for n in LENGTHS if len(head) <= n)
-    _, clip = score(model.params, *padded([head], length), None, complete=False, **shared)
+    _, clip = score(model.params, padded([head], length), None, complete=False, **shared)
     rows = [*asked, *asked[:1] * (len(GROUPS) - len(asked))]
     whole = [tail.then(model.question(q.text)) for q in rows]
     labelled = {f"{label} at budget {budget:g}": policy for (label, budget), policy in policies.items()}
@@ -119,15 +119,15 @@ def answers(
         check_policies(labelled, head.then(chunk).modality[:-1])
     held_back = [chunk.split(len(chunk) - 1) for chunk in whole]
     repeated = acckv_jax.repeat_rows(clip, len(rows))
-    _, scored = score(model.params, *_asked([c for c, _ in held_back]), repeated, complete=True, **shared)
+    _, scored = score(model.params, _asked([c for c, _ in held_back]), repeated, complete=True, **shared)
     last = padded([c for _, c in held_back], 1)
     following = [*asked[1:], *asked[:1], *asked[:1] * (len(rows) - len(asked))]
     second = _asked([model.next_question(q.answer, f.text) for q, f in zip(rows, following, strict=True)])
     for name, policy in policies.items():
         cache = acckv_jax.prune(scored, sums[dataclasses.replace(policy, budget=1.0)], policy, room=ANSWER)
         run = functools.partial(_extend, step=model.step, policy=policy.while_decoding())
-        logits, cache = run(model.params, *last, cache)
-        later_logits, later = run(model.params, *second, cache)
+        logits, cache = run(model.params, last, cache)
+        later_logits, later = run(model.params, second, cache)
         yield (
             name,
             _greedy(model, policy, logits, cache, len(asked)),
@@ -135,7 +135,7 @@ def answers(
         )
 
 
-def _asked(chunks: Sequence[Chunk]) -> tuple[jax.Array, Prompt]:
+def _asked(chunks: Sequence[Chunk]) -> Batch:
     """Chunks that end in a question as a batch; a wider window than usual takes a longer one."""
     return padded(chunks, -(-max(len(c) for c in chunks) // QUESTION) * QUESTION)
 

@@ -1,6 +1,7 @@
 """Decoding of containers with PyAV: choosing streams, sampling frames, collecting sound, and telling damage."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -16,6 +17,8 @@ from jaxtyping import Float, UInt8
 from models.errors import UserError
 from models.waveform import SAMPLE_RATE, MonoResampler, to_float
 
+Resize = Callable[[av.VideoFrame], UInt8[np.ndarray, "h w 3"]]
+
 JITTER = 1e-3  # seconds by which containers round timestamps
 GAP = 0.1  # seconds without sound that are a hole in the recording, to be filled with silence
 # Containers whose headers tell the real duration; elsewhere it is an estimate.
@@ -25,14 +28,22 @@ DAMAGED = 0.05  # share of packets that may be damaged before the file is refuse
 
 
 class FrameSampler:
-    """Samples frames at multiples of 1 / fps."""
+    """Samples the frames that are on screen at given times."""
 
-    def __init__(self, fps: float, size: tuple[int, int] | None) -> None:
-        """Prepares for frames of (height, width) `size`; None keeps the first frame's."""
-        self.fps = fps
-        self.size = size
+    def __init__(self, times: Iterable[float], resize: Resize, *, all_times: bool) -> None:
+        """Prepares to sample.
+
+        Args:
+            times: ascending, in seconds from the start of the clip; may go on for ever.
+            resize: from a decoded frame to what is kept.
+            all_times: whether times after the end of the clip show its last frame, instead of nothing.
+        """
         self.sampled: list[np.ndarray] = []
         self.end = 0.0
+        self._times = iter(times)
+        self._next = next(self._times, None)
+        self._resize = resize
+        self._all_times = all_times
         self._shown: av.VideoFrame | None = None
         self._pixels: np.ndarray | None = None
 
@@ -46,14 +57,14 @@ class FrameSampler:
 
     def finish(self) -> None:
         """Samples the last frame until its end, and at least once."""
-        self._sample_until(max(self.end, 2 * JITTER))
+        self._sample_until(math.inf if self._all_times else max(self.end, 2 * JITTER))
 
     def _sample_until(self, time: float) -> None:
-        while self._shown is not None and len(self.sampled) / self.fps < time - JITTER:
+        while self._shown is not None and self._next is not None and self._next < time - JITTER:
             if self._pixels is None:
-                self._pixels = to_pixels(self._shown, self.size)
-                self.size = self.size or self._pixels.shape[:2]
+                self._pixels = self._resize(self._shown)
             self.sampled.append(self._pixels)
+            self._next = next(self._times, None)
 
 
 class SoundTrack:
@@ -101,6 +112,21 @@ def to_pixels(frame: av.VideoFrame, size: tuple[int, int] | None) -> UInt8[np.nd
         height, width = size if turns % 2 == 0 else size[::-1]
         frame = frame.reformat(width, height, "rgb24", interpolation=Interpolation.BILINEAR)
     return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
+
+
+def count_frames(path: Path, stream: Stream) -> int:
+    """Counts the frames of a stream of a file: by the header, else by its packets, without decoding them."""
+    if stream.frames:
+        return stream.frames
+    with path.open("rb") as file, open_container(path, file) as container:
+        return sum(1 for packet in container.demux(container.streams[stream.index]) if packet.size)
+
+
+def start_of(stream: Stream) -> float | None:
+    """The second at which a stream starts, by the header."""
+    return (
+        None if stream.start_time is None or stream.time_base is None else float(stream.start_time * stream.time_base)
+    )
 
 
 def open_container(path: Path, file: IO[bytes]) -> InputContainer:

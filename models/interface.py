@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -9,33 +10,60 @@ from flax import nnx
 from jaxtyping import Float, Int
 
 from acckv_jax import Modality, StepFn
-from models.media import Media
+from models.media import Media, Progress
 
 Params = dict[Any, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """A piece of a prompt, unpadded.
+    """A prompt or a piece of one, unpadded.
 
     Attributes:
         inputs: token ids [T], or embeddings [T, D] where media are among them.
         modality: [T] ids of `acckv_jax.Modality`.
+        positions: [A, T] rotary positions in the whole prompt, for models with A axes (M-RoPE); None where tokens are
+            simply counted. Text alone needs none: it is given them when it is appended.
+        next_position: of text that is appended to the prompt.
+        delta: position of the first generated token minus its index, after the whole prompt. (Qwen2-VL counts on from
+            the largest position of all, appended text from that of the last token: the two can differ.)
     """
 
     inputs: Int[np.ndarray, " T"] | Float[np.ndarray, "T D"]
     modality: Int[np.ndarray, " T"]
+    positions: Int[np.ndarray, "A T"] | None = None
+    next_position: int = 0
+    delta: int = 0
 
     def __len__(self) -> int:
         return len(self.modality)
 
     def split(self, at: int) -> tuple["Chunk", "Chunk"]:
         """The first `at` tokens, and the rest."""
-        return Chunk(self.inputs[:at], self.modality[:at]), Chunk(self.inputs[at:], self.modality[at:])
+        head, tail = slice(None, at), slice(at, None)
+        return self._part(head), self._part(tail)
 
-    def then(self, other: "Chunk") -> "Chunk":
-        """Both chunks, one after the other; both must hold embeddings, or both token ids."""
-        return Chunk(np.concatenate([self.inputs, other.inputs]), np.concatenate([self.modality, other.modality]))
+    def _part(self, part: slice) -> "Chunk":
+        positions = None if self.positions is None else self.positions[:, part]
+        return dataclasses.replace(self, inputs=self.inputs[part], modality=self.modality[part], positions=positions)
+
+    def then(self, text: "Chunk") -> "Chunk":
+        """This prompt, and text after it; both must hold embeddings, or both token ids.
+
+        Raises:
+            ValueError: if what is appended has positions of its own.
+        """
+        if text.positions is not None:
+            raise ValueError("only text can be appended to a prompt; lay out its media together.")
+        inputs = np.concatenate([self.inputs, text.inputs])
+        modality = np.concatenate([self.modality, text.modality])
+        if self.positions is None:
+            return Chunk(inputs, modality)
+        end = self.next_position + len(text)
+        new = np.broadcast_to(np.arange(self.next_position, end), (len(self.positions), len(text)))
+        positions = np.concatenate([self.positions, new], axis=1)
+        delta = max(self.delta + len(self), end) - len(modality)
+        return Chunk(inputs, modality, positions, end, delta)
 
     def count(self, modality: Modality) -> int:
         """Tokens of one modality."""
@@ -71,21 +99,6 @@ class AVModel(Protocol):
         ...
 
     @property
-    def frame_size(self) -> tuple[int, int]:
-        """(height, width) that frames are read at."""
-        ...
-
-    @property
-    def fps(self) -> float:
-        """Frames per second that are read."""
-        ...
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Tokens that a second of picture and sound makes, to say how much to shorten."""
-        ...
-
-    @property
     def stop(self) -> tuple[int, ...]:
         """Token ids that end an answer."""
         ...
@@ -93,6 +106,10 @@ class AVModel(Protocol):
     @property
     def tau(self) -> float:
         """Threshold of AccKV's gate for this family of decoders."""
+        ...
+
+    def read(self, clip: Path, progress: Progress | None = None) -> Media:
+        """Decodes a clip, with the frames that the model wants."""
         ...
 
     def prefix(self, media: Media, layout: str) -> Chunk:

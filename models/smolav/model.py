@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from models.decoder import Decoder
 from models.errors import UserError
 from models.interface import Chunk, Params, define
-from models.media import Media
+from models.media import Media, Progress, Sampling, read_clip
 from models.package_index import DownloadProgress
 from models.smolav.config import LAYOUTS, Layout, SmolAVConfig
 from models.smolav.encoders import FRAME_SIZE, Encoders
@@ -46,8 +46,6 @@ class SmolAVModel:
     chat: Chat
     step: DecoderStep
 
-    frame_size = (FRAME_SIZE, FRAME_SIZE)
-    fps = 1.0
     tau = 0.6
 
     @classmethod
@@ -84,14 +82,13 @@ class SmolAVModel:
         return self.config.decoder.max_position_embeddings
 
     @property
-    def tokens_per_second(self) -> float:
-        """Tokens of a second of picture and sound."""
-        return self.config.frame_tokens + self.config.audio_rate
-
-    @property
     def stop(self) -> tuple[int, ...]:
         """The token that ends an answer."""
         return (self.chat.end,)
+
+    def read(self, clip: Path, progress: Progress | None = None) -> Media:
+        """Decodes a clip: one frame per second."""
+        return read_clip(clip, Sampling(size=(FRAME_SIZE, FRAME_SIZE)), progress=progress)
 
     def prefix(self, media: Media, layout: str) -> Chunk:
         """Turn start and media.
@@ -102,7 +99,7 @@ class SmolAVModel:
         if layout not in LAYOUTS:
             raise UserError(f"Unknown layout {layout!r}; choose one of {', '.join(LAYOUTS)}.")
         chosen: Layout = "blocks" if layout == "blocks" else "interleaved"
-        frames = np.zeros((0, *self.frame_size, 3), np.uint8) if media.frames is None else media.frames
+        frames = np.zeros((0, FRAME_SIZE, FRAME_SIZE, 3), np.uint8) if media.frames is None else media.frames
         sound = np.zeros(0, np.float32) if media.audio is None else media.audio
         return self.encoded_prefix(EncodedMedia(self.encoders.frames(frames), self.encoders.audio(sound)), chosen)
 

@@ -13,7 +13,6 @@ from eval.answering import answer_all, answer_one
 from eval.policies import build_policy
 from models.clip_writer import write_clip
 from models.errors import UserError
-from models.media import read_clip
 
 QUESTIONS = ("What is shown second?", "Which number is spoken last?")
 FIELDS = {
@@ -35,7 +34,7 @@ FIELDS = {
 
 @pytest.fixture(scope="session")
 def prefix(small_model):
-    return small_model.prefix(read_clip(DEMO / "demo.mp4", 1.0, size=small_model.frame_size), "interleaved")
+    return small_model.prefix(small_model.read(DEMO / "demo.mp4"), "interleaved")
 
 
 @pytest.fixture(scope="session")
@@ -106,7 +105,7 @@ def test_sound_alone_and_pictures_alone(layout, small_model, tmp_path):
     write_clip(tmp_path / "silent.mp4", frames, 1, None)
     write_clip(tmp_path / "sound.mkv", None, 1, np.sin(np.arange(48000) / 8).astype(np.float32) / 4)
     for name, absent in (("silent.mp4", "audio"), ("sound.mkv", "video")):
-        media = read_clip(tmp_path / name, 1.0, size=small_model.frame_size)
+        media = small_model.read(tmp_path / name)
         policy = build_policy("acckv", 0.6, tau=small_model.tau)
         chunk = small_model.prefix(media, layout)
         *_, answer = answer_one(small_model, chunk, "What?", ("acckv", policy), 2, 1e10)

@@ -9,7 +9,7 @@ from av.stream import Disposition
 
 from models.clip_writer import write_clip
 from models.errors import UserError
-from models.media import Media, read_clip
+from models.media import Media, Sampling, read_clip
 
 RATE = 16_000
 
@@ -86,9 +86,34 @@ def test_webm(tmp_path):
 
 def test_sampling_rate(tmp_path):
     write_clip(tmp_path / "a.mp4", grey_frames([int(i) for i in np.linspace(10, 240, 20)]), 10)
-    media = read_clip(tmp_path / "a.mp4", fps=5)
+    media = read_clip(tmp_path / "a.mp4", Sampling(fps=5))
     np.testing.assert_allclose(levels_of(media), np.linspace(10, 240, 20)[::2], atol=5)
     assert media.audio is None
+
+
+@pytest.mark.parametrize(("suffix", "sound"), [("mp4", True), ("mp4", False), ("mkv", True)])
+def test_frames_by_number(tmp_path, suffix, sound):
+    """Frames are chosen knowing how many there are; numbers may repeat, and the last ones are always found."""
+    levels = [int(i) for i in np.linspace(10, 240, 24)]
+    path = tmp_path / f"a.{suffix}"
+    write_clip(path, grey_frames(levels), 12, tone(2.3) if sound else None)
+    seen = []
+
+    def choose(total: int, fps: float) -> list[int]:
+        seen.append((total, fps))
+        return [0, 5, 5, 17, 22, 23, 23]
+
+    media = read_clip(path, Sampling(fps=2, choose=choose, resize=lambda pixels: pixels[::2, ::2]))
+    assert seen == [(24, 12.0)]
+    assert media.frames is not None and media.frames.shape == (7, 24, 32, 3)
+    np.testing.assert_allclose(levels_of(media), [levels[i] for i in (0, 5, 5, 17, 22, 23, 23)], atol=4)
+    assert media.fps == pytest.approx(7 / 2) and not media.picture
+
+
+def test_sound_alone_needs_no_frame_count(tmp_path):
+    write_clip(tmp_path / "a.mkv", None, 1, tone(1))
+    media = read_clip(tmp_path / "a.mkv", Sampling(choose=lambda total, fps: [0]))
+    assert media.frames is None and media.audio is not None
 
 
 def test_variable_frame_rate_is_sampled_by_what_is_on_screen(tmp_path):
@@ -102,7 +127,7 @@ def test_odd_size(tmp_path):
     media = read_clip(tmp_path / "a.mkv")
     assert media.frames is not None and media.frames.shape[1:] == (33, 47, 3)
     assert levels_of(media)[:2] == [30, 90]
-    resized = read_clip(tmp_path / "a.mkv", size=(64, 48))
+    resized = read_clip(tmp_path / "a.mkv", Sampling(size=(64, 48)))
     assert resized.frames is not None and resized.frames.shape[1:] == (64, 48, 3)
 
 
@@ -124,7 +149,7 @@ def test_rotation_metadata(tmp_path, size):
     track = data.index(b"tkhd")
     place = data.index(upright, track)
     path.write_bytes(data[:place] + clockwise + data[place + 36 :])
-    media = read_clip(path, size=size)
+    media = read_clip(path, Sampling(size=size))
     assert media.frames is not None
     height, width = media.frames.shape[1:3]
     assert (height, width) == (size or (64, 48))
@@ -183,11 +208,13 @@ def test_picture_sequence_in_the_order_of_numbers(tmp_path, how):
             stream.height, stream.width, stream.pix_fmt = 31, 21, "rgb24"
             out.mux(stream.encode(av.VideoFrame.from_ndarray(grey_frames([level], 31, 21)[0], format="rgb24")))
             out.mux(stream.encode(None))
-    media = read_clip(tmp_path if how == "folder" else tmp_path / "img*.png", fps=2)
-    assert levels_of(media) == [10, 100, 200]
-    single = read_clip(tmp_path / "img2.png", size=(8, 8))
+    media = read_clip(tmp_path if how == "folder" else tmp_path / "img*.png", Sampling(fps=2))
+    assert levels_of(media) == [10, 100, 200] and media.fps == 2 and not media.picture
+    some = read_clip(tmp_path, Sampling(fps=2, choose=lambda total, fps: [0, total - 1]))
+    assert levels_of(some) == [10, 200]
+    single = read_clip(tmp_path / "img2.png", Sampling(size=(8, 8)))
     assert single.frames is not None and single.frames.shape == (1, 8, 8, 3)
-    assert single.audio is None
+    assert single.audio is None and single.picture
 
 
 def test_long_clip_keeps_only_sampled_frames(tmp_path):
@@ -195,7 +222,7 @@ def test_long_clip_keeps_only_sampled_frames(tmp_path):
     write_frames(
         path, grey_frames([i % 250 for i in range(1200)], 16, 16), list(range(0, 600_000, 500)), "ffv1", "bgr0"
     )
-    media = read_clip(path, fps=0.5, size=(8, 8))
+    media = read_clip(path, Sampling(fps=0.5, size=(8, 8)))
     assert media.frames is not None and media.frames.shape == (300, 8, 8, 3)
     assert levels_of(media)[:5] == [0, 4, 8, 12, 16]
 
@@ -283,7 +310,7 @@ def test_neither_pictures_nor_sound(tmp_path):
 
 def test_bad_rate(tmp_path):
     with pytest.raises(UserError, match="above 0"):
-        read_clip(tmp_path / "a.mp4", fps=0)
+        read_clip(tmp_path / "a.mp4", Sampling(fps=0))
 
 
 def test_writer_refuses_what_it_cannot_encode(tmp_path):

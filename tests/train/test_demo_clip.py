@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 
-from models.media import read_clip
+from models.media import Sampling, read_clip
 from train.demo_clip import CLIP, FOLDER, PHOTOS, QUESTIONS, RECORDINGS
 from train.questions import questions
 from train.sources import digits, instruments
@@ -11,10 +11,10 @@ from train.sources import digits, instruments
 def test_bundled_clip_shows_and_plays_what_its_timeline_says():
     path = FOLDER / "demo.mp4"
     assert path.stat().st_size <= 1_000_000
-    media = read_clip(path, size=(112, 112))
+    media = read_clip(path, Sampling(size=(112, 112)))
     assert media.frames is not None and media.audio is not None
     assert len(media.frames) == CLIP.seconds
-    photos = [read_clip(FOLDER / "photos" / f"{name}.jpg", size=(112, 112)).frames for name in PHOTOS]
+    photos = [read_clip(FOLDER / "photos" / f"{name}.jpg", Sampling(size=(112, 112))).frames for name in PHOTOS]
     for second, picture in enumerate(CLIP.picture_ids):
         differences = [np.abs(media.frames[second] - p.astype(np.float32)).mean() for p in photos if p is not None]
         assert int(np.argmin(differences)) == picture and differences[picture] < 8
