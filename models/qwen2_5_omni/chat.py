@@ -59,11 +59,8 @@ class Chat:
     system: str = SYSTEM
 
     def __post_init__(self) -> None:
-        marks = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
-        if missing := [mark for mark in marks if self.tokenizer.token_to_id(mark) is None]:
-            raise UserError(
-                f"The tokenizer has no {' and '.join(missing)}; take the files of a Qwen2.5-Omni checkpoint."
-            )
+        for name in ("im_start", "im_end", "endoftext"):
+            self._mark(name)
         size = self.tokenizer.get_vocab_size()
         if size > self.config.text.vocab_size:
             raise UserError(
@@ -75,7 +72,7 @@ class Chat:
     @property
     def stop(self) -> tuple[int, int]:
         """The tokens that end an answer."""
-        return self.tokenizer.token_to_id("<|im_end|>"), self.tokenizer.token_to_id("<|endoftext|>")
+        return self._mark("im_end"), self._mark("endoftext")
 
     def prefix(self, media: Sequence[Item]) -> Tokens:
         """The system's turn, and the user's turn as far as its media go."""
@@ -103,17 +100,22 @@ class Chat:
         """Generated tokens as text, without special tokens."""
         return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
 
+    def _mark(self, name: str) -> int:
+        if (number := self.tokenizer.token_to_id(f"<|{name}|>")) is None:
+            raise UserError(f"The tokenizer has no <|{name}|>; take the tokenizer of a Qwen2.5-Omni checkpoint.")
+        return number
+
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def _start(self, role: str) -> list[int]:
-        return [self.tokenizer.token_to_id("<|im_start|>"), *self._encode(f"{role}\n")]
+        return [self._mark("im_start"), *self._encode(f"{role}\n")]
 
     def _close(self) -> list[int]:
-        return [self.tokenizer.token_to_id("<|im_end|>"), *self._encode("\n")]
+        return [self._mark("im_end"), *self._encode("\n")]
 
     def _turn(self, role: str, text: str) -> list[int]:
-        return [self.tokenizer.token_to_id("<|im_start|>"), *self._encode(f"{role}\n{text}"), *self._close()]
+        return [self._mark("im_start"), *self._encode(f"{role}\n{text}"), *self._close()]
 
     def _expand(self, *parts: Part) -> Tokens:
         return expand(parts, self.config)
