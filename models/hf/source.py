@@ -1,0 +1,100 @@
+"""A checkpoint together with the module that it fills, for every supported family."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from models.decoder import Decoder
+from models.errors import UserError
+from models.hf.checkpoint import Checkpoint, open_checkpoint
+from models.hf.config import Section, model_type, reading
+from models.hf.decoder import decoder_config, decoder_ignored, decoder_tensors
+from models.hf.load import FLOATS, load_params
+from models.hf.tensors import Tensors
+from models.interface import Params, define
+from models.placement import param_shardings
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What a checkpoint holds.
+
+    Attributes:
+        checkpoint: the opened checkpoint.
+        make: builds the module, with parameters of a type.
+        tensors: names of its parameters in the checkpoint.
+        prefix: that the checkpoint's names may have before these.
+        ignore: patterns of names that are not read.
+    """
+
+    checkpoint: Checkpoint
+    make: Callable[[jnp.dtype], nnx.Module]
+    tensors: Tensors
+    prefix: str = ""
+    ignore: tuple[str, ...] = ()
+
+    def dtype(self) -> np.dtype:
+        """The type of all tensors.
+
+        Raises:
+            UserError: if they are of several types.
+        """
+        names = {full: full.removeprefix(self.prefix) for full in self.checkpoint.tensors}
+        kinds = {stored.dtype for full, stored in self.checkpoint.tensors.items() if names[full] in self.tensors}
+        kinds &= FLOATS  # of others, and of none, `load` tells
+        if len(kinds) > 1:
+            raise UserError(
+                f"The tensors in {self.checkpoint.folder} are of several types ({', '.join(sorted(map(str, kinds)))}); "
+                "say which one is wanted (--dtype)."
+            )
+        return kinds.pop() if kinds else np.dtype(np.float32)
+
+    def load(self, dtype: jnp.dtype, mesh: Mesh | None = None) -> tuple[nnx.GraphDef, Params]:
+        """The module's graph definition and its parameters, divided over `mesh` if there is one.
+
+        Raises:
+            UserError: if the checkpoint does not fit.
+        """
+
+        def make() -> nnx.Module:
+            return self.make(dtype)
+
+        graph, shapes = define(make)
+        shardings = param_shardings(make, mesh) if mesh else None
+        loaded = load_params(
+            self.checkpoint, self.tensors, shapes, prefix=self.prefix, ignore=self.ignore, shardings=shardings
+        )
+        return graph, loaded
+
+
+def _decoder(attention_bias: bool) -> Callable[[Path, Section], Source]:
+    def open_decoder(folder: Path, section: Section) -> Source:
+        tied = section.need("tie_word_embeddings", bool)
+        config = decoder_config(section, tied=tied, attention_bias=attention_bias)
+        section.check()
+
+        def make(dtype: jnp.dtype) -> Decoder:
+            return Decoder(config, rngs=nnx.Rngs(0), dtype=dtype)
+
+        return Source(open_checkpoint(folder), make, decoder_tensors(config), ignore=decoder_ignored(config))
+
+    return open_decoder
+
+
+FAMILIES: dict[str, Callable[[Path, Section], Source]] = {"llama": _decoder(False), "qwen2": _decoder(True)}
+"""How a checkpoint of each `model_type` is opened."""
+
+
+def open_source(folder: Path) -> Source:
+    """Opens a checkpoint folder of any supported family.
+
+    Raises:
+        UserError: if there is no checkpoint, or it is damaged, or its config.json is incomplete or not supported.
+    """
+    with reading(folder) as section:
+        return FAMILIES[model_type(section, FAMILIES)](folder, section)
