@@ -9,20 +9,23 @@ from jaxtyping import Array, Float
 
 
 class DepthwiseConv(nnx.Module):
-    """One k x k filter per channel, channels last, padded as TensorFlow's SAME, with a bias.
+    """One k x k filter per channel, channels last, padded as TensorFlow's SAME.
 
     Args:
         features: channels.
         size: k.
         stride: step in both directions.
+        use_bias: whether a bias per channel is added.
         rngs: random streams for initialisation.
         dtype: type of the parameters.
     """
 
-    def __init__(self, features: int, size: int, stride: int, *, rngs: nnx.Rngs, dtype: jnp.dtype) -> None:
+    def __init__(
+        self, features: int, size: int, stride: int, *, use_bias: bool = True, rngs: nnx.Rngs, dtype: jnp.dtype
+    ) -> None:
         init = jax.nn.initializers.normal(1 / size)
         self.kernel = nnx.Param(init(rngs.params(), (size, size, features), dtype))
-        self.bias = nnx.Param(jnp.zeros((features,), dtype))
+        self.bias = nnx.Param(jnp.zeros((features,), dtype)) if use_bias else None
         self.stride = stride
 
     def __call__(self, x: Float[Array, "B Y X C"]) -> Float[Array, "B Y/s X/s C"]:
@@ -36,7 +39,7 @@ class DepthwiseConv(nnx.Module):
             cpu=functools.partial(shifted, stride=self.stride),
             default=functools.partial(grouped, stride=self.stride),
         )
-        return y + self.bias[...].reshape(1, 1, 1, -1)
+        return y if self.bias is None else y + self.bias[...].reshape(1, 1, 1, -1)
 
 
 def shifted(x: Float[Array, "B Y X C"], kernel: Float[Array, "k k C"], stride: int) -> Float[Array, "B Y/s X/s C"]:

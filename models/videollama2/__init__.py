@@ -1,0 +1,1 @@
+"""VideoLLaMA2.1-AV: Qwen2 that sees through SigLIP and hears through BEATs."""

@@ -1,0 +1,51 @@
+"""The STC connector against upstream's."""
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from models.interface import define
+from models.videollama2.connector import STCConnector, stc_tensors
+from tests.models.videollama2 import seeded
+from tests.models.videollama2.cases import STC
+from tests.models.videollama2.parameters import seeded_params
+from tests.tolerances import LOGITS
+
+GOLDEN = np.load(Path(__file__).parents[2] / "golden" / "videollama2_stc.npz")
+
+
+@functools.cache
+def connector(features, hidden):
+    graph, shapes = define(lambda: STCConnector(features, hidden, rngs=nnx.Rngs(0)))
+    return jax.jit(lambda params, x: nnx.merge(graph, params)(x)), shapes
+
+
+@pytest.mark.parametrize("number", range(len(STC)))
+def test_equals_upstream(number):
+    case = STC[number]
+    run, shapes = connector(case.features, case.hidden)
+    params = seeded_params(case.seed, stc_tensors(case.features, case.hidden), shapes)
+    patches = seeded.array(case.seed, "patches", (1, case.frames, case.side**2, case.features))
+    ours = run(params, patches.reshape(1, case.frames, case.side, case.side, case.features))[0]
+    tokens = (case.frames // 2) * (case.side // 2) ** 2
+    assert ours.shape == (tokens, case.hidden)
+    np.testing.assert_allclose(ours, GOLDEN[f"out_{number}"], **LOGITS)
+
+
+def test_published_size():
+    _, shapes = connector(1152, 3584)
+    assert set(stc_tensors(1152, 3584)) >= {"s1.b1.downsample.conv.weight", "s2.b4.se.fc2.bias", "readout.2.weight"}
+    out = jax.eval_shape(connector(1152, 3584)[0], shapes, jnp.zeros((1, 16, 27, 27, 1152)))
+    assert out.shape == (1, 1352, 3584)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (4, 1, 4), (4, 4, 1)])
+def test_too_little_to_halve(shape):
+    run, shapes = connector(8, 20)
+    with pytest.raises(ValueError, match="at least 2 frames of 2 x 2 patches"):
+        jax.eval_shape(run, shapes, jnp.zeros((1, *shape, 8)))
