@@ -14,11 +14,7 @@ from models.hf.tensors import Tensor, Tensors, conv, linear, norm
 from models.layers.linear import Linear
 from models.layers.norm import LayerNorm
 from models.qwen2_5_omni.config import AudioConfig
-
-
-def audio_tokens(frames: int) -> int:
-    """Tokens of a sound of so many mel frames: a convolution halves them, rounding up, and pooling, rounding down."""
-    return (frames + 1) // 2 // 2
+from models.qwen2_5_omni.positions import audio_tokens
 
 
 class AudioBlocks(NamedTuple):

@@ -12,8 +12,9 @@ from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5O
 from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAudioEncoder
 
 from models.interface import define
-from models.qwen2_5_omni.audio import AudioTower, audio_blocks, audio_tensors, audio_tokens
+from models.qwen2_5_omni.audio import AudioTower, audio_blocks, audio_tensors
 from models.qwen2_5_omni.config import AudioConfig
+from models.qwen2_5_omni.positions import audio_tokens
 from tests.models.qwen2_5_omni.towers import DRAWS, STRUCTURES, loaded, randomise
 from tests.tolerances import FP32, LOGITS
 
@@ -91,12 +92,6 @@ def test_sounds_do_not_hear_one_another(odd_blocks):
     alone = [tokens_of(run, params, [mel], config) for mel in mels]
     assert [len(tokens) for tokens in alone] == [4, 6, 0, 1]
     np.testing.assert_allclose(tokens_of(run, params, mels, config), np.concatenate(alone), **FP32)
-
-
-def test_numbers_of_tokens():
-    assert [audio_tokens(n) for n in (1, 2, 3, 6, 7, 100, 200, 30_000)] == [0, 0, 1, 1, 2, 25, 50, 7500]
-    for n in range(1, 500):
-        assert audio_tokens(n) == ((n - 1) // 2 + 1 - 2) // 2 + 1
 
 
 def test_half_precision(odd_blocks):
