@@ -24,8 +24,8 @@ FRAMES = (4, 768)
 LONGEST = 200
 """Most times that the longer side of a picture may hold the shorter."""
 # Statistics of CLIP's training pictures, in units of bytes.
-MEAN = np.float32([0.48145466, 0.4578275, 0.40821073]) * np.float32(255)
-STD = np.float32([0.26862954, 0.26130258, 0.27577711]) * np.float32(255)
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32) * 255
+STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32) * 255
 
 
 def fitted_size(height: int, width: int, pixels: tuple[int, int], factor: int) -> tuple[int, int]:
@@ -67,8 +67,8 @@ def fit(
     Raises:
         UserError: if the picture is too long and narrow.
     """
-    factor = config.patch_size * config.spatial_merge_size
-    return resize_bicubic(image, *fitted_size(*image.shape[:2], pixels, factor))
+    height, width = image.shape[:2]
+    return resize_bicubic(image, *fitted_size(height, width, pixels, config.patch_size * config.spatial_merge_size))
 
 
 def number_of_frames(total: int, rate: float, fps: float = 2.0) -> int:

@@ -75,7 +75,7 @@ def grid_plan(height: int, width: int, config: VisionConfig, *, patches: int = 0
     count, room = height * width, (side * merge) ** 2
     plan = GridPlan(
         positions=np.zeros((max(count, patches), 2), np.int32),
-        count=np.int32(count),
+        count=np.array(count, np.int32),
         windows=np.zeros((max(len(blocks), windows), room), np.int32),
         lengths=np.zeros(max(len(blocks), windows), np.int32),
         back=np.zeros(max(count, patches), np.int32),
@@ -104,7 +104,7 @@ class VisionAttention(nnx.Module):
         q, k, v = (p(x).reshape(*x.shape[:2], self.heads, -1) for p in (self.q, self.k, self.v))
         q, k = rotate(q, table), rotate(k, table)
         if not self.windowed:
-            out = attend(q, k, v, jnp.broadcast_to(jnp.asarray(plan.count), (batch,)))
+            out = attend(q, k, v, jnp.full(batch, plan.count))
             return self.out(out.reshape(x.shape))
         # [B, P, N, H] to [B * W, U, N, H]: a window is a row of its own.
         number, room = plan.windows.shape
