@@ -12,10 +12,11 @@ import numpy as np
 
 import acckv_jax
 from acckv_jax import CachePolicy, KVCache, Modality
-from eval.batching import Batch, decode, padded, score
 from eval.policies import check_policies
+from eval.programs import decode, score
 from eval.roofline import step_bytes
 from eval.timing import fastest
+from models.batching import Batch, padded
 from models.errors import UserError
 from models.interface import AVModel, Chunk
 

@@ -27,10 +27,11 @@ from rich.table import Table
 
 import acckv_jax
 from acckv_jax import POLICIES, CachePolicy
-from eval.batching import Batch, decode, padded, score
 from eval.held_out import GROUPS, MOST, HeldOutClips, group_of
 from eval.policies import build_policy, check_policies
+from eval.programs import decode, score
 from models import command
+from models.batching import Batch, padded
 from models.errors import UserError
 from models.interface import Chunk
 from models.smolav.config import LAYOUTS

@@ -24,15 +24,12 @@ class Chunk:
         modality: [T] ids of `acckv_jax.Modality`.
         positions: [A, T] rotary positions in the whole prompt, for models with A axes (M-RoPE); None where tokens are
             simply counted. Text alone needs none: it is given them when it is appended.
-        next_position: of text that is appended to the prompt.
-        delta: position of the first generated token minus its index, after the whole prompt. (Qwen2-VL counts on from
-            the largest position of all, appended text from that of the last token: the two can differ.)
+        delta: position of the first token after the whole prompt, minus its index.
     """
 
     inputs: Int[np.ndarray, " T"] | Float[np.ndarray, "T D"]
     modality: Int[np.ndarray, " T"]
     positions: Int[np.ndarray, "A T"] | None = None
-    next_position: int = 0
     delta: int = 0
 
     def __len__(self) -> int:
@@ -59,11 +56,8 @@ class Chunk:
         modality = np.concatenate([self.modality, text.modality])
         if self.positions is None:
             return Chunk(inputs, modality)
-        end = self.next_position + len(text)
-        new = np.broadcast_to(np.arange(self.next_position, end), (len(self.positions), len(text)))
-        positions = np.concatenate([self.positions, new], axis=1)
-        delta = max(self.delta + len(self), end) - len(modality)
-        return Chunk(inputs, modality, positions, end, delta)
+        new = len(self) + self.delta + np.tile(np.arange(len(text)), (len(self.positions), 1))
+        return Chunk(inputs, modality, np.concatenate([self.positions, new], axis=1), self.delta)
 
     def count(self, modality: Modality) -> int:
         """Tokens of one modality."""

@@ -5,6 +5,7 @@ from typing import Any, Self
 
 from models.decoder import DecoderConfig
 from models.hf.config import Section
+from models.hf.decoder import decoder_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +38,9 @@ class VisionConfig:
     @classmethod
     def from_hf(cls, section: Section) -> Self:
         """From `vision_config`; `check` the section afterwards."""
-        lists = {"fullatt_block_indexes": section.integers("fullatt_block_indexes")}
-        names = [field.name for field in dataclasses.fields(cls) if field.name not in lists]
-        return cls(**{name: section.need(name, int) for name in names}, **lists)
+        names = [field.name for field in dataclasses.fields(cls) if field.name != "fullatt_block_indexes"]
+        numbers: dict[str, Any] = {name: section.need(name, int) for name in names}
+        return cls(**numbers, fullatt_block_indexes=section.integers("fullatt_block_indexes"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,8 +132,6 @@ class ThinkerConfig:
         Raises:
             UserError: naming all missing or mistyped keys.
         """
-        from models.hf.decoder import decoder_config
-
         text = decoder_config(section.section("text_config"), tied=tied, attention_bias=True)
         vision = VisionConfig.from_hf(section.section("vision_config"))
         audio = AudioConfig.from_hf(section.section("audio_config"))

@@ -8,16 +8,16 @@ TEXT = Chunk(np.arange(3), np.zeros(3, int))
 
 
 def test_text_follows_a_prompt_with_positions():
-    """Appended text counts on from `next_position`, generated tokens from the largest position of all."""
+    """Appended text and generated tokens count on from where the prompt ends, not from its highest position."""
     positions = np.array([[0, 1, 1, 9, 9, 4], [0, 1, 2, 1, 2, 4], [0, 1, 1, 2, 2, 4]])
     modality = np.array([Modality.TEXT, *[Modality.VIDEO] * 4, Modality.AUDIO])
-    prompt = Chunk(np.arange(6), modality, positions, next_position=5, delta=9 + 1 - 6)
+    prompt = Chunk(np.arange(6), modality, positions, delta=5 - 6)
     whole = prompt.then(TEXT)
     np.testing.assert_array_equal(whole.positions, np.concatenate([positions, np.tile([5, 6, 7], (3, 1))], axis=1))
-    assert (whole.next_position, whole.delta) == (8, 10 - 9)
+    assert whole.delta == 8 - 9
     longer = whole.then(TEXT)
     assert longer.positions is not None and longer.positions[0, -1] == 10
-    assert (longer.next_position, longer.delta) == (11, 11 - 12)
+    assert longer.delta == 11 - 12
     head, tail = whole.split(4)
     np.testing.assert_array_equal(head.positions, whole.positions[:, :4])
     np.testing.assert_array_equal(tail.positions, whole.positions[:, 4:])

@@ -19,11 +19,10 @@ Prompt = Sequence[Part]
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """One prompt as transformers has it: ids [T], positions [3, T] and the delta."""
+    """One prompt as transformers has it: ids [T] and positions [3, T]."""
 
     ids: np.ndarray
     positions: np.ndarray
-    delta: int
 
 
 class Oracle:
@@ -79,7 +78,7 @@ class Oracle:
         for row, (one, real) in zip(rows, zip(ids, mask, strict=True), strict=True):
             here = slice(size - len(row), None) if pad_left else slice(len(row))
             one[here], real[here] = torch.tensor(row), 1
-        positions, delta = self.model.get_rope_index(
+        positions, _ = self.model.get_rope_index(
             ids,
             torch.tensor([image.grid for image in images]) if images else None,
             torch.tensor([video.grid for video in videos]) if videos else None,
@@ -88,10 +87,7 @@ class Oracle:
             torch.tensor([sound.mel_frames for sound in sounds]) if sounds else None,
             torch.tensor([video.seconds_per_grid for video in videos]) if videos else None,
         )
-        return [
-            Reference(np.array(row), positions[:, i, mask[i] == 1].numpy(), int(delta[i, 0]))
-            for i, row in enumerate(rows)
-        ]
+        return [Reference(np.array(row), positions[:, i, mask[i] == 1].numpy()) for i, row in enumerate(rows)]
 
     def _tokens(
         self,

@@ -1,7 +1,6 @@
-"""Chunks as padded batches, and the jitted functions that take them, each compiled once for all programs."""
+"""Prompts of several lengths as one batch."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,16 +49,3 @@ def padded(chunks: Sequence[Chunk], length: int) -> Batch:
         return Batch(inputs, prompt, None, None)
     positions = jnp.asarray(np.stack(axes, axis=1), jnp.int32)
     return Batch(inputs, prompt, positions, jnp.array([c.delta for c in chunks], jnp.int32))
-
-
-@functools.partial(jax.jit, static_argnames=("step", "policies", "layers", "complete"))
-def score(params, batch, before, *, step, policies, layers, complete):
-    """`acckv_jax.score`, jitted."""
-    more = {"policies": policies, "layers": layers, "before": before, "complete": complete}
-    return acckv_jax.score(step, params, **batch.arguments(), **more)
-
-
-@functools.partial(jax.jit, static_argnames=("step", "policy", "steps", "stop"), donate_argnames="state")
-def decode(params, state, *, step, policy, steps, stop):
-    """`acckv_jax.decode`, jitted; `state` is donated."""
-    return acckv_jax.decode(step, params, state, policy, steps=steps, stop=stop)

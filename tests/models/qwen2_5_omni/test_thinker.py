@@ -1,0 +1,106 @@
+"""The whole thinker against transformers: logits of the prompt, of cached decoding, and greedy answers."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+import acckv_jax
+from models.batching import padded
+from models.decoder import DecoderConfig
+from models.hf.checkpoint import open_checkpoint
+from models.hf.load import load_params
+from models.interface import define
+from models.qwen2_5_omni.config import AudioConfig, ThinkerConfig, VisionConfig
+from models.qwen2_5_omni.modeling import thinker_tensors
+from tests.models.qwen2_5_omni.thinkers import Ours, embedded, random_case, reference_thinker, theirs
+from tests.models.qwen2_5_omni.towers import DRAWS, STRUCTURES
+from tests.tolerances import LOGITS
+
+STEPS = 32
+LENGTH = 320
+FULL = acckv_jax.make_policy("full")
+
+
+def random_config(rng):
+    heads, kv_heads = [(4, 2), (4, 1), (4, 4), (2, 1), (8, 2), (6, 3)][rng.integers(6)]
+    section = [(2, 3, 3), (1, 4, 3), (4, 2, 2)][rng.integers(3)]
+    size = heads * 16
+    text = DecoderConfig(
+        64, size, 2, heads, kv_heads, 16, 96, float(rng.choice([1e4, 1e6])), 1e-6, 4096, True, False, section
+    )
+    return ThinkerConfig.tiny(
+        text=text,
+        vision=VisionConfig.tiny(out_hidden_size=size, num_heads=int(rng.choice([1, 2])), depth=2),
+        audio=AudioConfig.tiny(output_dim=size, num_mel_bins=16, n_window=int(rng.choice([50, 100]))),
+        position_id_per_seconds=int(rng.choice([25, 13])),
+        seconds_per_chunk=int(rng.choice([1, 2])),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("step", "layers", "room"))
+def prefill(params, batch, *, step, layers, room):
+    return acckv_jax.prefill(step, params, **batch.arguments(), policy=FULL, layers=layers, room=room)
+
+
+@functools.partial(jax.jit, static_argnames="step")
+def forced(params, cache, tokens, *, step):
+    """Logits after each of the given tokens [B, T], through the cache."""
+
+    def one(cache, token):
+        logits, cache = acckv_jax.decode_step(step, params, token, cache, FULL, jnp.ones(len(token), bool))
+        return cache, logits
+
+    return jax.lax.scan(one, cache, tokens.T)[1]
+
+
+def our_logits(ours, chunks, answers):
+    """Logits [B, STEPS, V] of the prompts' last tokens and of all but the last token of the answers."""
+    decoder = ours.params["decoder"]
+    options = {"step": ours.step, "layers": ours.config.text.num_hidden_layers}
+    logits, cache = prefill(decoder, padded(chunks, LENGTH), room=STEPS, **options)
+    after = forced(decoder, cache, jnp.asarray(answers[:, :-1], jnp.int32), step=ours.step)
+    return np.concatenate([logits[None], after]).swapaxes(0, 1)
+
+
+def made_by_transformers(reference, case, tokens):
+    """A greedy answer [STEPS], and the logits it was chosen by [STEPS, V]."""
+    with torch.no_grad():
+        out = reference.generate(
+            **theirs(case, tokens),
+            max_new_tokens=STEPS,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    return out.sequences[0, len(tokens) :].numpy(), torch.cat(out.logits).numpy()
+
+
+@pytest.fixture(scope="module", params=range(STRUCTURES))
+def structure(request):
+    return request.param, random_config(np.random.default_rng(request.param))
+
+
+@pytest.mark.parametrize("draw", range(DRAWS))
+def test_equals_transformers(structure, draw, tmp_path):
+    """Both layouts, several media to a prompt; in one batch of ragged rows."""
+    number, config = structure
+    rng = np.random.default_rng((number, draw))
+    reference = reference_thinker(config, DRAWS * number + draw)
+    reference.save_pretrained(tmp_path)
+    _, shapes = define(lambda: Ours.make(config))
+    ours = Ours.of(config, load_params(open_checkpoint(tmp_path), thinker_tensors(config), shapes))
+    chunks, answers, expected = [], [], []
+    for interleaved in (True, False):
+        case = random_case(rng, config, interleaved=interleaved)
+        tokens, chunk = embedded(ours, case)
+        answer, logits = made_by_transformers(reference, case, tokens)
+        chunks.append(chunk)
+        answers.append(answer)
+        expected.append(logits)
+    found = our_logits(ours, chunks, np.stack(answers))
+    np.testing.assert_allclose(found, np.stack(expected), **LOGITS)
+    assert (found.argmax(-1) == np.stack(answers)).all()
