@@ -28,18 +28,19 @@ def load_params(
     *,
     prefix: str = "",
     ignore: Iterable[str] = (),
-    shardings: Params | None = None,
 ) -> Params:
-    """Reads parameters, converted to the types that `shapes` asks for.
+    """Reads parameters, in the types and onto the devices that `shapes` asks for.
+
+    Of each tensor only the slices are read that this process's devices hold, and no more than one tensor's slices are
+    on the host at a time.
 
     Args:
         checkpoint: an opened checkpoint.
         tensors: which tensor is which parameter; it names every leaf of `shapes` once.
-        shapes: the parameters as `models.interface.define` gives them: nested dict of ``jax.ShapeDtypeStruct``.
+        shapes: nested dict of ``jax.ShapeDtypeStruct``: from `models.placement.define_on` with shardings, or from
+            `models.interface.define` without, which puts every parameter whole on the default device.
         prefix: taken off the checkpoint's names where they start with it.
         ignore: patterns (of `fnmatch`) of names that may be there and are not read.
-        shardings: nested dict like `shapes` of shardings; None puts every parameter on the default device whole. Of
-            each tensor only the slices are read that this process's devices hold.
 
     Returns:
         Nested dict like `shapes`, of arrays on devices.
@@ -52,8 +53,7 @@ def load_params(
     if sorted(map(str, wanted)) != sorted(str(tensor.path) for tensor in tensors.values()):
         raise ValueError("`tensors` must name each parameter of `shapes` once.")
     stored = _matched(checkpoint, tensors, wanted, prefix, (*IGNORED, *ignore))
-    places: dict[Path, Any] = flatten_dict(shardings) if shardings else {}
-    loaded = {t.path: _array(stored[name], t, wanted[t.path], places.get(t.path)) for name, t in tensors.items()}
+    loaded = {tensor.path: _array(stored[name], tensor, wanted[tensor.path]) for name, tensor in tensors.items()}
     return unflatten_dict({path: loaded[path] for path in wanted})
 
 
@@ -98,7 +98,7 @@ def joined_shape(tensor: Tensor, ours: tuple[int, ...]) -> tuple[int, ...]:
     return ours if tensor.order is None else tuple(ours[tensor.order.index(axis)] for axis in range(len(ours)))
 
 
-def _array(stored: StoredArray, tensor: Tensor, like: jax.ShapeDtypeStruct, sharding: Any) -> jax.Array:
+def _array(stored: StoredArray, tensor: Tensor, like: jax.ShapeDtypeStruct) -> jax.Array:
     order = tensor.order or tuple(range(len(like.shape)))
     joined = joined_shape(tensor, like.shape)
     assert math.prod(joined) == math.prod(stored.shape)
@@ -109,11 +109,12 @@ def _array(stored: StoredArray, tensor: Tensor, like: jax.ShapeDtypeStruct, shar
         index = index or whole
         if str(index) not in seen:
             turned = list(whole)
-            for axis, part in zip(order, index, strict=True):
-                turned[axis] = part
-            seen[str(index)] = stored.read(tuple(turned), joined).transpose(order).astype(like.dtype, order="C")
+            for axis, wanted in zip(order, index, strict=True):
+                turned[axis] = wanted
+            part = stored.view(tuple(turned), joined).transpose(order)
+            seen[str(index)] = np.array(part, like.dtype, order="C", subok=False)
         return seen[str(index)]
 
-    if sharding is None:
+    if like.sharding is None:
         return jax.device_put(read(whole))
-    return jax.make_array_from_callback(like.shape, sharding, read)
+    return jax.make_array_from_callback(like.shape, like.sharding, read)

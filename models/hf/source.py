@@ -17,7 +17,7 @@ from models.hf.decoder import decoder_config, decoder_ignored, decoder_tensors
 from models.hf.load import FLOATS, load_params
 from models.hf.tensors import Tensors
 from models.interface import Params, define
-from models.placement import param_shardings
+from models.placement import define_on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +64,8 @@ class Source:
         def make() -> nnx.Module:
             return self.make(dtype)
 
-        graph, shapes = define(make)
-        shardings = param_shardings(make, mesh) if mesh else None
-        loaded = load_params(
-            self.checkpoint, self.tensors, shapes, prefix=self.prefix, ignore=self.ignore, shardings=shardings
-        )
-        return graph, loaded
+        graph, shapes = define_on(mesh, make) if mesh else define(make)
+        return graph, load_params(self.checkpoint, self.tensors, shapes, prefix=self.prefix, ignore=self.ignore)
 
 
 def _decoder(attention_bias: bool) -> Callable[[Path, Section], Source]:

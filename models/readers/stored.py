@@ -44,8 +44,8 @@ class StoredArray:
         last = sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
         return self.offset + (last + 1) * self.dtype.itemsize
 
-    def read(self, index: Index = (), shape: tuple[int, ...] | None = None) -> Shaped[np.ndarray, "..."]:
-        """A copy of the values, or of a part of them; no more than that part is held in memory.
+    def view(self, index: Index = (), shape: tuple[int, ...] | None = None) -> Shaped[np.ndarray, "..."]:
+        """The values, or a part of them, mapped into memory: only what is copied from the view is read from the file.
 
         Args:
             index: slices of the leading axes.
@@ -58,4 +58,8 @@ class StoredArray:
         if self.strides is not None:
             strides = [stride * self.dtype.itemsize for stride in self.strides]
             values = np.lib.stride_tricks.as_strided(values, self.shape, strides, writeable=False)
-        return np.array(values.reshape(self.shape if shape is None else shape)[index], subok=False)
+        return values.reshape(self.shape if shape is None else shape)[index]
+
+    def read(self) -> Shaped[np.ndarray, "..."]:
+        """A copy of all values."""
+        return np.array(self.view(), subok=False)

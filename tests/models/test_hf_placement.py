@@ -17,8 +17,8 @@ from models.hf.checkpoint import open_checkpoint
 from models.hf.decoder import decoder_tensors
 from models.hf.export import save_params
 from models.hf.load import load_params
-from models.interface import create, define
-from models.placement import param_shardings, partition_specs
+from models.interface import create
+from models.placement import define_on
 from models.step import DecoderStep
 from tests.tolerances import FP32
 
@@ -40,8 +40,8 @@ def mesh_of(**axes):
 
 
 def specs(mesh, config=CONFIG):
-    placed = param_shardings(lambda: Decoder(config, rngs=nnx.Rngs(0)), mesh)
-    flat = {".".join(map(str, path)): leaf.spec for path, leaf in flatten_dict(placed).items()}
+    _, placed = define_on(mesh, lambda: Decoder(config, rngs=nnx.Rngs(0)))
+    flat = {".".join(map(str, path)): leaf.sharding.spec for path, leaf in flatten_dict(placed).items()}
     return {name.removeprefix("layers.0."): spec for name, spec in flat.items() if "layers.1" not in name}
 
 
@@ -68,10 +68,6 @@ def test_only_axes_that_divide():
     assert tensor_only["q.kernel"] == P(None, None) and tensor_only["mlp.up.kernel"] == P(None, "tensor")
 
 
-def test_without_a_mesh_everything_is_whole():
-    assert all(axis is None for spec in flatten_dict(partition_specs(make)).values() for axis in spec)
-
-
 @pytest.mark.parametrize("axes", [{"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 8}])
 def test_a_decoder_loaded_onto_a_mesh(tmp_path, axes):
     graph, params = create(make)
@@ -79,9 +75,8 @@ def test_a_decoder_loaded_onto_a_mesh(tmp_path, axes):
     tokens = jnp.arange(64).reshape(8, 8)
     expected = logits(graph, params, tokens, None)
     mesh = mesh_of(**axes)
+    graph, shapes = define_on(mesh, make)
+    loaded = load_params(open_checkpoint(tmp_path / "a"), decoder_tensors(CONFIG), shapes)
     with jax.set_mesh(mesh):
-        graph, shapes = define(make)
-        shardings = param_shardings(make, mesh)
-        loaded = load_params(open_checkpoint(tmp_path / "a"), decoder_tensors(CONFIG), shapes, shardings=shardings)
         found = logits(graph, loaded, tokens, P(tuple(axis for axis in ("data", "fsdp") if axis in axes)))
     np.testing.assert_allclose(found, expected, **FP32)
