@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from models.errors import UserError
 from models.hf.config import Section
 from models.hf.tensors import Tensor, Tensors, linear, norm
 from models.layers.attention import attend
@@ -45,16 +46,16 @@ class BeatsConfig:
         """Checks the sizes.
 
         Raises:
-            ValueError: if heads or groups do not divide the width, or the buckets are too few.
+            UserError: if heads or groups do not divide the width, or the buckets are too few.
         """
         width = self.encoder_embed_dim
         if width % self.encoder_attention_heads or width % self.conv_pos_groups:
-            raise ValueError(
+            raise UserError(
                 f"BEATs' encoder_embed_dim {width} must be a multiple of its {self.encoder_attention_heads} heads and "
                 f"{self.conv_pos_groups} groups."
             )
         if self.num_buckets < 4 or self.max_distance <= self.num_buckets // 4:
-            raise ValueError("BEATs' num_buckets must be at least 4, and max_distance above a quarter of it.")
+            raise UserError("BEATs' num_buckets must be at least 4, and max_distance above a quarter of it.")
 
     @classmethod
     def iter3_plus_as2m(cls) -> Self:
@@ -147,7 +148,8 @@ class BeatsAttention(nnx.Module):
         def gated(rows: Int[Array, " R"]) -> Float[Array, "B N R T"]:
             distances = jnp.arange(length)[None] - rows[:, None] + length - 1
             at_distance = jnp.take(bias, distances, axis=1, mode="clip")[None]
-            return jnp.take(gate, rows, axis=2, mode="clip")[..., None] * at_distance
+            scaled = jnp.take(gate, rows, axis=2, mode="clip")[..., None] * at_distance
+            return scaled.astype(jnp.float32)
 
         return self.out(attend(q, k, v, bias=gated).reshape(x.shape))
 
@@ -207,7 +209,7 @@ class Beats(nnx.Module):
             )
         x = (banks[:, : times * size, : bands * size] - MEAN) / (2 * STD)
         x = x.reshape(-1, times, size, bands, size).transpose(0, 1, 3, 2, 4).reshape(-1, times * bands, size**2)
-        x = self.patch_norm(self.patch(x))
+        x = self.patch_norm(self.patch(x.astype(self.patch.kernel.dtype)))
         x = x if self.into is None else self.into(x)
         x = self.norm(x + self.conv(x))
         bias = self.distances[...][buckets(self.config, x.shape[1])].T
@@ -220,8 +222,8 @@ class Beats(nnx.Module):
         return jax.nn.sigmoid(self.tagger(self(banks)).mean(axis=1))
 
 
-def beats_tensors(config: BeatsConfig, prefix: str = "") -> Tensors:
-    """Where the tensors of a checkpoint go: ``{prefix}patch_embedding.weight`` and so on.
+def beats_tensors(config: BeatsConfig) -> Tensors:
+    """Where the tensors of a checkpoint go: ``patch_embedding.weight`` and so on.
 
     The position bias is stored with layer 0 and shared by all.
     """
@@ -248,4 +250,4 @@ def beats_tensors(config: BeatsConfig, prefix: str = "") -> Tensors:
         tensors |= norm(f"{name}.self_attn_layer_norm", (*at, "attn_norm"), bias=True)
         tensors |= linear(f"{name}.fc1", (*at, "up"), bias=True) | linear(f"{name}.fc2", (*at, "down"), bias=True)
         tensors |= norm(f"{name}.final_layer_norm", (*at, "mlp_norm"), bias=True)
-    return {prefix + name: tensor for name, tensor in tensors.items()}
+    return tensors

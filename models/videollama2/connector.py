@@ -112,8 +112,8 @@ class STCConnector(nnx.Module):
         return self.down(jax.nn.gelu(self.up(y), approximate=False))
 
 
-def stc_tensors(features: int, hidden: int, prefix: str = "") -> Tensors:
-    """Where the tensors of a checkpoint go: ``{prefix}s1.b1.conv1.conv.weight`` and so on."""
+def stc_tensors(features: int, hidden: int) -> Tensors:
+    """Where the tensors of a checkpoint go: ``s1.b1.conv1.conv.weight`` and so on."""
     tensors: Tensors = {
         "sampler.0.weight": Tensor(("sampler",), (2, 3, 4, 1, 0)),
         "sampler.0.bias": Tensor(("sampler_bias",)),
@@ -124,7 +124,7 @@ def stc_tensors(features: int, hidden: int, prefix: str = "") -> Tensors:
         for i in range(DEPTH):
             width = features if stage == "s1" and i == 0 else hidden
             tensors |= _block(f"{stage}.b{i + 1}", (ours, i), width, hidden)
-    return {prefix + name: tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def _block(name: str, path: Path, features_in: int, features_out: int) -> Tensors:

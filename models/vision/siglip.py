@@ -33,10 +33,10 @@ class SiglipConfig:
         """Checks the sizes.
 
         Raises:
-            ValueError: if the heads do not divide the width.
+            UserError: if the heads do not divide the width.
         """
         if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
+            raise UserError(
                 f"SigLIP's hidden_size {self.hidden_size} must be a multiple of its {self.num_attention_heads} heads."
             )
 
@@ -182,6 +182,7 @@ class SiglipVision(nnx.Module):
             raise ValueError(f"SigLIP has {len(self.layers)} layers, so {layers} of them cannot run.")
         used = c.grid * c.patch_size
         cut = pixels[:, :used, :used].reshape(-1, c.grid, c.patch_size, c.grid, c.patch_size, c.num_channels)
+        cut = cut.astype(self.patch.kernel.dtype)
         x = self.patch(cut.transpose(0, 1, 3, 5, 2, 4).reshape(-1, c.grid**2, c.num_channels * c.patch_size**2))
         x = x + self.positions[...][None]
         for layer in self.layers[:layers]:
@@ -193,8 +194,11 @@ class SiglipVision(nnx.Module):
         return self.head(self.norm(self.patches(pixels, len(self.layers))))
 
 
-def siglip_tensors(config: SiglipConfig, prefix: str = "vision_model.") -> Tensors:
-    """Where the tensors of a checkpoint go: ``{prefix}embeddings.patch_embedding.weight`` and so on."""
+def siglip_tensors(config: SiglipConfig) -> Tensors:
+    """Where the tensors of a checkpoint go: ``embeddings.patch_embedding.weight`` and so on.
+
+    On disk they follow ``vision_model.``, except where transformers 5 wrote the tower alone.
+    """
     c = config
     patch = (c.hidden_size, c.num_channels, c.patch_size, c.patch_size)
     tensors: Tensors = {
@@ -216,7 +220,7 @@ def siglip_tensors(config: SiglipConfig, prefix: str = "vision_model.") -> Tenso
         tensors |= norm(f"{name}.layer_norm1", ("layers", i, "attn_norm"), bias=True)
         tensors |= norm(f"{name}.layer_norm2", ("layers", i, "mlp_norm"), bias=True)
         tensors |= _mlp(f"{name}.mlp", ("layers", i, "mlp"))
-    return {prefix + name: tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def _mlp(name: str, path: tuple[str | int, ...]) -> Tensors:

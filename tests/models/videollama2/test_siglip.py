@@ -58,8 +58,7 @@ def test_equals_transformers(seed, tmp_path):
     model = reference(config, seed)
     model.save_pretrained(tmp_path)
     run, shapes = tower(config)
-    # transformers 4 and the hub's files have a level vision_model. in the names, which 5 leaves out
-    params = load_params(open_checkpoint(tmp_path), siglip_tensors(config, ""), shapes, prefix="vision_model.")
+    params = load_params(open_checkpoint(tmp_path), siglip_tensors(config), shapes, prefix="vision_model.")
     pixels = seeded.image(seed, (2, config.image_size, config.image_size, 3))
     patches, pooled = run(params, pixels, config.num_hidden_layers - 1)
     with torch.no_grad():

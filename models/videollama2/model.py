@@ -1,0 +1,160 @@
+"""VideoLLaMA2.1-AV, ready to answer questions."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
+
+from acckv_jax import Modality, bucket_length
+from models.chatml import ChatML
+from models.decoder import Decoder
+from models.errors import UserError
+from models.hf.config import model_type, reading
+from models.interface import Chunk, Params, define
+from models.media import Media, Progress, Sampling, read_clip
+from models.resize import resize_bicubic
+from models.step import DecoderStep
+from models.text import load_tokenizer
+from models.videollama2.chat import before_media, first_question, next_question
+from models.videollama2.config import VideoLLaMA2Config
+from models.videollama2.params import videollama2_source
+from models.videollama2.preprocess import clip_banks, frame_numbers, pixels
+
+MODEL_TYPE = "videollama2_qwen2"
+LAYOUTS = ("blocks",)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _see(graph: nnx.GraphDef, params: Params, frames: Float[Array, "F Y X C"]) -> Float[Array, "T D"]:
+    return nnx.merge(graph, params).see(frames)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _hear(graph: nnx.GraphDef, params: Params, banks: Float[Array, "F M"]) -> Float[Array, "T D"]:
+    return nnx.merge(graph, params).hear(banks)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _embed(graph: nnx.GraphDef, params: Params, tokens: np.ndarray) -> Float[Array, "B T D"]:
+    return nnx.merge(graph, params).decoder.embed(tokens)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class VideoLLaMA2Model:
+    """A loaded VideoLLaMA2.1-AV: what `models.interface.AVModel` describes."""
+
+    name: str
+    config: VideoLLaMA2Config
+    graph: nnx.GraphDef
+    all_params: Params
+    chat: ChatML
+    step: DecoderStep
+
+    tau = 0.9
+
+    @classmethod
+    def load(cls, folder: Path, dtype: jnp.dtype | None = None) -> Self:
+        """Loads a checkpoint folder.
+
+        Args:
+            folder: config.json, safetensors and audio_tower.bin and mm_projector_a.bin, and the tokenizer's files.
+            dtype: type of the parameters; None takes the checkpoint's.
+
+        Raises:
+            UserError: if the folder holds no whole checkpoint of this model.
+        """
+        with reading(folder) as section:
+            model_type(section, (MODEL_TYPE,))
+            config = VideoLLaMA2Config.from_hf(section)
+            source = videollama2_source(folder, config)
+        chat = ChatML(load_tokenizer(folder), config.decoder.vocab_size)
+        graph, params = source.load(dtype or source.dtype())
+        decoder, _ = define(lambda: Decoder(config.decoder, rngs=nnx.Rngs(0)))
+        return cls(str(folder), config, graph, params, chat, DecoderStep(decoder))
+
+    @property
+    def params(self) -> Params:
+        """The decoder's parameters."""
+        return self.all_params["decoder"]
+
+    @property
+    def layers(self) -> int:
+        """Number of decoder layers."""
+        return self.config.decoder.num_hidden_layers
+
+    @property
+    def context(self) -> int:
+        """Most tokens that the decoder can tell apart."""
+        return self.config.decoder.max_position_embeddings
+
+    @property
+    def stop(self) -> tuple[int, ...]:
+        """The tokens that end an answer."""
+        return self.chat.stop
+
+    def read(self, clip: Path, progress: Progress | None = None) -> Media:
+        """Decodes a clip: num_frames frames, spread evenly, as squares whatever their form, and all of the sound."""
+        side, count = self.config.vision.image_size, self.config.num_frames
+
+        def square(frame: UInt8[np.ndarray, "y x 3"]) -> UInt8[np.ndarray, "h w 3"]:
+            return resize_bicubic(frame, side, side)
+
+        def choose(frames: int, fps: float) -> list[int]:
+            return frame_numbers(frames, count).tolist()
+
+        return read_clip(clip, Sampling(choose=choose, resize=square), progress=progress)
+
+    def prefix(self, media: Media, layout: str) -> Chunk:
+        """System turn, all video tokens, all audio tokens. A clip without sound, or without pictures, has fewer.
+
+        Raises:
+            UserError: on an unknown layout, or if there are neither frames nor sound.
+        """
+        if layout not in LAYOUTS:
+            raise UserError(f"VideoLLaMA2.1 has no layout {layout!r}; it reads its media as {' or '.join(LAYOUTS)}.")
+        if media.frames is None and media.audio is None:
+            raise UserError("The clip has neither pictures nor sound; choose another one.")
+        chunk = self._text(before_media(self.chat))
+        if media.frames is not None:
+            # One picture is shown as a video in which nothing moves.
+            chosen = media.frames[frame_numbers(len(media.frames), self.config.num_frames)]
+            chunk = chunk.then(_chunk(_see(self.graph, self.all_params, pixels(chosen)), Modality.VIDEO))
+        if media.audio is not None:
+            banks = clip_banks(media.audio, with_frames=media.frames is not None)
+            chunk = chunk.then(_chunk(_hear(self.graph, self.all_params, banks), Modality.AUDIO))
+        return chunk
+
+    def question(self, text: str) -> Chunk:
+        """The question, and the start of the answer's turn.
+
+        Raises:
+            UserError: if the question is empty.
+        """
+        return self._text(first_question(self.chat, text))
+
+    def next_question(self, answer: str, text: str) -> Chunk:
+        """A further question after an answer: the answer, its end, and a new turn of the user.
+
+        Raises:
+            UserError: if the question is empty.
+        """
+        return self._text(next_question(self.chat, answer, text))
+
+    def text(self, tokens: list[int]) -> str:
+        """Generated tokens as text."""
+        return self.chat.text(tokens).strip()
+
+    def _text(self, ids: list[int]) -> Chunk:
+        padded = np.zeros((1, bucket_length(len(ids))), np.int32)  # few lengths, few compilations
+        padded[0, : len(ids)] = ids
+        return _chunk(_embed(self.graph, self.all_params, padded)[0, : len(ids)], Modality.TEXT)
+
+
+def _chunk(embedded: Float[Array, "T D"], modality: Modality) -> Chunk:
+    return Chunk(np.asarray(embedded), np.full(len(embedded), modality, np.int32))

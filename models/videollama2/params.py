@@ -1,0 +1,63 @@
+"""VideoLLaMA2.1-AV's checkpoints: names of the tensors, and the files that hold them."""
+
+import dataclasses
+from pathlib import Path
+
+import jax.numpy as jnp
+from flax import nnx
+
+from models.audio.beats import beats_tensors
+from models.hf.checkpoint import open_checkpoint
+from models.hf.config import Section
+from models.hf.decoder import decoder_ignored, decoder_tensors
+from models.hf.source import Source
+from models.hf.tensors import Tensors, linear
+from models.videollama2.config import VideoLLaMA2Config
+from models.videollama2.connector import stc_tensors
+from models.videollama2.modeling import VideoLLaMA2
+from models.vision.siglip import siglip_tensors
+
+PARTS = ("audio_tower.bin", "mm_projector_a.bin")
+"""Files of tensors that the published checkpoint holds beside its safetensors."""
+SHARED_BIAS = "model.audio_tower.encoder.layers.*.self_attn.relative_attention_bias.weight"
+"""Upstream's layers all name the tensor of layer 0."""
+
+
+def videollama2_tensors(config: VideoLLaMA2Config) -> Tensors:
+    """Names in a checkpoint of the parameters of `VideoLLaMA2`."""
+    c = config
+    projector = linear("0", ("up",), bias=True) | linear("2", ("down",), bias=True)
+    parts = {
+        ("model.vision_tower.vision_tower.vision_model.", "vision"): siglip_tensors(c.vision),
+        ("model.mm_projector.", "connector"): stc_tensors(c.vision.hidden_size, c.decoder.hidden_size),
+        ("model.audio_tower.", "audio"): beats_tensors(c.audio),
+        ("model.mm_projector_a.", "audio_projector"): projector,
+    }
+    tensors = decoder_tensors(c.decoder, into=("decoder",))
+    for (prefix, module), found in parts.items():
+        for name, tensor in found.items():
+            tensors[prefix + name] = dataclasses.replace(tensor, path=(module, *tensor.path))
+    return tensors
+
+
+def videollama2_source(folder: Path, config: VideoLLaMA2Config) -> Source:
+    """The checkpoint in a folder.
+
+    Raises:
+        UserError: if there is no whole one.
+    """
+
+    def make(dtype: jnp.dtype) -> VideoLLaMA2:
+        return VideoLLaMA2(config, rngs=nnx.Rngs(0), dtype=dtype)
+
+    ignored = (SHARED_BIAS, *decoder_ignored(config.decoder))
+    return Source(open_checkpoint(folder, PARTS), make, videollama2_tensors(config), ignore=ignored)
+
+
+def open_videollama2(folder: Path, section: Section) -> Source:
+    """The checkpoint in a folder of which `section` is the config.json; `check` the section afterwards.
+
+    Raises:
+        UserError: if the configuration is not supported, or there is no whole checkpoint.
+    """
+    return videollama2_source(folder, VideoLLaMA2Config.from_hf(section))

@@ -1,0 +1,47 @@
+"""Tiny checkpoint folders of VideoLLaMA2.1-AV."""
+
+import json
+from pathlib import Path
+
+import torch
+from flax import nnx
+from safetensors.numpy import save_file
+
+from models.hf.config import Section
+from models.interface import define
+from models.videollama2.config import VideoLLaMA2Config
+from models.videollama2.modeling import VideoLLaMA2
+from models.videollama2.params import videollama2_tensors
+from tests.models.videollama2.cases import ModelCase, model_config
+from tests.models.videollama2.parameters import seeded_tensors
+
+PARTS = {"audio_tower.bin": "model.audio_tower.", "mm_projector_a.bin": "model.mm_projector_a."}
+BIAS = "model.audio_tower.encoder.layers.{}.self_attn.relative_attention_bias.weight"
+
+
+def case_config(case: ModelCase) -> VideoLLaMA2Config:
+    """A case's configuration, read as from a checkpoint."""
+    return VideoLLaMA2Config.from_hf(Section(Path("config.json"), model_config(case)))
+
+
+def write_checkpoint(folder: Path, case: ModelCase, *, bins: bool, **changes: object) -> None:
+    """Writes config.json and the tensors, but no tokenizer.
+
+    Args:
+        folder: to write into.
+        case: the model; a vocabulary of another size is among `changes`.
+        bins: whether the audio tower and its projector lie in files of their own, as in the published checkpoint.
+        changes: other values of config.json; None leaves a key out.
+    """
+    values = {key: value for key, value in (model_config(case) | changes).items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(values))
+    config = VideoLLaMA2Config.from_hf(Section(folder / "config.json", values))
+    _, shapes = define(lambda: VideoLLaMA2(config, rngs=nnx.Rngs(0)))
+    tensors = seeded_tensors(case.seed, videollama2_tensors(config), shapes)
+    if bins:
+        for file, prefix in PARTS.items():
+            part = {name: torch.from_numpy(tensors.pop(name)) for name in list(tensors) if name.startswith(prefix)}
+            if BIAS.format(0) in part:  # one tensor that every layer names
+                part |= {BIAS.format(i): part[BIAS.format(0)] for i in range(config.audio.encoder_layers)}
+            torch.save(part, folder / file)
+    save_file(tensors, folder / "model.safetensors")
