@@ -72,14 +72,12 @@ class Media:
         audio: 16 kHz mono in [-1, 1], from the start of the clip; None without a sound track. Its length is what the
             file holds, not exactly 16,000 times the duration of the pictures.
         fps: frames per second of the clip.
-        picture: whether it is one picture and not a video.
         notes: sentences about damage that was skipped.
     """
 
     frames: UInt8[np.ndarray, "n h w 3"] | None
     audio: Float[np.ndarray, " samples"] | None
     fps: float = 1.0
-    picture: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -163,7 +161,7 @@ def _read_pictures(files: list[Path], sampling: Sampling, progress: Progress | N
         sampled.append(resize(frame))
         if progress is not None:
             progress(len(sampled) / sampling.fps, len(files) / sampling.fps)
-    return Media(np.stack(sampled), None, sampling.fps, picture=len(files) == 1)
+    return Media(np.stack(sampled), None, sampling.fps)
 
 
 def _frame_times(

@@ -20,25 +20,25 @@ LAYOUTS = ("interleaved", "blocks")
 Item = AudioItem | ImageItem | VideoItem
 
 
-def clip_items(video: VideoItem | None, audio: AudioItem | None, layout: str) -> list[Item]:
+def clip_items(visual: ImageItem | VideoItem | None, audio: AudioItem | None, layout: str) -> list[Item]:
     """The media of one clip.
 
     Args:
-        video: its pictures, without `audio`.
+        visual: its pictures, without `audio`; or its only picture.
         audio: its sound.
         layout: "interleaved" (audio in video, in chunks of two seconds) or "blocks" (the video, then the sound). A clip
-            of pictures alone, or of sound alone, is the same in both.
+            of pictures alone, of sound alone, or of one picture and sound, is the same in both.
 
     Raises:
         UserError: on an unknown layout, or if there is neither video nor audio.
     """
     if layout not in LAYOUTS:
         raise UserError(f"Unknown layout {layout!r}; choose one of {', '.join(LAYOUTS)}.")
-    if video is None and audio is None:
+    if visual is None and audio is None:
         raise UserError("The clip has neither pictures nor sound; choose another one.")
-    if video is not None and audio is not None and layout == "interleaved":
-        return [dataclasses.replace(video, audio=audio)]
-    return [item for item in (video, audio) if item is not None]
+    if isinstance(visual, VideoItem) and audio is not None and layout == "interleaved":
+        return [dataclasses.replace(visual, audio=audio)]
+    return [item for item in (visual, audio) if item is not None]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 
 from acckv_jax import bucket_length
 from models.interface import Chunk, Params
 from models.qwen2_5_omni.audio import AudioBlocks, audio_blocks, audio_tokens
 from models.qwen2_5_omni.config import ThinkerConfig
+from models.qwen2_5_omni.images import batches, patch_grid
 from models.qwen2_5_omni.prompt import Tokens, check_features
 from models.qwen2_5_omni.vision import GridPlan, grid_plan
 
@@ -61,33 +62,19 @@ def embed_prompt(
 
 
 def encode_frames(
-    graph: nnx.GraphDef,
-    params: Params,
-    config: ThinkerConfig,
-    patches: Float[np.ndarray, "n V"],
-    grid: tuple[int, int, int],
-) -> Float[np.ndarray, "m D"]:
-    """Vision features of one picture or video, in the order of its tokens.
-
-    Args:
-        graph: of a `Thinker`.
-        params: of that Thinker.
-        config: of that Thinker.
-        patches: normalised pixels from `images.patchify`, t * height * width of them.
-        grid: (t, height, width) in patches.
-    """
-    times, height, width = grid
+    graph: nnx.GraphDef, params: Params, config: ThinkerConfig, frames: UInt8[np.ndarray, "n y x 3"]
+) -> Float[np.ndarray, "V D"]:
+    """Vision features of one picture or video, in the order of its tokens; its sides are whole merge units."""
+    times, height, width = patch_grid(frames.shape, config.vision)
     plan = grid_plan(height, width, config.vision)
     room, windows = bucket_length(height * width), bucket_length(len(plan.windows), minimum=WINDOWS)
     plan = grid_plan(height, width, config.vision, patches=room, windows=windows)
-    frames = patches.reshape(times, height * width, -1)
     tokens = height * width // config.vision.spatial_merge_size**2
     encoded = []
-    for start in range(0, times, TIMES):
-        some = frames[start : start + TIMES]
-        padded = np.pad(some, ((0, TIMES - len(some)), (0, room - height * width), (0, 0)))
-        encoded.append(np.asarray(_see(graph, params, padded, plan))[: len(some), :tokens])
-    return np.concatenate(encoded).reshape(times * tokens, -1)
+    for patches in batches(frames, config.vision, TIMES):
+        padded = np.pad(patches, ((0, 0), (0, room - height * width), (0, 0)))
+        encoded.append(np.asarray(_see(graph, params, padded, plan))[:, :tokens])
+    return np.concatenate(encoded)[:times].reshape(times * tokens, -1)
 
 
 def encode_sound(

@@ -11,7 +11,6 @@ from jaxtyping import Float, Int, UInt8
 
 from models.errors import UserError
 from models.qwen2_5_omni.config import VisionConfig
-from models.resize import resize_bicubic
 
 PICTURE_PIXELS = (56 * 56, 16384 * 28 * 28)
 """Fewest and most pixels of a picture, as the published preprocessor_config.json has them."""
@@ -19,6 +18,8 @@ FRAME_PIXELS = (128 * 28 * 28, 768 * 28 * 28)
 """Fewest and most pixels of a video's frame."""
 CLIP_PIXELS = int(0.9 * 128_000 * 28 * 28)
 """Most pixels of all the pairs of frames of a video."""
+FPS = 2.0
+"""Frames per second of a video that are used."""
 FRAMES = (4, 768)
 """Fewest and most frames of a video."""
 LONGEST = 200
@@ -59,43 +60,28 @@ def frame_pixels(frames: int) -> tuple[int, int]:
     return least, max(min(most, 2 * CLIP_PIXELS // frames), int(1.05 * least))
 
 
-def fit(
-    image: UInt8[np.ndarray, "y x 3"], pixels: tuple[int, int], config: VisionConfig
-) -> UInt8[np.ndarray, "height width 3"]:
-    """Resizes a picture or a frame to its `fitted_size`, bicubically.
-
-    Raises:
-        UserError: if the picture is too long and narrow.
-    """
-    height, width = image.shape[:2]
-    return resize_bicubic(image, *fitted_size(height, width, pixels, config.patch_size * config.spatial_merge_size))
-
-
-def number_of_frames(total: int, rate: float, fps: float = 2.0) -> int:
-    """How many frames of a video are used: an even number.
+def number_of_frames(total: int, rate: float, fps: float = FPS) -> int:
+    """How many frames of a video are used: an even number, unless it has only one.
 
     Args:
         total: frames in the video.
         rate: its frames per second.
         fps: frames per second that are wanted.
-
-    Raises:
-        UserError: if there are not even two frames.
     """
     if total < 2:
-        raise UserError("The video has a single frame, and two are needed; save it as a picture.")
+        return total
     least, most = FRAMES
     return int(min(max(total / rate * fps, least), most, total)) // 2 * 2
 
 
 def spread_frames(total: int, number: int) -> Int[np.ndarray, " number"]:
-    """Numbers of the frames used, from the first to the last one: the rule of Qwen's own qwen-omni-utils."""
-    return np.rint(np.arange(number) * (total - 1) / (number - 1)).astype(np.int64)
+    """Numbers of the frames used, from the first to the last one, as Qwen's own qwen-omni-utils chooses them."""
+    return np.rint(np.linspace(0, total - 1, number)).astype(np.int64)
 
 
-def regular_frames(total: int, number: int) -> Int[np.ndarray, " number"]:
-    """Numbers of the frames used, each the first of an equal part of the video: the rule of transformers."""
-    return np.arange(number) * total // number
+def patch_grid(shape: tuple[int, ...], config: VisionConfig) -> tuple[int, int, int]:
+    """(t, height, width) in patches of resized frames of a shape [n, y, x, 3]."""
+    return -(-shape[0] // config.temporal_patch_size), shape[1] // config.patch_size, shape[2] // config.patch_size
 
 
 def patchify(frames: UInt8[np.ndarray, "n height width 3"], config: VisionConfig) -> Float[np.ndarray, "T P V"]:
@@ -106,7 +92,7 @@ def patchify(frames: UInt8[np.ndarray, "n height width 3"], config: VisionConfig
     """
     pair, side, merge = config.temporal_patch_size, config.patch_size, config.spatial_merge_size
     frames = np.concatenate([frames, np.repeat(frames[-1:], -len(frames) % pair, axis=0)])
-    times, height, width = len(frames) // pair, frames.shape[1] // side, frames.shape[2] // side
+    times, height, width = patch_grid(frames.shape, config)
     values = (frames.astype(np.float32) - MEAN) / STD
     cells = values.reshape(times, pair, height // merge, merge, side, width // merge, merge, side, 3)
     patches = cells.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)

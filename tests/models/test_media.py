@@ -107,7 +107,7 @@ def test_frames_by_number(tmp_path, suffix, sound):
     assert seen == [(24, 12.0)]
     assert media.frames is not None and media.frames.shape == (7, 24, 32, 3)
     np.testing.assert_allclose(levels_of(media), [levels[i] for i in (0, 5, 5, 17, 22, 23, 23)], atol=4)
-    assert media.fps == pytest.approx(7 / 2) and not media.picture
+    assert media.fps == pytest.approx(7 / 2)
 
 
 def test_sound_alone_needs_no_frame_count(tmp_path):
@@ -209,12 +209,12 @@ def test_picture_sequence_in_the_order_of_numbers(tmp_path, how):
             out.mux(stream.encode(av.VideoFrame.from_ndarray(grey_frames([level], 31, 21)[0], format="rgb24")))
             out.mux(stream.encode(None))
     media = read_clip(tmp_path if how == "folder" else tmp_path / "img*.png", Sampling(fps=2))
-    assert levels_of(media) == [10, 100, 200] and media.fps == 2 and not media.picture
+    assert levels_of(media) == [10, 100, 200] and media.fps == 2
     some = read_clip(tmp_path, Sampling(fps=2, choose=lambda total, fps: [0, total - 1]))
     assert levels_of(some) == [10, 200]
     single = read_clip(tmp_path / "img2.png", Sampling(size=(8, 8)))
     assert single.frames is not None and single.frames.shape == (1, 8, 8, 3)
-    assert single.audio is None and single.picture
+    assert single.audio is None
 
 
 def test_long_clip_keeps_only_sampled_frames(tmp_path):

@@ -66,11 +66,11 @@ def our_logits(ours, chunks, answers):
     return np.concatenate([logits[None], after]).swapaxes(0, 1)
 
 
-def made_by_transformers(reference, case, tokens):
+def made_by_transformers(reference, case, tokens, config):
     """A greedy answer [STEPS], and the logits it was chosen by [STEPS, V]."""
     with torch.no_grad():
         out = reference.generate(
-            **theirs(case, tokens),
+            **theirs(case, tokens, config),
             max_new_tokens=STEPS,
             do_sample=False,
             output_logits=True,
@@ -97,7 +97,7 @@ def test_equals_transformers(structure, draw, tmp_path):
     for interleaved in (True, False):
         case = random_case(rng, config, interleaved=interleaved)
         tokens, chunk = embedded(ours, case)
-        answer, logits = made_by_transformers(reference, case, tokens)
+        answer, logits = made_by_transformers(reference, case, tokens, config)
         chunks.append(chunk)
         answers.append(answer)
         expected.append(logits)

@@ -13,6 +13,7 @@ from models.decoder import Decoder
 from models.interface import Chunk, Params, define
 from models.qwen2_5_omni.config import ThinkerConfig
 from models.qwen2_5_omni.encoders import embed_prompt, encode_frames, encode_sound
+from models.qwen2_5_omni.images import patchify
 from models.qwen2_5_omni.modeling import Thinker
 from models.qwen2_5_omni.prompt import AudioItem, ImageItem, Part, Tokens, VideoItem, expand
 from models.step import DecoderStep
@@ -65,28 +66,27 @@ class Case:
     Attributes:
         parts: as `expand` takes them.
         interleaved: whether videos are interleaved with their sound.
-        pixels: patches of each picture and video, in the order of the prompt.
+        frames: of each picture and video, in the order of the prompt.
         mels: log-mel spectrogram of each sound.
     """
 
     parts: Sequence[Part]
     interleaved: bool
-    pixels: list[np.ndarray]
+    frames: list[np.ndarray]
     mels: list[np.ndarray]
 
 
 def random_case(rng: np.random.Generator, config: ThinkerConfig, *, interleaved: bool) -> Case:
     """Text, one to three media, text; pictures among them."""
-    vision = config.vision
-    values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-    pixels, mels = [], []
+    side = config.vision.patch_size
+    frames, mels = [], []
 
     def text() -> list[int]:
         return rng.integers(0, WORDS, rng.integers(1, 6)).tolist()
 
     def grid(times: int) -> tuple[int, int, int]:
         height, width = 2 * rng.integers(1, 5, 2)
-        pixels.append(rng.standard_normal((times * height * width, values)).astype(np.float32))
+        frames.append(rng.integers(0, 256, (2 * times - 1, height * side, width * side, 3), np.uint8))
         return times, int(height), int(width)
 
     def sound() -> AudioItem:
@@ -103,10 +103,10 @@ def random_case(rng: np.random.Generator, config: ThinkerConfig, *, interleaved:
     parts: list[Part] = [text(), *video(), text()]
     for _ in range(rng.integers(0, 2)):
         parts += [ImageItem(grid(1)) if rng.random() < 0.5 else sound(), text()]
-    return Case(parts, interleaved, pixels, mels)
+    return Case(parts, interleaved, frames, mels)
 
 
-def theirs(case: Case, tokens: Tokens) -> dict[str, object]:
+def theirs(case: Case, tokens: Tokens, config: ThinkerConfig) -> dict[str, object]:
     """A prompt as transformers takes it."""
     ids = torch.tensor(tokens.ids.astype(np.int64))[None]
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_audio_in_video": case.interleaved}
@@ -115,10 +115,11 @@ def theirs(case: Case, tokens: Tokens) -> dict[str, object]:
         (ImageItem, "image_grid_thw", "pixel_values"),
         (VideoItem, "video_grid_thw", "pixel_values_videos"),
     ):
-        mine = [(part, pixels) for part, pixels in zip(visual, case.pixels, strict=True) if isinstance(part, kind)]
+        mine = [(part, frames) for part, frames in zip(visual, case.frames, strict=True) if isinstance(part, kind)]
         if mine:
             inputs[grids] = torch.tensor([part.grid for part, _ in mine])
-            inputs[values] = torch.from_numpy(np.concatenate([pixels for _, pixels in mine]))
+            patches = [patchify(frames, config.vision) for _, frames in mine]
+            inputs[values] = torch.from_numpy(np.concatenate([p.reshape(-1, p.shape[-1]) for p in patches]))
     videos = [part for part in case.parts if isinstance(part, VideoItem)]
     inputs["video_second_per_grid"] = torch.tensor([part.seconds_per_grid for part in videos])
     if case.mels:
@@ -133,8 +134,7 @@ def theirs(case: Case, tokens: Tokens) -> dict[str, object]:
 def embedded(ours: Ours, case: Case) -> tuple[Tokens, Chunk]:
     """A prompt's tokens, and the prompt with its media encoded."""
     tokens = expand(case.parts, ours.config)
-    visual = [part for part in case.parts if isinstance(part, ImageItem | VideoItem)]
     where = ours.graph, ours.params, ours.config
-    video = [encode_frames(*where, pixels, part.grid) for part, pixels in zip(visual, case.pixels, strict=True)]
+    video = [encode_frames(*where, frames) for frames in case.frames]
     audio = [encode_sound(*where, mel) for mel in case.mels]
     return tokens, embed_prompt(ours.graph, ours.params, tokens, video, audio)

@@ -1,0 +1,155 @@
+"""Qwen2.5-Omni's thinker, ready to answer questions."""
+
+import dataclasses
+from pathlib import Path
+from typing import Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import UInt8
+
+from models.decoder import Decoder
+from models.hf.config import reading
+from models.interface import Chunk, Params, define
+from models.media import Media, Progress, Sampling, read_clip
+from models.qwen2_5_omni import images
+from models.qwen2_5_omni.chat import Chat, clip_items
+from models.qwen2_5_omni.config import ThinkerConfig
+from models.qwen2_5_omni.encoders import embed_prompt, encode_frames, encode_sound
+from models.qwen2_5_omni.params import open_thinker
+from models.qwen2_5_omni.positions import audio_tokens
+from models.qwen2_5_omni.prompt import AudioItem, ImageItem, Tokens, VideoItem
+from models.qwen2_5_omni.sound import mel_features
+from models.resize import resize_bicubic
+from models.step import DecoderStep
+from models.text import load_tokenizer
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class QwenOmniModel:
+    """A loaded thinker: what `models.interface.AVModel` describes."""
+
+    name: str
+    config: ThinkerConfig
+    graph: nnx.GraphDef
+    all_params: Params
+    chat: Chat
+    step: DecoderStep
+
+    tau = 0.9
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Loads a checkpoint folder: in float32 on CPUs, else in the checkpoint's own type.
+
+        Raises:
+            UserError: if it is not complete, or damaged.
+        """
+        with reading(folder) as section:
+            config, source = open_thinker(folder, section)
+        chat = Chat(load_tokenizer(folder), config)
+        graph, params = source.load(jnp.float32 if jax.default_backend() == "cpu" else source.dtype())
+        decoder, _ = define(lambda: Decoder(config.text, rngs=nnx.Rngs(0)))
+        return cls(str(folder), config, graph, params, chat, DecoderStep(decoder))
+
+    @property
+    def params(self) -> Params:
+        """The decoder's parameters."""
+        return self.all_params["decoder"]
+
+    @property
+    def layers(self) -> int:
+        """Number of decoder layers."""
+        return self.config.text.num_hidden_layers
+
+    @property
+    def context(self) -> int:
+        """Most tokens that the decoder can tell apart."""
+        return self.config.text.max_position_embeddings
+
+    @property
+    def stop(self) -> tuple[int, ...]:
+        """The tokens that end an answer."""
+        return self.chat.stop
+
+    def read(self, clip: Path, progress: Progress | None = None) -> Media:
+        """Decodes a clip: two frames per second, of a size that depends on how many there are."""
+        frames = _Frames(self.config)
+        media = read_clip(clip, Sampling(images.FPS, frames.choose, resize=frames.resize), progress=progress)
+        return dataclasses.replace(media, fps=frames.fps)
+
+    def prefix(self, media: Media, layout: str) -> Chunk:
+        """The system's turn, and the user's turn as far as its media go.
+
+        Raises:
+            UserError: on an unknown layout, if there are neither frames nor enough sound for one token, or too much.
+        """
+        where = self.graph, self.all_params, self.config
+        visual = audio = None
+        seen, heard = [], []
+        if media.frames is not None:
+            grid = images.patch_grid(media.frames.shape, self.config.vision)
+            if len(media.frames) == 1:
+                visual = ImageItem(grid)
+            else:
+                visual = VideoItem(grid, self.config.vision.temporal_patch_size / media.fps)
+            seen.append(encode_frames(*where, media.frames))
+        if media.audio is not None and len(media.audio):
+            mel = mel_features(media.audio, self.config.audio.num_mel_bins)
+            if audio_tokens(mel.shape[1]):
+                audio = AudioItem(mel.shape[1])
+                heard.append(encode_sound(*where, mel))
+        return self._chunk(self.chat.prefix(clip_items(visual, audio, layout)), seen, heard)
+
+    def question(self, text: str) -> Chunk:
+        """The rest of the user's turn, and the start of the answer.
+
+        Raises:
+            UserError: if the question is empty.
+        """
+        return self._text(self.chat.question(text))
+
+    def next_question(self, answer: str, text: str) -> Chunk:
+        """A further question after an answer: the answer, its end, and a new turn of the user."""
+        return self._text(self.chat.next_question(answer, text))
+
+    def text(self, tokens: list[int]) -> str:
+        """Generated tokens as text."""
+        return self.chat.text(tokens)
+
+    def _chunk(self, tokens: Tokens, seen: list[np.ndarray], heard: list[np.ndarray]) -> Chunk:
+        return embed_prompt(self.graph, self.all_params, tokens, seen, heard)
+
+    def _text(self, tokens: Tokens) -> Chunk:
+        chunk = self._chunk(tokens, [], [])
+        return Chunk(chunk.inputs, chunk.modality)  # its positions are those of the prompt that it is appended to
+
+
+class _Frames:
+    """Chooses the frames of one clip, and their size.
+
+    Attributes:
+        fps: frames per second that their times are reckoned with. It is the nominal rate, as the model was trained
+            (a clip of 5.3 s has 10 frames at 2 a second), unless the clip is so short or long that the rate differs.
+    """
+
+    def __init__(self, config: ThinkerConfig) -> None:
+        self.fps = images.FPS
+        self._config = config.vision
+        self._pixels = images.PICTURE_PIXELS
+        self._size: tuple[int, int] | None = None
+
+    def choose(self, total: int, rate: float) -> list[int]:
+        number = images.number_of_frames(total, rate)
+        if number > 1:
+            self._pixels = images.frame_pixels(number)
+        if not images.FRAMES[0] <= total / rate * images.FPS < images.FRAMES[1] + 2:
+            self.fps = number * rate / total
+        return images.spread_frames(total, number).tolist()
+
+    def resize(self, pixels: UInt8[np.ndarray, "y x 3"]) -> UInt8[np.ndarray, "h w 3"]:
+        unit = self._config.patch_size * self._config.spatial_merge_size
+        self._size = self._size or images.fitted_size(pixels.shape[0], pixels.shape[1], self._pixels, unit)
+        return resize_bicubic(pixels, *self._size)
