@@ -23,10 +23,12 @@ class Checkpoint:
     Attributes:
         folder: where it lies.
         tensors: name in the checkpoint -> where its values lie.
+        copies: names that two files hold -> the files; `load_params` refuses them.
     """
 
     folder: Path
     tensors: dict[str, StoredArray]
+    copies: dict[str, str]
 
 
 def open_checkpoint(folder: Path, parts: Iterable[str] = ()) -> Checkpoint:
@@ -38,47 +40,41 @@ def open_checkpoint(folder: Path, parts: Iterable[str] = ()) -> Checkpoint:
             tensors of the main files, as long as their values are the same.
 
     Raises:
-        UserError: if there is no checkpoint, shards are missing, a file is truncated, damaged or of another format, or
-            tensors are in two files.
+        UserError: if there is no checkpoint, shards are missing, or a file is truncated, damaged or of another format.
     """
     found = next((folder / name for name in MAIN if (folder / name).is_file()), None)
     if found is None:
         raise UserError(f"{folder} is no checkpoint: it has none of {', '.join(MAIN)}.")
-    tensors = _sharded(found) if found.suffix == ".json" else _read(found)
+    tensors: dict[str, StoredArray] = {}
+    copies: dict[str, str] = {}
+    for path in _shards(found) if found.suffix == ".json" else [found]:
+        _join(tensors, copies, _read(path))
     for path in (folder / name for name in parts if (folder / name).is_file()):
         part = _read(path)
-        copies = {name for name in part.keys() & tensors.keys() if _equal(part[name], tensors[name])}
-        _join(tensors, {name: stored for name, stored in part.items() if name not in copies})
-    return Checkpoint(folder, tensors)
+        same = {name for name in part.keys() & tensors.keys() if _equal(part[name], tensors[name])}
+        _join(tensors, copies, {name: stored for name, stored in part.items() if name not in same})
+    return Checkpoint(folder, tensors, copies)
 
 
 def _read(path: Path) -> dict[str, StoredArray]:
     return read_safetensors(path) if path.suffix == ".safetensors" else read_torch_zip(path)
 
 
-def _sharded(index: Path) -> dict[str, StoredArray]:
+def _shards(index: Path) -> list[Path]:
     try:
         files: dict[str, str] = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
         shards = [index.with_name(name) for name in sorted(set(files.values()))]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index} is not a readable index of shards ({error}); copy it again.") from error
     if missing := [shard.name for shard in shards if not shard.is_file()]:
-        raise UserError(f"{index.parent} lacks shards that its index names: {', '.join(missing)}; copy them too.")
-    tensors: dict[str, StoredArray] = {}
-    for shard in shards:
-        _join(tensors, _read(shard))
-    wrong = [name for name, file in files.items() if name not in tensors or tensors[name].file.name != file]
-    if wrong:
-        raise UserError(f"{index} names tensors that are not in their shards: {listing(wrong)}; copy the folder again.")
-    return tensors
+        raise UserError(f"{index.parent} lacks shards that its index names: {listing(missing)}; copy them too.")
+    return shards
 
 
-def _join(tensors: dict[str, StoredArray], more: dict[str, StoredArray]) -> None:
-    """Adds `more` to `tensors`."""
-    if twice := [f"{n} ({tensors[n].file.name} and {more[n].file.name})" for n in more if n in tensors]:
-        folder = tensors[next(n for n in more if n in tensors)].file.parent
-        raise UserError(f"{folder} has tensors in two files: {listing(twice)}; delete the file that does not belong.")
-    tensors.update(more)
+def _join(tensors: dict[str, StoredArray], copies: dict[str, str], more: dict[str, StoredArray]) -> None:
+    """Adds `more` to `tensors`, and to `copies` what is there already."""
+    copies |= {name: f"{tensors[name].file.name} and {more[name].file.name}" for name in more if name in tensors}
+    tensors |= more
 
 
 def _equal(a: StoredArray, b: StoredArray) -> bool:

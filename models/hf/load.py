@@ -62,7 +62,8 @@ def _matched(
 ) -> dict[str, StoredArray]:
     """The tensors that are to be read, by the names of `tensors`."""
     found: dict[str, StoredArray] = {}
-    duplicate, unknown, misshapen, mistyped = [], [], [], []
+    duplicate = [f"{name} (in {files})" for name, files in checkpoint.copies.items()]
+    unknown, misshapen, mistyped = [], [], []
     for full, stored in checkpoint.tensors.items():
         name = full.removeprefix(prefix)
         if name in found:

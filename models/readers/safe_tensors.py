@@ -54,7 +54,11 @@ def _read(path: Path, file: IO[bytes]) -> dict[str, StoredArray]:
     header: dict[str, Any] = json.loads(file.read(start - 8))
     header.pop("__metadata__", None)
     tensors = {name: _place(path, start, name, entry) for name, entry in header.items()}
-    end = max((tensor.end for tensor in tensors.values()), default=start)
+    end = start
+    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.end)):
+        if tensor.offset != end:
+            raise ValueError("its tensors overlap or leave gaps")
+        end = tensor.end
     if end != size:
         raise ValueError(f"it has {size:,} bytes where its header asks for {end:,}")
     return tensors

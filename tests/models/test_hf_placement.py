@@ -80,3 +80,6 @@ def test_a_decoder_loaded_onto_a_mesh(tmp_path, axes):
     with jax.set_mesh(mesh):
         found = logits(graph, loaded, tokens, P(tuple(axis for axis in ("data", "fsdp") if axis in axes)))
     np.testing.assert_allclose(found, expected, **FP32)
+    save_params(tmp_path / "b", loaded, decoder_tensors(CONFIG), {})
+    files = [(tmp_path / folder / "model.safetensors").read_bytes() for folder in "ab"]
+    assert files[0] == files[1]

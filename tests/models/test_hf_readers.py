@@ -91,6 +91,8 @@ def test_truncated_files_give_one_sentence(bin_path, safe_path, tmp_path):
         (b'{"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}', "does not fill its 8 bytes"),
         (b'{"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}', "negative"),
         (b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}', "77 bytes where its header asks for 73"),
+        (b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}', "overlap or leave gaps"),
+        (b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}', "overlap or leave gaps"),
         (b'{"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}}', "bytes where its header asks for 82"),
     ],
 )
