@@ -37,15 +37,15 @@ class Options:
     questions: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """One or more questions; several share one prefill."""
     model: str = "smolav"
-    """smolav, or the folder of an exported model."""
+    """smolav, or the folder of a checkpoint: an exported SmolAV, Qwen2.5-Omni, VideoLLaMA2.1-AV."""
     policy: str | None = None
     """How to prune the cache; the default is the measured best, acckv_plus. See --compare for all."""
     budget: str = "0.2"
     """With a decimal point the fraction of the prompt that is kept; an integer is a number of slots."""
     option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """An option of the policy as NAME=VALUE; may be repeated."""
-    layout: str = "interleaved"
-    """interleaved (second by second), or blocks (all video, then all audio)."""
+    layout: str | None = None
+    """interleaved (pictures and sound by turns), or blocks (all video, then all audio); the default is the model's."""
     max_new_tokens: int = 16
     """Longest answer."""
     compare: bool = False
@@ -120,7 +120,7 @@ def choose_policies(options: Options, budget: float | int, model: AVModel, *, co
 
 
 def read_prefix(
-    clip: Path, layout: str, model: AVModel, progress: Progress, report: Callable[[str], None], err: Console
+    clip: Path, layout: str | None, model: AVModel, progress: Progress, report: Callable[[str], None], err: Console
 ) -> Chunk:
     """Decodes and encodes a clip."""
     task = progress.add_task(f"decoding {clip.name}", total=None)
@@ -129,7 +129,7 @@ def read_prefix(
     for note in media.notes:
         err.print(note)
     report("encoding pictures and sound")
-    return model.prefix(media, layout)
+    return model.prefix(media, layout or model.layouts[0])
 
 
 def stream(pieces: Iterator[str | Answer], progress: Progress, out: Console, *, quiet: bool) -> Iterator[Answer]:

@@ -25,8 +25,8 @@ from models import command
 from models.decoder import Decoder, DecoderConfig
 from models.hf.decoder import decoder_tensors
 from models.hf.export import save_params
-from models.hf.source import open_source
 from models.interface import create
+from models.registry import open_source
 
 MESH = {"fsdp": 2, "tensor": 4}
 SHARD_BYTES = 1e9

@@ -93,6 +93,11 @@ class AVModel(Protocol):
         ...
 
     @property
+    def layouts(self) -> tuple[str, ...]:
+        """Names of the orders of media tokens that it knows, its own first."""
+        ...
+
+    @property
     def stop(self) -> tuple[int, ...]:
         """Token ids that end an answer."""
         ...

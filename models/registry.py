@@ -1,27 +1,60 @@
-"""Models by name or folder."""
+"""Models by name or folder, and checkpoints by the model_type of their config.json."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
 from models.errors import UserError
+from models.hf.config import Section, model_type, read_config, reading
+from models.hf.source import Source, open_decoder
 from models.interface import AVModel
 from models.package_index import DownloadProgress
+from models.qwen2_5_omni.model import QwenOmniModel
+from models.qwen2_5_omni.params import open_thinker
 from models.smolav.model import SmolAVModel
 
-MODELS: dict[str, Callable[[DownloadProgress | None], AVModel]] = {
+NAMED: dict[str, Callable[[DownloadProgress | None], AVModel]] = {
     "smolav": lambda progress: SmolAVModel.load(None, progress)
 }
+"""Models that need no folder."""
+
+AV_MODELS: dict[str, Callable[[Path], AVModel]] = {
+    "qwen2_5_omni": QwenOmniModel.load,
+    "qwen2_5_omni_thinker": QwenOmniModel.load,
+}
+"""Models that answer questions about clips, by the model_type of a checkpoint."""
+
+CHECKPOINTS: dict[str, Callable[[Path, Section], Source]] = {
+    "llama": functools.partial(open_decoder, attention_bias=False),
+    "qwen2": functools.partial(open_decoder, attention_bias=True),
+    "qwen2_5_omni": lambda folder, section: open_thinker(folder, section)[1],
+    "qwen2_5_omni_thinker": lambda folder, section: open_thinker(folder, section)[1],
+}
+"""How a checkpoint of each model_type is opened, to be read, divided over a mesh, or written anew."""
 
 
 def load_model(name: str, progress: DownloadProgress | None = None) -> AVModel:
-    """A model by name, or one exported to a folder; `progress` is told of downloads.
+    """A model by name, or the checkpoint in a folder; `progress` is told of downloads.
 
     Raises:
-        UserError: if there is neither such a name nor such a folder.
+        UserError: if there is neither such a name nor such a folder, or the folder holds no model for clips.
     """
-    if name in MODELS:
-        return MODELS[name](progress)
+    if name in NAMED:
+        return NAMED[name](progress)
     folder = Path(name)
     if not folder.is_dir():
-        raise UserError(f"Unknown model {name!r}; give one of {', '.join(MODELS)}, or the folder of a checkpoint.")
-    return SmolAVModel.load(folder, progress)
+        raise UserError(f"Unknown model {name!r}; give one of {', '.join(NAMED)}, or the folder of a checkpoint.")
+    config = read_config(folder)
+    if not config.has("model_type"):  # of the supported models SmolAV alone has none
+        return SmolAVModel.load(folder, progress)
+    return AV_MODELS[model_type(config, AV_MODELS)](folder)
+
+
+def open_source(folder: Path) -> Source:
+    """Opens a checkpoint folder of any supported family.
+
+    Raises:
+        UserError: if there is no checkpoint, or it is damaged, or its config.json is incomplete or not supported.
+    """
+    with reading(folder) as section:
+        return CHECKPOINTS[model_type(section, CHECKPOINTS)](folder, section)

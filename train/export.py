@@ -19,7 +19,7 @@ import tyro
 from models import command
 from models.errors import UserError
 from models.hf.export import save_params
-from models.hf.source import open_source
+from models.registry import open_source
 from models.smolav.params import FOLDER, save_smolav, trained_shapes
 from train.checkpoint import manager, restore
 from train.config import DEFAULT_CONFIG, TrainConfig, read_config

@@ -1,9 +1,10 @@
-"""A checkpoint together with the module that it fills, for every supported family."""
+"""A checkpoint together with the module that it fills."""
 
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -12,7 +13,7 @@ from jax.sharding import Mesh
 from models.decoder import Decoder
 from models.errors import UserError
 from models.hf.checkpoint import Checkpoint, open_checkpoint
-from models.hf.config import Section, model_type, reading
+from models.hf.config import Section
 from models.hf.decoder import decoder_config, decoder_ignored, decoder_tensors
 from models.hf.load import FLOATS, load_params
 from models.hf.tensors import Tensors
@@ -54,6 +55,10 @@ class Source:
             )
         return kinds.pop() if kinds else np.dtype(np.float32)
 
+    def run_dtype(self) -> np.dtype:
+        """The type to run in on this machine: float32 on CPUs, where it is the fastest, else that of the tensors."""
+        return np.dtype(np.float32) if jax.default_backend() == "cpu" else self.dtype()
+
     def load(self, dtype: jnp.dtype, mesh: Mesh | None = None) -> tuple[nnx.GraphDef, Params]:
         """The module's graph definition and its parameters, divided over `mesh` if there is one.
 
@@ -68,29 +73,17 @@ class Source:
         return graph, load_params(self.checkpoint, self.tensors, shapes, prefix=self.prefix, ignore=self.ignore)
 
 
-def _decoder(attention_bias: bool) -> Callable[[Path, Section], Source]:
-    def open_decoder(folder: Path, section: Section) -> Source:
-        tied = section.need("tie_word_embeddings", bool)
-        config = decoder_config(section, tied=tied, attention_bias=attention_bias)
-        section.check()
-
-        def make(dtype: jnp.dtype) -> Decoder:
-            return Decoder(config, rngs=nnx.Rngs(0), dtype=dtype)
-
-        return Source(open_checkpoint(folder), make, decoder_tensors(config), ignore=decoder_ignored(config))
-
-    return open_decoder
-
-
-FAMILIES: dict[str, Callable[[Path, Section], Source]] = {"llama": _decoder(False), "qwen2": _decoder(True)}
-"""How a checkpoint of each `model_type` is opened."""
-
-
-def open_source(folder: Path) -> Source:
-    """Opens a checkpoint folder of any supported family.
+def open_decoder(folder: Path, section: Section, *, attention_bias: bool) -> Source:
+    """Opens a checkpoint of a Llama or Qwen2 decoder by itself.
 
     Raises:
         UserError: if there is no checkpoint, or it is damaged, or its config.json is incomplete or not supported.
     """
-    with reading(folder) as section:
-        return FAMILIES[model_type(section, FAMILIES)](folder, section)
+    tied = section.need("tie_word_embeddings", bool)
+    config = decoder_config(section, tied=tied, attention_bias=attention_bias)
+    section.check()
+
+    def make(dtype: jnp.dtype) -> Decoder:
+        return Decoder(config, rngs=nnx.Rngs(0), dtype=dtype)
+
+    return Source(open_checkpoint(folder), make, decoder_tensors(config), ignore=decoder_ignored(config))

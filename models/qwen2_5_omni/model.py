@@ -4,8 +4,6 @@ import dataclasses
 from pathlib import Path
 from typing import Self
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import UInt8
@@ -15,7 +13,7 @@ from models.hf.config import reading
 from models.interface import Chunk, Params, define
 from models.media import Media, Progress, Sampling, read_clip
 from models.qwen2_5_omni import images
-from models.qwen2_5_omni.chat import Chat, clip_items
+from models.qwen2_5_omni.chat import LAYOUTS, Chat, clip_items
 from models.qwen2_5_omni.config import ThinkerConfig
 from models.qwen2_5_omni.encoders import embed_prompt, encode_frames, encode_sound
 from models.qwen2_5_omni.params import open_thinker
@@ -39,6 +37,7 @@ class QwenOmniModel:
     step: DecoderStep
 
     tau = 0.9
+    layouts = LAYOUTS
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -50,7 +49,7 @@ class QwenOmniModel:
         with reading(folder) as section:
             config, source = open_thinker(folder, section)
         chat = Chat(load_tokenizer(folder), config)
-        graph, params = source.load(jnp.float32 if jax.default_backend() == "cpu" else source.dtype())
+        graph, params = source.load(source.run_dtype())
         decoder, _ = define(lambda: Decoder(config.text, rngs=nnx.Rngs(0)))
         return cls(str(folder), config, graph, params, chat, DecoderStep(decoder))
 

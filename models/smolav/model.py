@@ -47,6 +47,7 @@ class SmolAVModel:
     step: DecoderStep
 
     tau = 0.6
+    layouts = LAYOUTS
 
     @classmethod
     def load(cls, folder: Path | None = None, progress: DownloadProgress | None = None) -> Self:

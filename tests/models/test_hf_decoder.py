@@ -16,8 +16,8 @@ from models.errors import UserError
 from models.hf.config import Section, reading
 from models.hf.decoder import decoder_config, decoder_tensors
 from models.hf.export import save_params
-from models.hf.source import open_source
 from models.interface import create, define
+from models.registry import open_source
 from models.step import DecoderStep
 from tests.models.test_decoder import PROMPT, STEPS, logits_of_every_token
 from tests.tolerances import LOGITS
