@@ -94,23 +94,19 @@ class VideoLLaMA2Config:
             UserError: if the model is of a kind that is not supported.
         """
         for name, value in FIXED.items():
-            if (found := section.need(name, str)) not in (value, ""):
+            if (found := section.need(name, str)) != value and section.has(name):
                 section.problem(f"{name} is {found!r}, but only {value!r} is supported", None)
-        config = cls(
-            decoder_config(section, tied=section.need("tie_word_embeddings", bool), attention_bias=True),
-            _vision(section),
-            _audio(section),
-            section.need("num_frames", int),
-            section.need("mm_vision_select_layer", int),
-        )
+        decoder = decoder_config(section, tied=section.need("tie_word_embeddings", bool), attention_bias=True)
+        vision, audio = _vision(section), _audio(section)
         for name, width in (
-            ("mm_hidden_size", config.vision.hidden_size),
-            ("mm_hidden_size_a", config.audio.encoder_embed_dim),
-            ("hidden_size_a", config.decoder.hidden_size),
+            ("mm_hidden_size", vision.hidden_size),
+            ("mm_hidden_size_a", audio.encoder_embed_dim),
+            ("hidden_size_a", decoder.hidden_size),
         ):
-            if (found := section.need(name, int)) != width:
+            if (found := section.need(name, int)) != width and section.has(name):
                 section.problem(f"{name} is {found}, but what it describes is {width} wide", None)
-        return config
+        frames, layer = section.need("num_frames", int), section.need("mm_vision_select_layer", int)
+        return cls(decoder, vision, audio, frames, layer)
 
 
 def _vision(section: Section) -> SiglipConfig:

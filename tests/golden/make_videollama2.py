@@ -1,4 +1,4 @@
-"""Makes the videollama2_*.npz beside this file; README.md says what they are.
+"""Makes the videollama2_*.npz beside this file (or in $VIDEOLLAMA2_GOLDEN); README.md says what they are.
 
 Run it from the repository's root with a checkout of the `audio_visual` branch of DAMO-NLP-SG/VideoLLaMA2, and a folder
 of further packages (README.md): `python -m tests.golden.make_videollama2 CHECKOUT PACKAGES`.
@@ -18,9 +18,7 @@ import torch
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from tests.models.videollama2 import seeded
-from tests.models.videollama2.cases import BEATS, MODEL, SOUNDS, STC, beats_sizes, model_config, question_ids
-
-HERE = Path(__file__).parent
+from tests.models.videollama2.cases import BEATS, GOLDEN, MODEL, SOUNDS, STC, beats_sizes, model_config, question_ids
 
 
 def package(name: str, path: Path | None = None, **members: Any) -> types.ModuleType:
@@ -166,7 +164,7 @@ def main() -> None:
     upstream = import_upstream(Path(sys.argv[1]), Path(sys.argv[2]))
     makers = {"stc": stc, "beats": beats, "buckets": buckets, "model": model, "preprocessing": preprocessing}
     for name in sys.argv[3:] or makers:
-        np.savez_compressed(HERE / f"videollama2_{name}.npz", **makers[name](upstream))
+        np.savez_compressed(GOLDEN / f"videollama2_{name}.npz", **makers[name](upstream))
 
 
 if __name__ == "__main__":

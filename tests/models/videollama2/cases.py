@@ -1,13 +1,26 @@
-"""The cases of the golden files: their number is their place in these lists. NumPy alone."""
+"""The cases of the golden files: their number is their place in these lists. NumPy alone.
+
+Two environment variables serve to compare with more cases than the golden files hold (tests/golden/README.md):
+VIDEOLLAMA2_SEEDS, the number of seeds of each shape, and VIDEOLLAMA2_GOLDEN, the folder of the outputs.
+"""
 
 import dataclasses
 import itertools
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+SEEDS = os.environ.get("VIDEOLLAMA2_SEEDS")
+GOLDEN = Path(os.environ.get("VIDEOLLAMA2_GOLDEN", Path(__file__).parents[2] / "golden"))
 VIDEO_TOKEN = -201  # upstream's id of the place where video and audio tokens go
 VOCABULARY = 64
+
+
+def seeds(usual: int) -> range:
+    """Seeds of each shape: `usual` many of them are in the golden files."""
+    return range(int(SEEDS) if SEEDS else usual)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +36,7 @@ class StcCase:
 
 STC = [
     StcCase(*shape, seed)
-    for shape, seed in itertools.product([(12, 16, 4, 5), (8, 20, 5, 4), (16, 16, 2, 7), (20, 12, 8, 3)], range(6))
+    for shape, seed in itertools.product([(12, 16, 4, 5), (8, 20, 5, 4), (16, 16, 2, 7), (20, 12, 8, 3)], seeds(6))
 ]
 
 BEATS_SIZES: list[dict[str, int]] = [  # as in the encoder's `cfg`
@@ -52,8 +65,8 @@ class BeatsCase:
 
 BEATS = [
     BeatsCase(sizes, frames, bands, seed)
-    for sizes, (frames, bands), seed in itertools.product(BEATS_SIZES, [(100, 128), (40, 100)], range(3))
-] + [BeatsCase(BEATS_SIZES[0], 600, 128, seed) for seed in range(2)]  # more patches than one block of queries
+    for sizes, (frames, bands), seed in itertools.product(BEATS_SIZES, [(100, 128), (40, 100)], seeds(3))
+] + [BeatsCase(BEATS_SIZES[0], 600, 128, seed) for seed in seeds(2)]  # more patches than one block of queries
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +96,7 @@ MODEL = [
             (6, 2, 4, False, 2, 42, 160, 128, 3, 12),
             (4, 4, 6, False, 4, 25, 0, 128, 6, 8),
         ],
-        range(5),
+        seeds(5),
     )
 ]
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from flax import nnx
@@ -24,17 +25,22 @@ def case_config(case: ModelCase) -> VideoLLaMA2Config:
     return VideoLLaMA2Config.from_hf(Section(Path("config.json"), model_config(case)))
 
 
-def write_checkpoint(folder: Path, case: ModelCase, *, bins: bool, **changes: object) -> None:
+def write_config(folder: Path, values: dict[str, Any]) -> None:
+    """Writes config.json; a value of None leaves the key out."""
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
+
+
+def write_checkpoint(folder: Path, case: ModelCase, *, bins: bool, **changes: Any) -> None:
     """Writes config.json and the tensors, but no tokenizer.
 
     Args:
         folder: to write into.
         case: the model; a vocabulary of another size is among `changes`.
         bins: whether the audio tower and its projector lie in files of their own, as in the published checkpoint.
-        changes: other values of config.json; None leaves a key out.
+        changes: other values of config.json.
     """
-    values = {key: value for key, value in (model_config(case) | changes).items() if value is not None}
-    (folder / "config.json").write_text(json.dumps(values))
+    values = model_config(case) | changes
+    write_config(folder, values)
     config = VideoLLaMA2Config.from_hf(Section(folder / "config.json", values))
     _, shapes = define(lambda: VideoLLaMA2(config, rngs=nnx.Rngs(0)))
     tensors = seeded_tensors(case.seed, videollama2_tensors(config), shapes)

@@ -1,22 +1,20 @@
 """Kaldi's filter banks against torchaudio's."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from models.audio.kaldi import fbank, mel_bands
 from tests.models.videollama2 import seeded
-from tests.models.videollama2.cases import SOUNDS
+from tests.models.videollama2.cases import GOLDEN, SOUNDS
 
-GOLDEN = np.load(Path(__file__).parents[2] / "golden" / "videollama2_preprocessing.npz")
+EXPECTED = np.load(GOLDEN / "videollama2_preprocessing.npz")
 
 
 @pytest.mark.parametrize("number", range(len(SOUNDS)))
 def test_equals_torchaudio(number):
     seconds, seed = SOUNDS[number]
     ours = fbank(seeded.sound(seed, seconds)[:16_000] * 2**15)[::7]
-    difference = np.abs(ours - GOLDEN[f"banks_{number}"])
+    difference = np.abs(ours - EXPECTED[f"banks_{number}"])
     # Bands that are almost silent beside a loud tone hold float32's rounding errors, which the logarithm shows.
     assert difference.max() < 5e-3 and np.quantile(difference, 0.95) < 1e-4
 

@@ -1,7 +1,6 @@
 """The whole model against upstream's: logits of every position, and what it generates greedily."""
 
 import functools
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +16,13 @@ from models.videollama2.config import VideoLLaMA2Config
 from models.videollama2.modeling import VideoLLaMA2
 from models.videollama2.params import videollama2_tensors
 from tests.models.videollama2 import seeded
-from tests.models.videollama2.cases import MODEL, VIDEO_TOKEN, question_ids
+from tests.models.videollama2.cases import GOLDEN, MODEL, VIDEO_TOKEN, question_ids
 from tests.models.videollama2.checkpoints import case_config
 from tests.models.videollama2.parameters import seeded_params
 from tests.tolerances import LOGITS
 
-GOLDEN = np.load(Path(__file__).parents[2] / "golden" / "videollama2_model.npz")
-SHAPES = range(0, len(MODEL), 5)  # one case of each shape
+EXPECTED = np.load(GOLDEN / "videollama2_model.npz")
+SHAPES = range(0, len(MODEL), len(MODEL) // 5)  # one case of each shape
 
 
 def causal(index, q, k, v, cache):
@@ -51,11 +50,12 @@ def programs(config):
     return embed, logits, shapes
 
 
-def inputs(number):
+def inputs(number, dtype=jnp.float32):
     case = MODEL[number]
     config = case_config(case)
     embed, _, shapes = programs(config)
     params = seeded_params(case.seed, videollama2_tensors(config), shapes)
+    params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
     side = config.vision.image_size
     frames = seeded.image(case.seed, (config.num_frames, side, side, 3))
     banks = seeded.banks(case.seed, (1, case.frames, case.bands))[0] if case.frames else None
@@ -68,7 +68,7 @@ def inputs(number):
 def test_logits_equal_upstream(number):
     config, params, embedded = inputs(number)
     ours = programs(config)[1](params, embedded)
-    np.testing.assert_allclose(ours, GOLDEN[f"logits_{number}"], **LOGITS)
+    np.testing.assert_allclose(ours, EXPECTED[f"logits_{number}"], **LOGITS)
 
 
 @pytest.mark.parametrize("number", SHAPES)
@@ -76,7 +76,7 @@ def test_cached_decoding_equals_upstreams_greedy_tokens(number):
     config, params, embedded = inputs(number)
     step = DecoderStep(define(lambda: Decoder(config.decoder, rngs=nnx.Rngs(0)))[0])
     policy = acckv_jax.make_policy("full")
-    tokens, layers = GOLDEN[f"tokens_{number}"], config.decoder.num_hidden_layers
+    tokens, layers = EXPECTED[f"tokens_{number}"], config.decoder.num_hidden_layers
     prompt = acckv_jax.make_prompt(np.zeros((1, embedded.shape[1]), int))
     run = jax.jit(functools.partial(acckv_jax.prefill, step, policy=policy, layers=layers, room=len(tokens)))
     logits, cache = run(params["decoder"], embedded, prompt)
@@ -108,14 +108,7 @@ def test_published_size():
 
 
 def test_half_precision_is_near():
-    case = MODEL[0]
-    config, (_, _, shapes) = case_config(case), programs(case_config(case))
-    params = seeded_params(case.seed, videollama2_tensors(config), shapes)
-    frames = seeded.image(case.seed, (config.num_frames, 20, 20, 3))
-    banks = seeded.banks(case.seed, (1, 64, 128))[0]
-    words, embed = np.zeros(0, np.int32), programs(config)[0]
-    exact = embed(params, words, words, frames, banks)
-    half = embed(jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), params), words, words, frames, banks)
+    exact, half = inputs(0)[2], inputs(0, jnp.bfloat16)[2]
     assert half.dtype == jnp.bfloat16
     error = np.abs(exact - half.astype(jnp.float32))
     assert error.mean() < 2e-2 * np.abs(exact).mean()

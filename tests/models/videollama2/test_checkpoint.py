@@ -1,0 +1,123 @@
+"""Checkpoint folders: as published, in one file, incomplete; and from a clip to the decoder's input."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax.traverse_util import flatten_dict
+
+from acckv_jax import Modality
+from models.errors import UserError
+from models.hf.config import reading
+from models.hf.export import save_params
+from models.media import Media
+from models.smolav.params import FOLDER as SMOLAV
+from models.videollama2.model import VideoLLaMA2Model
+from models.videollama2.params import open_videollama2
+from tests.models.qwen2_5_omni.vocabulary import write_tokenizer
+from tests.models.videollama2.cases import MODEL, model_config
+from tests.models.videollama2.checkpoints import BIAS, write_checkpoint, write_config
+from tests.models.videollama2.parameters import seeded_params
+
+CASE = MODEL[0]
+DEMO = SMOLAV / "demo" / "demo.mp4"
+VOCABULARY = 151_680
+
+
+def load(folder):
+    with reading(folder) as section:
+        source = open_videollama2(folder, section)
+    return source, source.load(jnp.float32)[1]
+
+
+def assert_equal(ours, expected):
+    ours, expected = flatten_dict(ours), flatten_dict(expected)
+    assert ours.keys() == expected.keys()
+    for path, value in expected.items():
+        np.testing.assert_array_equal(ours[path], value, err_msg=str(path))
+
+
+@pytest.mark.parametrize("bins", [True, False])
+def test_every_tensor_is_read_and_written(tmp_path, bins):
+    (folder := tmp_path / "in").mkdir()
+    write_checkpoint(folder, CASE, bins=bins)
+    source, params = load(folder)
+    assert_equal(params, seeded_params(CASE.seed, source.tensors, params))
+    save_params(tmp_path / "out", params, source.tensors, model_config(CASE), max_shard_bytes=50_000)
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
+    assert_equal(load(tmp_path / "out")[1], params)
+
+
+def test_tied_embeddings_have_no_head(tmp_path):
+    case = next(case for case in MODEL if case.tied)
+    write_checkpoint(tmp_path, case, bins=True)
+    assert "head" not in load(tmp_path)[1]["decoder"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_frames": None, "hidden_size_a": None}, "hidden_size_a is missing; num_frames is missing"),
+        ({"mm_projector_type": "stc_connector"}, "mm_projector_type is 'stc_connector', but only"),
+        ({"mm_vision_tower_config": None}, "mm_vision_tower 'siglip-tiny' is not known"),
+        ({"mm_hidden_size": 17}, "mm_hidden_size is 17, but what it describes is 16 wide"),
+        ({"num_frames": 1}, "must all be at least 2"),
+        ({"mm_vision_select_layer": -5}, "mm_vision_select_layer -5 does not exist: the tower has 3 layers"),
+        ({"mm_audio_tower_config": {}}, "mm_audio_tower_config.embed_dim is missing"),
+        ({"model_type": "videollama2_mistral"}, "'videollama2_mistral', which is not supported"),
+    ],
+)
+def test_configurations_that_cannot_be_used(tmp_path, changes, message):
+    write_checkpoint(tmp_path, CASE, bins=False)
+    write_config(tmp_path, model_config(CASE) | changes)
+    with pytest.raises(UserError, match=message):
+        VideoLLaMA2Model.load(tmp_path)
+
+
+def test_missing_and_strange_tensors(tmp_path):
+    write_checkpoint(tmp_path, CASE, bins=True)
+    (tmp_path / "mm_projector_a.bin").unlink()
+    torch.save({BIAS.format(0): torch.zeros(3, 3), "model.strange": torch.zeros(1)}, tmp_path / "audio_tower.bin")
+    with pytest.raises(UserError, match=r"1 unknown: model.strange; \d+ missing: .* 1 of a wrong shape"):
+        load(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videollama2")
+    write_checkpoint(folder, CASE, bins=True, vocab_size=VOCABULARY)
+    write_tokenizer(folder, form="vocab.json")
+    return VideoLLaMA2Model.load(folder)
+
+
+def test_clip_to_prompt(model):
+    media = model.read(DEMO)
+    assert media.frames.shape == (CASE.num_frames, 20, 20, 3)
+    chunk = model.prefix(media, "blocks")
+    audio = 187 * 8
+    before = len(chunk) - model.config.video_tokens - audio
+    kinds = [Modality.TEXT] * before + [Modality.VIDEO] * model.config.video_tokens + [Modality.AUDIO] * audio
+    np.testing.assert_array_equal(chunk.modality, kinds)
+    question = model.question("What plays?")
+    whole = chunk.then(question)
+    assert whole.inputs.shape == (len(chunk) + len(question), 32) and np.isfinite(whole.inputs).all()
+    seen = model.prefix(dataclasses.replace(media, audio=None), "blocks")
+    np.testing.assert_array_equal(seen.inputs, chunk.inputs[: len(seen)])
+    heard = model.prefix(dataclasses.replace(media, frames=None), "blocks")
+    assert heard.count(Modality.VIDEO) == 0 and heard.count(Modality.AUDIO) == audio
+
+
+def test_a_picture_is_a_video_in_which_nothing_moves(model):
+    picture = model.read(SMOLAV / "demo" / "photos" / "cat.jpg")
+    assert picture.frames.shape == (1, 20, 20, 3)
+    still = dataclasses.replace(picture, frames=np.repeat(picture.frames, CASE.num_frames, axis=0))
+    np.testing.assert_array_equal(model.prefix(picture, "blocks").inputs, model.prefix(still, "blocks").inputs)
+
+
+def test_media_that_cannot_be_laid_out(model):
+    with pytest.raises(UserError, match="has no layout 'interleaved'"):
+        model.prefix(model.read(DEMO), "interleaved")
+    with pytest.raises(UserError, match="neither pictures nor sound"):
+        model.prefix(Media(None, None), "blocks")
