@@ -11,12 +11,8 @@ import torch
 import acckv_jax
 from models.batching import padded
 from models.decoder import DecoderConfig
-from models.hf.checkpoint import open_checkpoint
-from models.hf.load import load_params
-from models.interface import define
 from models.qwen2_5_omni.config import AudioConfig, ThinkerConfig, VisionConfig
-from models.qwen2_5_omni.modeling import thinker_tensors
-from tests.models.qwen2_5_omni.thinkers import Ours, embedded, random_case, reference_thinker, theirs
+from tests.models.qwen2_5_omni.thinkers import embedded, loaded_thinker, random_case, reference_thinker, theirs
 from tests.models.qwen2_5_omni.towers import DRAWS, STRUCTURES
 from tests.tolerances import LOGITS
 
@@ -90,9 +86,7 @@ def test_equals_transformers(structure, draw, tmp_path):
     number, config = structure
     rng = np.random.default_rng((number, draw))
     reference = reference_thinker(config, DRAWS * number + draw)
-    reference.save_pretrained(tmp_path)
-    _, shapes = define(lambda: Ours.make(config))
-    ours = Ours.of(config, load_params(open_checkpoint(tmp_path), thinker_tensors(config), shapes))
+    ours = loaded_thinker(config, reference, tmp_path)
     chunks, answers, expected = [], [], []
     for interleaved in (True, False):
         case = random_case(rng, config, interleaved=interleaved)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,11 +11,13 @@ from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5OmniThinkerConfig
 
 from models.decoder import Decoder
+from models.hf.checkpoint import open_checkpoint
+from models.hf.load import load_params
 from models.interface import Chunk, Params, define
 from models.qwen2_5_omni.config import ThinkerConfig
 from models.qwen2_5_omni.encoders import embed_prompt, encode_frames, encode_sound
 from models.qwen2_5_omni.images import patchify
-from models.qwen2_5_omni.modeling import Thinker
+from models.qwen2_5_omni.modeling import Thinker, thinker_tensors
 from models.qwen2_5_omni.prompt import AudioItem, ImageItem, Part, Tokens, VideoItem, expand
 from models.step import DecoderStep
 from tests.models.qwen2_5_omni.towers import randomise
@@ -57,6 +60,13 @@ class Ours:
         graph, _ = define(lambda: cls.make(config))
         decoder, _ = define(lambda: Decoder(config.text, rngs=nnx.Rngs(0)))
         return cls(config, graph, params, DecoderStep(decoder))
+
+
+def loaded_thinker(config: ThinkerConfig, reference: torch.nn.Module, folder: Path) -> Ours:
+    """Ours with the reference's parameters, through a checkpoint on disk."""
+    reference.save_pretrained(folder)
+    _, shapes = define(lambda: Ours.make(config))
+    return Ours.of(config, load_params(open_checkpoint(folder), thinker_tensors(config), shapes))
 
 
 @dataclasses.dataclass(frozen=True)

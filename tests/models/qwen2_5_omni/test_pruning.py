@@ -1,0 +1,149 @@
+"""Policies on the thinker: rotary positions after pruning, through decoding and a second question."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+import acckv_jax as kv
+from models.batching import padded
+from models.interface import Chunk
+from models.qwen2_5_omni.config import ThinkerConfig
+from models.qwen2_5_omni.prompt import expand
+from tests.acckv_jax.contract_cases import CONTRACT, QUICK
+from tests.models.qwen2_5_omni.thinkers import embedded, loaded_thinker, random_case, reference_thinker, theirs
+from tests.tolerances import LOGITS
+
+LENGTH, STEPS, QUESTION = 320, 8, 8
+CONFIG = ThinkerConfig.tiny()
+SECOND = [7, 3, 11, 5, 2]
+LAYERS = CONFIG.text.num_hidden_layers
+FULL = kv.make_policy("full")
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return reference_thinker(CONFIG, 0)
+
+
+@pytest.fixture(scope="module")
+def ours(reference, tmp_path_factory):
+    return loaded_thinker(CONFIG, reference, tmp_path_factory.mktemp("thinker"))
+
+
+@pytest.fixture(scope="module")
+def cases():
+    """One row per layout; the first one's text starts below the video's highest positions."""
+    found = []
+    for seed in itertools.count():
+        case = random_case(np.random.default_rng(seed), CONFIG, interleaved=not found)
+        tokens = expand(case.parts, CONFIG)
+        if found or tokens.next < tokens.positions.max():
+            found.append(case)
+        if len(found) == 2:
+            return found
+
+
+@functools.partial(jax.jit, static_argnames=("step", "policy"), compiler_options=QUICK)
+def read(params, batch, *, step, policy):
+    """Logits and cache of a prompt."""
+    room = policy.decode_room(STEPS)
+    return kv.prefill(step, params, **batch.arguments(), policy=policy, layers=LAYERS, room=room)
+
+
+@functools.partial(jax.jit, static_argnames=("step", "policy"), compiler_options=QUICK)
+def talk(params, logits, pruned, second, *, step, policy):
+    """After a prompt: STEPS greedy tokens, a second question, and STEPS more."""
+
+    def one(carry, _):
+        logits, cache = carry
+        token = logits.argmax(-1)
+        logits, cache = kv.decode_step(step, params, token, cache, policy, token >= 0)
+        return (logits, cache), (token, logits)
+
+    (_, answered), first = jax.lax.scan(one, (logits, pruned), length=STEPS)
+    inputs, prompt = second.inputs, second.prompt
+    logits, asked = kv.extend(step, params, inputs, prompt, answered, policy, room=policy.decode_room(STEPS))
+    (_, ended), later = jax.lax.scan(one, (logits, asked), length=STEPS)
+    return {"answered": answered, "asked": asked, "ended": ended, "first": first, "later": later}
+
+
+def run(ours, batch, second, policy):
+    """The whole conversation."""
+    options = {"step": ours.step, "policy": policy}
+    logits, pruned = read(ours.params["decoder"], batch, **options)
+    return talk(ours.params["decoder"], logits, pruned, second, **options) | {"pruned": pruned}
+
+
+def conversation(ours, cases):
+    chunks = [embedded(ours, case)[1] for case in cases]
+    second = [Chunk(np.array(SECOND), np.zeros(len(SECOND), int)), Chunk(np.array(SECOND[:3]), np.zeros(3, int))]
+    return chunks, padded(chunks, LENGTH), padded(second, QUESTION)
+
+
+def test_two_questions_equal_transformers(ours, reference, cases):
+    """Nothing pruned: both answers are those of transformers, which reads the whole conversation anew."""
+    _, batch, second = conversation(ours, cases)
+    found = run(ours, batch, second, FULL)
+    for row, case in enumerate(cases):
+        answer = np.asarray(found["first"][0])[:, row].tolist()
+        question = SECOND[: int(second.prompt.length[row])]
+        whole = dataclasses.replace(case, parts=[*case.parts, answer, question])
+        tokens = expand(whole.parts, CONFIG)
+        with torch.no_grad():
+            out = reference.generate(
+                **theirs(whole, tokens, CONFIG),
+                max_new_tokens=STEPS,
+                do_sample=False,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+        assert np.asarray(found["later"][0])[:, row].tolist() == out.sequences[0, len(tokens) :].tolist()
+        np.testing.assert_allclose(found["later"][1][:-1, row], torch.cat(out.logits).numpy()[1:], **LOGITS)
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+def test_positions_go_on_from_the_uncompressed_prompt(name, ours, cases):
+    policy = dataclasses.replace(CONTRACT[name], budget=1.0 if name == "full" else 0.5)
+    chunks, batch, second = conversation(ours, cases)
+    policy.check(kv.count_tokens(batch.prompt))
+    found = run(ours, batch, second, policy)
+    lengths = np.array([len(chunk) for chunk in chunks])
+    deltas = np.array([chunk.delta for chunk in chunks])
+    turns = np.asarray(second.prompt.length)
+    for stage, more in (("pruned", 0), ("answered", STEPS), ("asked", STEPS + turns), ("ended", 2 * STEPS + turns)):
+        cache = found[stage]
+        np.testing.assert_array_equal(cache.length, lengths + more)
+        np.testing.assert_array_equal(cache.delta, deltas)
+        assert np.asarray([layer.finite for layer in cache.layers]).all()
+    kept = np.asarray([layer.valid.sum(-1).max(-1) for layer in found["pruned"].layers])
+    assert (kept <= lengths if name == "full" else kept <= np.round(lengths / 2)).all()
+
+
+MOVED = ("streaming_llm", "h2o_prefill_only", "random", "snapkv", "acckv_evict_only")
+"""Policies that move slots and change nothing in them, and that do not evict between steps (here)."""
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_pruning_equals_masking(name, ours, cases):
+    """Answers after pruning are those of the whole cache with the dropped slots masked."""
+    policy = dataclasses.replace(CONTRACT[name], budget=0.5, every=0)
+    _, batch, second = conversation(ours, cases)
+    found = run(ours, batch, second, policy)
+    logits, whole = read(ours.params["decoder"], batch, step=ours.step, policy=FULL)
+    layers = []
+    for full, pruned in zip(whole.layers, found["pruned"].layers, strict=True):
+        kept = np.zeros(full.valid.shape, bool)
+        rows, heads, slots = np.nonzero(np.asarray(pruned.valid))
+        kept[rows, heads, np.asarray(pruned.index)[rows, heads, slots]] = True
+        assert kept.sum() < np.asarray(full.valid).sum()
+        layers.append(dataclasses.replace(full, valid=full.valid & kept))
+    masked = dataclasses.replace(whole, layers=tuple(layers))
+    expected = talk(ours.params["decoder"], logits, masked, second, step=ours.step, policy=FULL)
+    for answer in ("first", "later"):
+        np.testing.assert_array_equal(found[answer][0], expected[answer][0])
+        np.testing.assert_allclose(found[answer][1], expected[answer][1], **LOGITS)
