@@ -12,6 +12,8 @@ from models.package_index import DownloadProgress
 from models.qwen2_5_omni.model import QwenOmniModel
 from models.qwen2_5_omni.params import open_thinker
 from models.smolav.model import SmolAVModel
+from models.videollama2.model import VideoLLaMA2Model
+from models.videollama2.params import open_videollama2
 
 NAMED: dict[str, Callable[[DownloadProgress | None], AVModel]] = {
     "smolav": lambda progress: SmolAVModel.load(None, progress)
@@ -21,6 +23,7 @@ NAMED: dict[str, Callable[[DownloadProgress | None], AVModel]] = {
 AV_MODELS: dict[str, Callable[[Path], AVModel]] = {
     "qwen2_5_omni": QwenOmniModel.load,
     "qwen2_5_omni_thinker": QwenOmniModel.load,
+    "videollama2_qwen2": VideoLLaMA2Model.load,
 }
 """Models that answer questions about clips, by the model_type of a checkpoint."""
 
@@ -29,6 +32,7 @@ CHECKPOINTS: dict[str, Callable[[Path, Section], Source]] = {
     "qwen2": functools.partial(open_decoder, attention_bias=True),
     "qwen2_5_omni": lambda folder, section: open_thinker(folder, section)[1],
     "qwen2_5_omni_thinker": lambda folder, section: open_thinker(folder, section)[1],
+    "videollama2_qwen2": lambda folder, section: open_videollama2(folder, section)[1],
 }
 """How a checkpoint of each model_type is opened, to be read, divided over a mesh, or written anew."""
 

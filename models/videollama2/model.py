@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
@@ -15,7 +14,8 @@ from acckv_jax import Modality, bucket_length
 from models.chatml import ChatML
 from models.decoder import Decoder
 from models.errors import UserError
-from models.hf.config import model_type, reading
+from models.hf.config import reading
+from models.hf.decoder import decoder_tensors
 from models.interface import Chunk, Params, define
 from models.media import Media, Progress, Sampling, read_clip
 from models.resize import resize_bicubic
@@ -23,10 +23,9 @@ from models.step import DecoderStep
 from models.text import load_tokenizer
 from models.videollama2.chat import before_media, first_question, next_question
 from models.videollama2.config import VideoLLaMA2Config
-from models.videollama2.params import videollama2_source
+from models.videollama2.params import open_videollama2
 from models.videollama2.preprocess import clip_banks, frame_numbers, pixels
 
-MODEL_TYPE = "videollama2_qwen2"
 LAYOUTS = ("blocks",)
 
 
@@ -57,24 +56,20 @@ class VideoLLaMA2Model:
     step: DecoderStep
 
     tau = 0.9
+    layouts = LAYOUTS
 
     @classmethod
-    def load(cls, folder: Path, dtype: jnp.dtype | None = None) -> Self:
-        """Loads a checkpoint folder.
-
-        Args:
-            folder: config.json, safetensors and audio_tower.bin and mm_projector_a.bin, and the tokenizer's files.
-            dtype: type of the parameters; None takes the checkpoint's.
+    def load(cls, folder: Path) -> Self:
+        """Loads a checkpoint folder: in float32 on CPUs, else in the checkpoint's own type.
 
         Raises:
-            UserError: if the folder holds no whole checkpoint of this model.
+            UserError: if it is not complete, or damaged.
         """
         with reading(folder) as section:
-            model_type(section, (MODEL_TYPE,))
-            config = VideoLLaMA2Config.from_hf(section)
-            source = videollama2_source(folder, config)
+            config, source = open_videollama2(folder, section)
         chat = ChatML(load_tokenizer(folder), config.decoder.vocab_size)
-        graph, params = source.load(dtype or source.dtype())
+        decoder_alone = dataclasses.replace(source, tensors=decoder_tensors(config.decoder))
+        graph, params = source.load(decoder_alone.run_dtype())  # the audio tower's file may be of another type
         decoder, _ = define(lambda: Decoder(config.decoder, rngs=nnx.Rngs(0)))
         return cls(str(folder), config, graph, params, chat, DecoderStep(decoder))
 

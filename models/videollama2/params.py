@@ -40,24 +40,16 @@ def videollama2_tensors(config: VideoLLaMA2Config) -> Tensors:
     return tensors
 
 
-def videollama2_source(folder: Path, config: VideoLLaMA2Config) -> Source:
-    """The checkpoint in a folder.
+def open_videollama2(folder: Path, section: Section) -> tuple[VideoLLaMA2Config, Source]:
+    """Opens a checkpoint folder, of which `section` is the config.json; `check` the section afterwards.
 
     Raises:
-        UserError: if there is no whole one.
+        UserError: if the configuration is not supported, or there is no whole checkpoint.
     """
+    config = VideoLLaMA2Config.from_hf(section)
 
     def make(dtype: jnp.dtype) -> VideoLLaMA2:
         return VideoLLaMA2(config, rngs=nnx.Rngs(0), dtype=dtype)
 
     ignored = (SHARED_BIAS, *decoder_ignored(config.decoder))
-    return Source(open_checkpoint(folder, PARTS), make, videollama2_tensors(config), ignore=ignored)
-
-
-def open_videollama2(folder: Path, section: Section) -> Source:
-    """The checkpoint in a folder of which `section` is the config.json; `check` the section afterwards.
-
-    Raises:
-        UserError: if the configuration is not supported, or there is no whole checkpoint.
-    """
-    return videollama2_source(folder, VideoLLaMA2Config.from_hf(section))
+    return config, Source(open_checkpoint(folder, PARTS), make, videollama2_tensors(config), ignore=ignored)
