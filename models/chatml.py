@@ -64,6 +64,28 @@ class ChatML:
         """A whole turn."""
         return [self.mark("im_start"), *self.encode(f"{role}\n{text}"), *self.close()]
 
+    def question(self, text: str, *, gap: str = "") -> list[int]:
+        """A question in the user's turn, the turn's end, and the start of the answer.
+
+        Args:
+            text: the question.
+            gap: what stands between it and the media.
+
+        Raises:
+            UserError: if the question is empty.
+        """
+        if not text.strip():
+            raise UserError("The question is empty; ask something about the clip.")
+        return [*self.encode(gap + text.strip()), *self.close(), *self.start("assistant")]
+
+    def next_question(self, answer: str, text: str) -> list[int]:
+        """A further question: the answer so far, its end, and a new turn of the user.
+
+        Raises:
+            UserError: if the question is empty.
+        """
+        return [*self.encode(answer), *self.close(), *self.start("user"), *self.question(text)]
+
     def text(self, tokens: Sequence[int]) -> str:
         """Generated tokens as text, without special tokens."""
         return self.tokenizer.decode(list(tokens), skip_special_tokens=True)

@@ -8,13 +8,14 @@ import numpy as np
 from flax import nnx
 from jaxtyping import UInt8
 
+from models.chatml import ChatML
 from models.decoder import Decoder
 from models.hf.config import reading
 from models.interface import Chunk, Params, define
 from models.media import Media, Progress, Sampling, read_clip
 from models.qwen2_5_omni import images
 from models.qwen2_5_omni.chat import LAYOUTS, Chat, clip_items
-from models.qwen2_5_omni.config import ThinkerConfig
+from models.qwen2_5_omni.config import ThinkerConfig, VisionConfig
 from models.qwen2_5_omni.encoders import embed_prompt, encode_frames, encode_sound
 from models.qwen2_5_omni.params import open_thinker
 from models.qwen2_5_omni.positions import audio_tokens
@@ -48,7 +49,7 @@ class QwenOmniModel:
         """
         with reading(folder) as section:
             config, source = open_thinker(folder, section)
-        chat = Chat(load_tokenizer(folder), config)
+        chat = Chat(ChatML(load_tokenizer(folder), config.text.vocab_size), config)
         graph, params = source.load(source.run_dtype())
         decoder, _ = define(lambda: Decoder(config.text, rngs=nnx.Rngs(0)))
         return cls(str(folder), config, graph, params, chat, DecoderStep(decoder))
@@ -71,11 +72,11 @@ class QwenOmniModel:
     @property
     def stop(self) -> tuple[int, ...]:
         """The tokens that end an answer."""
-        return self.chat.stop
+        return self.chat.chatml.stop
 
     def read(self, clip: Path, progress: Progress | None = None) -> Media:
         """Decodes a clip: two frames per second, of a size that depends on how many there are."""
-        frames = _Frames(self.config)
+        frames = ClipFrames(self.config.vision)
         media = read_clip(clip, Sampling(images.FPS, frames.choose, resize=frames.resize), progress=progress)
         return dataclasses.replace(media, fps=frames.fps)
 
@@ -116,7 +117,7 @@ class QwenOmniModel:
 
     def text(self, tokens: list[int]) -> str:
         """Generated tokens as text."""
-        return self.chat.text(tokens)
+        return self.chat.chatml.text(tokens)
 
     def _chunk(self, tokens: Tokens, seen: list[np.ndarray], heard: list[np.ndarray]) -> Chunk:
         return embed_prompt(self.graph, self.all_params, tokens, seen, heard)
@@ -126,21 +127,22 @@ class QwenOmniModel:
         return Chunk(chunk.inputs, chunk.modality)  # its positions are those of the prompt that it is appended to
 
 
-class _Frames:
-    """Chooses the frames of one clip, and their size.
+class ClipFrames:
+    """Chooses the frames of one clip, and their size; for one reading of it.
 
     Attributes:
         fps: frames per second that their times are reckoned with. It is the nominal rate, as the model was trained
             (a clip of 5.3 s has 10 frames at 2 a second), unless the clip is so short or long that the rate differs.
     """
 
-    def __init__(self, config: ThinkerConfig) -> None:
+    def __init__(self, config: VisionConfig) -> None:
         self.fps = images.FPS
-        self._config = config.vision
+        self._config = config
         self._pixels = images.PICTURE_PIXELS
         self._size: tuple[int, int] | None = None
 
     def choose(self, total: int, rate: float) -> list[int]:
+        """Numbers of the frames that are read, of `total` frames at `rate` per second."""
         number = images.number_of_frames(total, rate)
         if number > 1:
             self._pixels = images.frame_pixels(number)
@@ -149,6 +151,7 @@ class _Frames:
         return images.spread_frames(total, number).tolist()
 
     def resize(self, pixels: UInt8[np.ndarray, "y x 3"]) -> UInt8[np.ndarray, "h w 3"]:
+        """A frame in the size that the first one was given."""
         unit = self._config.patch_size * self._config.spatial_merge_size
         self._size = self._size or images.fitted_size(pixels.shape[0], pixels.shape[1], self._pixels, unit)
         return resize_bicubic(pixels, *self._size)

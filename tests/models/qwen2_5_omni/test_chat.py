@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, Qwen2Tokenizer
 
 from acckv_jax import Modality
+from models.chatml import ChatML
 from models.errors import UserError
 from models.qwen2_5_omni.chat import LAYOUTS, Chat, Item, clip_items
 from models.qwen2_5_omni.config import ThinkerConfig
@@ -42,7 +43,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def chat(folder: Path) -> Chat:
-    return Chat(load_tokenizer(folder), ThinkerConfig.omni_7b())
+    config = ThinkerConfig.omni_7b()
+    return Chat(ChatML(load_tokenizer(folder), config.text.vocab_size), config)
 
 
 @pytest.fixture(scope="module")
@@ -86,15 +88,15 @@ def test_what_is_typed_is_never_a_special_token(chat: Chat) -> None:
     plain = chat.question("Obey.").ids
     special = [token for token in chat.question(typed).ids.tolist() if token >= 151643]
     assert special == [token for token in plain.tolist() if token >= 151643] == [151645, 151644]
-    assert chat.text(chat.question(typed).ids[:-5].tolist()) == typed
+    assert chat.chatml.text(chat.question(typed).ids[:-5].tolist()) == typed
     tokens = chat.next_question(typed, typed).ids.tolist()
     assert [token for token in tokens if token >= 151643] == [151645, 151644, 151645, 151644]
 
 
 def test_text_of_an_answer(chat: Chat, theirs: Qwen2Tokenizer) -> None:
     ids = theirs("Ein Cello 🎻.<|im_end|>")["input_ids"]
-    assert chat.text(ids) == "Ein Cello 🎻."
-    assert ids[-1] in chat.stop and chat.stop == (151645, 151643)
+    assert chat.chatml.text(ids) == "Ein Cello 🎻."
+    assert ids[-1] in chat.chatml.stop and chat.chatml.stop == (151645, 151643)
 
 
 def test_another_system_prompt(chat: Chat, theirs: Qwen2Tokenizer) -> None:
@@ -125,9 +127,9 @@ def test_empty_question(chat: Chat, text: str) -> None:
 
 def test_tokenizer_of_another_checkpoint(folder: Path) -> None:
     with pytest.raises(UserError, match="151665 tokens but the model only 64"):
-        Chat(load_tokenizer(folder), ThinkerConfig.tiny())
+        ChatML(load_tokenizer(folder), 64)
     with pytest.raises(UserError, match=r"no <\|im_start\|>; take"):
-        Chat(Tokenizer.from_str(small_json()), ThinkerConfig.tiny())
+        ChatML(Tokenizer.from_str(small_json()), 64)
 
 
 def small_json() -> str:

@@ -1,0 +1,110 @@
+"""Checkpoint folders through the command: what users run, at a tiny size."""
+
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from acckv_jax import POLICIES, Modality
+from eval.answer import Options, run
+from models.clip_writer import write_clip
+from models.errors import UserError
+from models.media import Media
+from models.qwen2_5_omni.model import ClipFrames, QwenOmniModel
+from models.registry import load_model, open_source
+from tests.models.qwen2_5_omni.checkpoints import write_omni, write_thinker
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    return write_omni(tmp_path_factory.mktemp("omni"))
+
+
+@pytest.fixture(scope="session")
+def model(folder):
+    loaded = load_model(str(folder))
+    assert isinstance(loaded, QwenOmniModel)
+    return loaded
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory):
+    """5.3 seconds: 10 frames at the model's two per second."""
+    path = tmp_path_factory.mktemp("clips") / "clip.mp4"
+    frames = np.random.default_rng(0).integers(0, 255, (53, 120, 160, 3)).astype(np.uint8)
+    write_clip(path, frames, 10, np.sin(np.arange(int(5.3 * 16000)) / 8).astype(np.float32) / 4)
+    return path
+
+
+def answer(options, model):
+    quiet = Console(file=io.StringIO())
+    run(options, quiet, quiet, load=lambda name, progress: model)
+
+
+def test_what_is_read(model, clip):
+    media = model.read(clip)
+    assert media.frames.shape == (10, 280, 392, 3) and media.fps == 2.0  # the least size of a frame
+    interleaved, blocks = (model.prefix(media, layout) for layout in model.layouts)
+    tokens = 5 * 10 * 14
+    sound = interleaved.count(Modality.AUDIO)
+    assert interleaved.count(Modality.VIDEO) == tokens and 130 <= sound <= 134
+    assert blocks.count(Modality.VIDEO) == tokens and blocks.count(Modality.AUDIO) == sound
+    assert len(interleaved) == len(blocks)
+    start = interleaved.count(Modality.TEXT) - 4
+    assert (interleaved.modality[start + 2 : start + 2 + 280] == Modality.VIDEO).all()  # two grids, then 2 s of sound
+    assert (interleaved.modality[start + 282 : start + 332] == Modality.AUDIO).all()
+    assert interleaved.positions.shape == (3, len(interleaved))
+    whole = interleaved.then(model.question("What?"))
+    assert whole.positions[0, -1] == len(whole) - 1 + whole.delta
+
+
+def test_short_and_long_clips_keep_their_time(model):
+    for total, rate, fps in ((30, 30.0, 4.0), (300, 30.0, 2.0), (11540, 30.0, 2.0), (30 * 600, 30.0, 768 / 600)):
+        frames = ClipFrames(model.config.vision)
+        frames.choose(total, rate)
+        assert frames.fps == pytest.approx(fps)
+
+
+@pytest.mark.parametrize("layout", ["interleaved", "blocks"])
+def test_every_policy_answers(layout, model, clip, capsys):
+    options = Options(
+        clip, ("What is shown?", "What is heard?"), compare=True, layout=layout, max_new_tokens=2, json=True
+    )
+    answer(options, model)
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["policy"] for row in rows] == [*POLICIES]
+    for row in rows:
+        total = sum(row["tokens"].values())
+        kept = max(sum(layer.values()) for layer in row["kept"])
+        assert kept <= (total if row["policy"] == "full" else round(0.2 * total))
+        assert "acckv" not in row["policy"] or all(layer["text"] == row["tokens"]["text"] for layer in row["kept"])
+
+
+def test_the_thinker_alone(tmp_path, model):
+    """As transformers saves it, without prefix and without what makes speech."""
+    alone = load_model(str(write_thinker(tmp_path)))
+    assert alone.config == model.config
+    question = "What?"
+    np.testing.assert_array_equal(alone.question(question).inputs, model.question(question).inputs)
+
+
+def test_a_picture_and_sound_alone(model):
+    picture = Media(np.zeros((1, 56, 84, 3), np.uint8), None)
+    assert model.prefix(picture, "interleaved").count(Modality.VIDEO) == 6
+    sound = Media(None, np.zeros(16000, np.float32))
+    assert model.prefix(sound, "interleaved").count(Modality.AUDIO) == 25
+    both = dataclasses.replace(picture, audio=sound.audio)
+    assert model.prefix(both, "interleaved").count(Modality.AUDIO) == 25
+    with pytest.raises(UserError, match="neither pictures nor sound"):
+        model.prefix(Media(None, np.zeros(300, np.float32)), "interleaved")
+
+
+def test_no_model_for_clips(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma"}))
+    with pytest.raises(UserError, match="'gemma', which is not supported; supported are qwen2_5_omni"):
+        load_model(str(tmp_path))
+    with pytest.raises(UserError, match="'gemma', which is not supported; supported are llama"):
+        open_source(tmp_path)
