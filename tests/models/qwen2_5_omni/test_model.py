@@ -70,10 +70,7 @@ def test_short_and_long_clips_keep_their_time(model):
 
 @pytest.mark.parametrize("layout", ["interleaved", "blocks"])
 def test_every_policy_answers(layout, model, clip, capsys):
-    options = Options(
-        clip, ("What is shown?", "What is heard?"), compare=True, layout=layout, max_new_tokens=2, json=True
-    )
-    answer(options, model)
+    answer(Options(clip, ("What is shown?",), compare=True, layout=layout, max_new_tokens=2, json=True), model)
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["policy"] for row in rows] == [*POLICIES]
     for row in rows:

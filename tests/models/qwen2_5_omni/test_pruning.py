@@ -1,10 +1,8 @@
 """Policies on the thinker: rotary positions after pruning, through decoding and a second question."""
 
 import dataclasses
-import functools
 import itertools
 
-import jax
 import numpy as np
 import pytest
 import torch
@@ -14,15 +12,15 @@ from models.batching import padded
 from models.interface import Chunk
 from models.qwen2_5_omni.config import ThinkerConfig
 from models.qwen2_5_omni.prompt import expand
-from tests.acckv_jax.contract_cases import CONTRACT, QUICK
+from tests.acckv_jax.contract_cases import CONTRACT
+from tests.models.conversations import FULL, MOVED, STEPS, converse, masked_alike, read, talk
 from tests.models.qwen2_5_omni.thinkers import embedded, loaded_thinker, random_case, reference_thinker, theirs
 from tests.tolerances import LOGITS
 
-LENGTH, STEPS, QUESTION = 320, 8, 8
+LENGTH, QUESTION = 320, 8
 CONFIG = ThinkerConfig.tiny()
 SECOND = [7, 3, 11, 5, 2]
 LAYERS = CONFIG.text.num_hidden_layers
-FULL = kv.make_policy("full")
 
 
 @pytest.fixture(scope="module")
@@ -48,35 +46,9 @@ def cases():
             return found
 
 
-@functools.partial(jax.jit, static_argnames=("step", "policy"), compiler_options=QUICK)
-def read(params, batch, *, step, policy):
-    """Logits and cache of a prompt."""
-    room = policy.decode_room(STEPS)
-    return kv.prefill(step, params, **batch.arguments(), policy=policy, layers=LAYERS, room=room)
-
-
-@functools.partial(jax.jit, static_argnames=("step", "policy"), compiler_options=QUICK)
-def talk(params, logits, pruned, second, *, step, policy):
-    """After a prompt: STEPS greedy tokens, a second question, and STEPS more."""
-
-    def one(carry, _):
-        logits, cache = carry
-        token = logits.argmax(-1)
-        logits, cache = kv.decode_step(step, params, token, cache, policy, token >= 0)
-        return (logits, cache), (token, logits)
-
-    (_, answered), first = jax.lax.scan(one, (logits, pruned), length=STEPS)
-    inputs, prompt = second.inputs, second.prompt
-    logits, asked = kv.extend(step, params, inputs, prompt, answered, policy, room=policy.decode_room(STEPS))
-    (_, ended), later = jax.lax.scan(one, (logits, asked), length=STEPS)
-    return {"answered": answered, "asked": asked, "ended": ended, "first": first, "later": later}
-
-
 def run(ours, batch, second, policy):
     """The whole conversation."""
-    options = {"step": ours.step, "policy": policy}
-    logits, pruned = read(ours.params["decoder"], batch, **options)
-    return talk(ours.params["decoder"], logits, pruned, second, **options) | {"pruned": pruned}
+    return converse(ours.params["decoder"], batch, second, step=ours.step, policy=policy, layers=LAYERS)
 
 
 def conversation(ours, cases):
@@ -124,25 +96,14 @@ def test_positions_go_on_from_the_uncompressed_prompt(name, ours, cases):
     assert (kept <= lengths if name == "full" else kept <= np.round(lengths / 2)).all()
 
 
-MOVED = ("streaming_llm", "h2o_prefill_only", "random", "snapkv", "acckv_evict_only")
-"""Policies that move slots and change nothing in them, and that do not evict between steps (here)."""
-
-
 @pytest.mark.parametrize("name", MOVED)
 def test_pruning_equals_masking(name, ours, cases):
     """Answers after pruning are those of the whole cache with the dropped slots masked."""
     policy = dataclasses.replace(CONTRACT[name], budget=0.5, every=0)
     _, batch, second = conversation(ours, cases)
     found = run(ours, batch, second, policy)
-    logits, whole = read(ours.params["decoder"], batch, step=ours.step, policy=FULL)
-    layers = []
-    for full, pruned in zip(whole.layers, found["pruned"].layers, strict=True):
-        kept = np.zeros(full.valid.shape, bool)
-        rows, heads, slots = np.nonzero(np.asarray(pruned.valid))
-        kept[rows, heads, np.asarray(pruned.index)[rows, heads, slots]] = True
-        assert kept.sum() < np.asarray(full.valid).sum()
-        layers.append(dataclasses.replace(full, valid=full.valid & kept))
-    masked = dataclasses.replace(whole, layers=tuple(layers))
+    logits, whole = read(ours.params["decoder"], batch, step=ours.step, policy=FULL, layers=LAYERS)
+    masked = masked_alike(whole, found["pruned"])
     expected = talk(ours.params["decoder"], logits, masked, second, step=ours.step, policy=FULL)
     for answer in ("first", "later"):
         np.testing.assert_array_equal(found[answer][0], expected[answer][0])
