@@ -44,7 +44,7 @@ def decode_step(
     Raises:
         ValueError: if no room was reserved for decoding.
     """
-    _check_room(cache, 1)
+    _check_free_slots(cache, 1)
     logits, cache, _ = _append_token(step, params, tokens, cache, policy, active, None)
     return logits, _between_steps(cache, policy)
 
@@ -149,7 +149,7 @@ def decode(
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}.")
-    _check_room(state.cache, 1 if policy.every else steps)
+    _check_free_slots(state.cache, 1 if policy.every else steps)
     size = min(steps, *(layer.room for layer in state.cache.layers)) if policy.every else steps
 
     def unfinished(carry: _Progress) -> Array:
@@ -188,7 +188,7 @@ def decode(
     return tokens, number, state
 
 
-def _check_room(cache: KVCache, steps: int) -> None:
+def _check_free_slots(cache: KVCache, steps: int) -> None:
     """Checks the reserved room, and what is free of it where that is known on the host (outside jit)."""
     fill = cache.layers[0].fill
     known = not isinstance(fill, Tracer)

@@ -5,7 +5,6 @@ python -m train.export --model Qwen2-7B-Instruct --out exported --dtype bf16
 """
 
 import dataclasses
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -88,7 +87,6 @@ def rewrite(model: Path, out: Path, dtype: jnp.dtype | None = None, max_shard_by
     source = open_source(model)
     kept = dtype or source.dtype()
     _, params = source.load(kept)
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     companions = [
         path
         for path in sorted(model.iterdir())
@@ -98,7 +96,7 @@ def rewrite(model: Path, out: Path, dtype: jnp.dtype | None = None, max_shard_by
         out,
         params,
         source.tensors,
-        _with_dtype(config, np.dtype(kept).name),
+        _with_dtype(dict(source.config), np.dtype(kept).name),
         max_shard_bytes=max_shard_bytes,
         companions=companions,
     )

@@ -61,6 +61,11 @@ class Section:
         """An object inside this one; it must be there, and its problems are noted with ours."""
         return Section(self.file, self.need(name, dict), self.path(name), self._problems)
 
+    def only(self, name: str, value: object) -> None:
+        """Notes a problem where a key is there and asks for anything else than the one value that is supported."""
+        if self.has(name) and self.values[name] != value:
+            self.problem(f"{self.path(name)} is {self.values[name]!r}, but only {value!r} is supported", None)
+
     def path(self, name: str) -> str:
         """Dotted path of a key."""
         return f"{self.at}.{name}" if self.at else name

@@ -1,8 +1,9 @@
 """A checkpoint together with the module that it fills."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ class Source:
         checkpoint: the opened checkpoint.
         make: builds the module, with parameters of a type.
         tensors: names of its parameters in the checkpoint.
+        config: what a config.json says of the module by itself.
         prefix: that the checkpoint's names may have before these.
         ignore: patterns of names that are not read.
     """
@@ -36,6 +38,7 @@ class Source:
     checkpoint: Checkpoint
     make: Callable[[jnp.dtype], nnx.Module]
     tensors: Tensors
+    config: Mapping[str, Any]
     prefix: str = ""
     ignore: tuple[str, ...] = ()
 
@@ -45,9 +48,7 @@ class Source:
         Raises:
             UserError: if they are of several types.
         """
-        names = {full: full.removeprefix(self.prefix) for full in self.checkpoint.tensors}
-        kinds = {stored.dtype for full, stored in self.checkpoint.tensors.items() if names[full] in self.tensors}
-        kinds &= FLOATS  # of others, and of none, `load` tells
+        kinds = self._dtypes()
         if len(kinds) > 1:
             raise UserError(
                 f"The tensors in {self.checkpoint.folder} are of several types ({', '.join(sorted(map(str, kinds)))}); "
@@ -56,8 +57,18 @@ class Source:
         return kinds.pop() if kinds else np.dtype(np.float32)
 
     def run_dtype(self) -> np.dtype:
-        """The type to run in on this machine: float32 on CPUs, where it is the fastest, else that of the tensors."""
-        return np.dtype(np.float32) if jax.default_backend() == "cpu" else self.dtype()
+        """The type to run in on this machine: float32 on CPUs, where it is the fastest, else that of the tensors.
+
+        Of tensors of several types (VideoLLaMA2.1's audio tower is float32 beside bfloat16) the type is bfloat16.
+        """
+        if jax.default_backend() == "cpu":
+            return np.dtype(np.float32)
+        return self.dtype() if len(self._dtypes()) == 1 else np.dtype(jnp.bfloat16)
+
+    def _dtypes(self) -> set[np.dtype]:
+        names = {full: full.removeprefix(self.prefix) for full in self.checkpoint.tensors}
+        kinds = {stored.dtype for full, stored in self.checkpoint.tensors.items() if names[full] in self.tensors}
+        return kinds & FLOATS  # of others, and of none, `load` tells
 
     def load(self, dtype: jnp.dtype, mesh: Mesh | None = None) -> tuple[nnx.GraphDef, Params]:
         """The module's graph definition and its parameters, divided over `mesh` if there is one.
@@ -86,4 +97,5 @@ def open_decoder(folder: Path, section: Section, *, attention_bias: bool) -> Sou
     def make(dtype: jnp.dtype) -> Decoder:
         return Decoder(config, rngs=nnx.Rngs(0), dtype=dtype)
 
-    return Source(open_checkpoint(folder), make, decoder_tensors(config), ignore=decoder_ignored(config))
+    ignored = decoder_ignored(config)
+    return Source(open_checkpoint(folder), make, decoder_tensors(config), section.values, ignore=ignored)

@@ -38,6 +38,9 @@ class VisionConfig:
     @classmethod
     def from_hf(cls, section: Section) -> Self:
         """From `vision_config`; `check` the section afterwards."""
+        section.only("hidden_act", "silu")
+        if section.has("rope_parameters"):
+            section.section("rope_parameters").only("rope_theta", 10000.0)
         names = [field.name for field in dataclasses.fields(cls) if field.name != "fullatt_block_indexes"]
         numbers: dict[str, Any] = {name: section.need(name, int) for name in names}
         return cls(**numbers, fullatt_block_indexes=section.integers("fullatt_block_indexes"))
@@ -69,6 +72,8 @@ class AudioConfig:
     @classmethod
     def from_hf(cls, section: Section) -> Self:
         """From `audio_config`; `check` the section afterwards."""
+        section.only("activation_function", "gelu")
+        section.only("scale_embedding", False)
         return cls(**{field.name: section.need(field.name, int) for field in dataclasses.fields(cls)})
 
 

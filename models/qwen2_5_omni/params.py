@@ -13,6 +13,8 @@ from models.qwen2_5_omni.config import ThinkerConfig
 from models.qwen2_5_omni.modeling import Thinker, thinker_tensors
 
 PREFIX = "thinker."
+ARCHITECTURE = "Qwen2_5OmniThinkerForConditionalGeneration"
+"""The thinker's class in transformers."""
 OTHERS = ("talker.*", "token2wav.*")
 """What the whole model's checkpoint holds beside the thinker: it makes speech of the answer."""
 
@@ -35,4 +37,5 @@ def open_thinker(folder: Path, section: Section) -> tuple[ThinkerConfig, Source]
     def make(dtype: jnp.dtype) -> Thinker:
         return Thinker(config, rngs=nnx.Rngs(0), dtype=dtype)
 
-    return config, Source(checkpoint, make, thinker_tensors(config), prefix=PREFIX, ignore=OTHERS)
+    alone = thinker.values | {"model_type": "qwen2_5_omni_thinker", "architectures": [ARCHITECTURE]}
+    return config, Source(checkpoint, make, thinker_tensors(config), alone, prefix=PREFIX, ignore=OTHERS)

@@ -52,4 +52,5 @@ def open_videollama2(folder: Path, section: Section) -> tuple[VideoLLaMA2Config,
         return VideoLLaMA2(config, rngs=nnx.Rngs(0), dtype=dtype)
 
     ignored = (SHARED_BIAS, *decoder_ignored(config.decoder))
-    return config, Source(open_checkpoint(folder, PARTS), make, videollama2_tensors(config), ignore=ignored)
+    checkpoint = open_checkpoint(folder, PARTS)
+    return config, Source(checkpoint, make, videollama2_tensors(config), section.values, ignore=ignored)

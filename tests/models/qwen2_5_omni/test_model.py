@@ -6,7 +6,9 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
+from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
 from acckv_jax import POLICIES, Modality
 from eval.answer import Options, run
@@ -15,7 +17,10 @@ from models.errors import UserError
 from models.media import Media
 from models.qwen2_5_omni.model import ClipFrames, QwenOmniModel
 from models.registry import load_model, open_source
-from tests.models.qwen2_5_omni.checkpoints import write_omni, write_thinker
+from tests.models.qwen2_5_omni.checkpoints import CONFIG, write_omni, write_thinker
+from tests.models.qwen2_5_omni.thinkers import reference_thinker
+from tests.tolerances import LOGITS
+from train.export import main as export
 
 
 @pytest.fixture(scope="session")
@@ -88,6 +93,21 @@ def test_the_thinker_alone(tmp_path, model):
     np.testing.assert_array_equal(alone.question(question).inputs, model.question(question).inputs)
 
 
+def test_transformers_loads_what_is_exported(folder, tmp_path):
+    """The thinker of a whole model's checkpoint, with equal logits."""
+    assert export(["--model", str(folder), "--out", str(tmp_path / "thinker"), "--max-shard-gb", "0.02"]) == 0
+    theirs, told = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(
+        tmp_path / "thinker", output_loading_info=True
+    )
+    assert not any(told.values()), told
+    tokens = {"input_ids": torch.arange(40, 90)[None], "attention_mask": torch.ones((1, 50), dtype=torch.int64)}
+    with torch.no_grad():
+        found, expected = (model.eval()(**tokens).logits.numpy() for model in (theirs, reference_thinker(CONFIG, 0)))
+    np.testing.assert_allclose(found, expected, **LOGITS)
+    assert (tmp_path / "thinker" / "tokenizer.json").is_file()
+    assert load_model(str(tmp_path / "thinker")).config == load_model(str(folder)).config
+
+
 def test_a_picture_and_sound_alone(model):
     picture = Media(np.zeros((1, 56, 84, 3), np.uint8), None)
     assert model.prefix(picture, "interleaved").count(Modality.VIDEO) == 6
@@ -105,3 +125,37 @@ def test_no_model_for_clips(tmp_path):
         load_model(str(tmp_path))
     with pytest.raises(UserError, match="'gemma', which is not supported; supported are llama"):
         open_source(tmp_path)
+
+
+def test_everything_wrong_with_a_configuration_is_told_at_once(folder, tmp_path):
+    config = json.loads((folder / "config.json").read_text())
+    thinker = config["thinker_config"]
+    del thinker["vision_config"]["depth"], thinker["audio_token_index"]
+    thinker["vision_config"]["rope_parameters"]["rope_theta"] = 1e6
+    thinker["audio_config"] |= {"activation_function": "relu", "d_model": "32"}
+    for file in folder.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError) as error:
+        load_model(str(tmp_path))
+    for problem in (
+        "thinker_config.vision_config.depth is missing",
+        "thinker_config.audio_token_index is missing",
+        "rope_parameters.rope_theta is 1000000.0, but only 10000.0 is supported",
+        "activation_function is 'relu', but only 'gelu' is supported",
+        "audio_config.d_model must be of type int, not '32'",
+    ):
+        assert problem in str(error.value)
+
+
+def test_damaged_checkpoints(folder, tmp_path):
+    for file in folder.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    tensors = tmp_path / "model.safetensors"
+    tensors.unlink()
+    with pytest.raises(UserError, match="is no checkpoint: it has none of model.safetensors"):
+        load_model(str(tmp_path))
+    tensors.write_bytes((folder / "model.safetensors").read_bytes()[:100_000])
+    with pytest.raises(UserError, match="100,000 bytes where its header asks for"):
+        load_model(str(tmp_path))
