@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
@@ -124,11 +125,25 @@ class AVModel(Protocol):
         ...
 
 
+class Keys(nnx.Rngs):
+    """The keys of `nnx.Rngs`, counted in Python: counting them while a large module is traced takes nnx seconds."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.drawn = 0
+
+    def params(self) -> jax.Array:
+        """The next key."""
+        key = jax.random.fold_in(self.default.key[...], self.drawn)
+        self.drawn += 1
+        return key
+
+
 def define(make: Callable[[], nnx.Module]) -> tuple[nnx.GraphDef, Params]:
     """The graph definition of a module and its parameters as shapes, without allocating any.
 
     Args:
-        make: builds the module, for instance ``lambda: Decoder(config, rngs=nnx.Rngs(0))``.
+        make: builds the module, for instance ``lambda: Decoder(config, rngs=Keys(0))``.
 
     Returns:
         The graph definition, and a nested dict of ``jax.ShapeDtypeStruct``.

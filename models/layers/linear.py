@@ -62,8 +62,9 @@ class Embed(nnx.Module):
 
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Embeds token ids."""
-        table = gathered(self.embedding[...], None, None)
-        return table.at[tokens].get(out_sharding=out_spec(self.axes[0], None, None))
+        batch, vocab = self.axes
+        table = gathered(self.embedding[...], vocab, None)  # rows are summed over devices: the table stays divided
+        return table.at[tokens].get(out_sharding=out_spec(batch, None, None))
 
     def attend(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Logits of the tied head."""

@@ -83,3 +83,21 @@ def test_a_decoder_loaded_onto_a_mesh(tmp_path, axes):
     save_params(tmp_path / "b", loaded, decoder_tensors(CONFIG), {})
     files = [(tmp_path / folder / "model.safetensors").read_bytes() for folder in "ab"]
     assert files[0] == files[1]
+
+
+def test_the_table_of_embeddings_stays_divided():
+    mesh = mesh_of(data=2, tensor=4)
+    graph, shapes = define_on(mesh, make)
+
+    def embed(params, tokens):
+        return nnx.merge(graph, params).embed(tokens)
+
+    with jax.set_mesh(mesh):
+        params = jax.tree.map(lambda x: jnp.arange(x.size, dtype=x.dtype).reshape(x.shape, out_sharding=P()), shapes)
+        params = jax.device_put(params, jax.tree.map(lambda x: x.sharding, shapes))
+        tokens = jax.device_put(jnp.arange(16).reshape(8, 2) * 5, P("data"))
+        compiled = jax.jit(embed).lower(params, tokens).compile()
+        embedded = compiled(params, tokens)
+    table = np.arange(CONFIG.vocab_size * CONFIG.hidden_size, dtype=np.float32).reshape(CONFIG.vocab_size, -1)
+    np.testing.assert_array_equal(embedded, table[np.arange(16).reshape(8, 2) * 5])
+    assert "all-gather" not in compiled.as_text() and "all-reduce" in compiled.as_text()
