@@ -1,6 +1,6 @@
 """SigLIP's vision transformer against transformers' through a checkpoint on disk.
 
-REFERENCE_CASES=200 runs more random cases than the default 20.
+PARITY_CASES=200 runs more random cases than the default 20.
 """
 
 import functools
@@ -21,7 +21,7 @@ from models.vision.siglip import SiglipConfig, SiglipVision, siglip_tensors
 from tests.models.videollama2 import seeded
 from tests.tolerances import LOGITS
 
-CASES = int(os.environ.get("REFERENCE_CASES", "20"))
+CASES = int(os.environ.get("PARITY_CASES", "20"))
 SHAPES = [  # cases share them, to compile few programs
     SiglipConfig.tiny(),
     SiglipConfig.tiny(num_attention_heads=4, image_size=33, layer_norm_eps=1e-5),
