@@ -39,9 +39,14 @@ def axis_size(axis: MeshAxis) -> int:
     return size
 
 
+def dividing(axis: MeshAxis, size: int) -> MeshAxis:
+    """The mesh axis, or None where it does not divide `size`."""
+    return axis if size % axis_size(axis) == 0 else None
+
+
 def head_axis(rules: ShardingRules, kv_heads: int) -> MeshAxis:
     """The mesh axis for heads, or None where `kv_heads` cannot be divided over it (SmolLM2 has 3)."""
-    return rules.heads if kv_heads % axis_size(rules.heads) == 0 else None
+    return dividing(rules.heads, kv_heads)
 
 
 def present(axis: MeshAxis, *, explicit: bool = False) -> MeshAxis:

@@ -107,7 +107,8 @@ def measure(options: Options) -> None:
     source = open_source(options.folder)
     began = time.perf_counter()
     with Peak() as peak:
-        _, params = source.load(source.dtype(), mesh)
+        with jax.set_mesh(mesh):
+            _, params = source.load(source.dtype())
         jax.block_until_ready(params)
     seconds = time.perf_counter() - began
     sizes = [leaf.nbytes for leaf in jax.tree.leaves(params)]

@@ -8,7 +8,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from acckv_jax.sharding import MeshAxis, axis_size, mesh_spec
+from acckv_jax.sharding import MeshAxis, axis_size, dividing, mesh_spec
 from models.interface import Params
 from models.layers.linear import Embed, Linear
 
@@ -66,4 +66,4 @@ def _stored(shape: tuple[int, ...], *axes: MeshAxis) -> PartitionSpec:
 
 
 def _dividing(shape: tuple[int, ...], *axes: MeshAxis) -> PartitionSpec:
-    return mesh_spec(*(axis if n % axis_size(axis) == 0 else None for n, axis in zip(shape, axes, strict=True)))
+    return mesh_spec(*(dividing(axis, n) for n, axis in zip(shape, axes, strict=True)))

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
 
 from models.decoder import Decoder
 from models.errors import UserError
@@ -70,8 +69,8 @@ class Source:
         kinds = {stored.dtype for full, stored in self.checkpoint.tensors.items() if names[full] in self.tensors}
         return kinds & FLOATS  # of others, and of none, `load` tells
 
-    def load(self, dtype: jnp.dtype, mesh: Mesh | None = None) -> tuple[nnx.GraphDef, Params]:
-        """The module's graph definition and its parameters, divided over `mesh` if there is one.
+    def load(self, dtype: jnp.dtype) -> tuple[nnx.GraphDef, Params]:
+        """The module's graph definition and its parameters, divided over the mesh that is set (`jax.set_mesh`), if any.
 
         Raises:
             UserError: if the checkpoint does not fit.
@@ -80,7 +79,8 @@ class Source:
         def make() -> nnx.Module:
             return self.make(dtype)
 
-        graph, shapes = define_on(mesh, make) if mesh else define(make)
+        mesh = jax.sharding.get_mesh()
+        graph, shapes = define(make) if mesh.empty else define_on(mesh, make)
         return graph, load_params(self.checkpoint, self.tensors, shapes, prefix=self.prefix, ignore=self.ignore)
 
 

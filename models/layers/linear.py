@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from acckv_jax.sharding import MeshAxis, gathered, out_spec
+from acckv_jax.sharding import MeshAxis, dividing, gathered, out_spec
 
 
 class Linear(nnx.Module):
@@ -61,8 +61,8 @@ class Embed(nnx.Module):
         self.axes = (batch, vocab)
 
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """Embeds token ids."""
-        batch, vocab = self.axes
+        """Embeds token ids; fewer rows than devices along the batch's axis are embedded on all of them."""
+        batch, vocab = dividing(self.axes[0], tokens.shape[0]), self.axes[1]
         table = gathered(self.embedding[...], vocab, None)  # rows are summed over devices: the table stays divided
         return table.at[tokens].get(out_sharding=out_spec(batch, None, None))
 
