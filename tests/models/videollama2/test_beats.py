@@ -10,6 +10,7 @@ from flax import nnx
 
 from models.audio.beats import Beats, BeatsConfig, beats_tensors, buckets
 from models.interface import define
+from tests.acckv_jax.contract_cases import QUICK
 from tests.models.videollama2 import seeded
 from tests.models.videollama2.cases import BEATS, GOLDEN, beats_sizes
 from tests.models.videollama2.parameters import seeded_params
@@ -22,7 +23,7 @@ EXPECTED = np.load(GOLDEN / "videollama2_beats.npz")
 def encoder(config):
     graph, shapes = define(lambda: Beats(config, rngs=nnx.Rngs(0)))
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=QUICK)
     def run(params, banks):
         beats = nnx.merge(graph, params)
         return beats(banks), beats.tags(banks)

@@ -10,6 +10,7 @@ from flax import nnx
 
 from models.interface import define
 from models.videollama2.connector import STCConnector, stc_tensors
+from tests.acckv_jax.contract_cases import QUICK
 from tests.models.videollama2 import seeded
 from tests.models.videollama2.cases import GOLDEN, STC
 from tests.models.videollama2.parameters import seeded_params
@@ -21,7 +22,7 @@ EXPECTED = np.load(GOLDEN / "videollama2_stc.npz")
 @functools.cache
 def connector(features, hidden):
     graph, shapes = define(lambda: STCConnector(features, hidden, rngs=nnx.Rngs(0)))
-    return jax.jit(lambda params, x: nnx.merge(graph, params)(x)), shapes
+    return jax.jit(lambda params, x: nnx.merge(graph, params)(x), compiler_options=QUICK), shapes
 
 
 @pytest.mark.parametrize("number", range(len(STC)))

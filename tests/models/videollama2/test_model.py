@@ -15,6 +15,7 @@ from models.step import DecoderStep
 from models.videollama2.config import VideoLLaMA2Config
 from models.videollama2.modeling import VideoLLaMA2
 from models.videollama2.params import videollama2_tensors
+from tests.acckv_jax.contract_cases import QUICK
 from tests.models.videollama2 import seeded
 from tests.models.videollama2.cases import GOLDEN, MODEL, VIDEO_TOKEN, question_ids
 from tests.models.videollama2.checkpoints import case_config
@@ -33,14 +34,14 @@ def causal(index, q, k, v, cache):
 def programs(config):
     graph, shapes = define(lambda: VideoLLaMA2(config, rngs=nnx.Rngs(0)))
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=QUICK)
     def embed(params, before, after, frames, banks):
         model = nnx.merge(graph, params)
         text = [model.decoder.embed(part[None])[0] for part in (before, after)]
         media = [model.see(frames), *([] if banks is None else [model.hear(banks)])]
         return jnp.concatenate([text[0], *media, text[1]])[None]
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=QUICK)
     def logits(params, embedded):
         decoder = nnx.merge(graph, params).decoder
         positions = jnp.arange(embedded.shape[1])[None]
@@ -78,9 +79,11 @@ def test_cached_decoding_equals_upstreams_greedy_tokens(number):
     policy = acckv_jax.make_policy("full")
     tokens, layers = EXPECTED[f"tokens_{number}"], config.decoder.num_hidden_layers
     prompt = acckv_jax.make_prompt(np.zeros((1, embedded.shape[1]), int))
-    run = jax.jit(functools.partial(acckv_jax.prefill, step, policy=policy, layers=layers, room=len(tokens)))
+    prefill = functools.partial(acckv_jax.prefill, step, policy=policy, layers=layers, room=len(tokens))
+    run = jax.jit(prefill, compiler_options=QUICK)
     logits, cache = run(params["decoder"], embedded, prompt)
-    one = jax.jit(functools.partial(acckv_jax.decode_step, step, policy=policy), donate_argnames="cache")
+    decode_step = functools.partial(acckv_jax.decode_step, step, policy=policy)
+    one = jax.jit(decode_step, donate_argnames="cache", compiler_options=QUICK)
     chosen = []
     for _ in tokens:
         chosen.append(logits.argmax(-1))

@@ -18,6 +18,7 @@ from models.hf.checkpoint import open_checkpoint
 from models.hf.load import load_params
 from models.interface import define
 from models.vision.siglip import SiglipConfig, SiglipVision, siglip_tensors
+from tests.acckv_jax.contract_cases import QUICK
 from tests.models.videollama2 import seeded
 from tests.tolerances import LOGITS
 
@@ -34,7 +35,7 @@ SHAPES = [  # cases share them, to compile few programs
 def tower(config):
     graph, shapes = define(lambda: SiglipVision(config, rngs=nnx.Rngs(0)))
 
-    @functools.partial(jax.jit, static_argnums=2)
+    @functools.partial(jax.jit, static_argnums=2, compiler_options=QUICK)
     def run(params, pixels, layers):
         siglip = nnx.merge(graph, params)
         return siglip.patches(pixels, layers), siglip(pixels)
