@@ -4,14 +4,13 @@ import dataclasses
 import math
 import re
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
 
 COLLECTIVE = re.compile(r"= (.+?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
 SHAPE = re.compile(r"([a-z]+)(\d+)?[a-z\d]*\[([\d,]*)\]")
-SIZE = re.compile(r"([\d.]+)([KMGTP]?)\b")
+TOO_LARGE = re.compile(r"RESOURCE_EXHAUSTED: Ran out of memory .*?\bhbm\b.*?(\d+(?:\.\d+)?)([KMGTP]?)\b", re.IGNORECASE)
 UNITS = {unit: 1024**power for power, unit in enumerate(("", "K", "M", "G", "T", "P"))}
 
 
@@ -60,14 +59,13 @@ class Compiled:
     seconds: float = 0.0
 
 
-def compiled(lower: Callable[[], jax.stages.Lowered]) -> Compiled:
+def compiled(lowered: jax.stages.Lowered) -> Compiled:
     """Compiles a program and reads what the compiler tells; a program that is too large for the device is an answer.
 
     Raises:
         jax.errors.JaxRuntimeError: if the compiler fails for another reason.
     """
     start = time.perf_counter()
-    lowered = lower()
     try:
         program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -95,9 +93,8 @@ def compiled(lower: Callable[[], jax.stages.Lowered]) -> Compiled:
 
 def too_large(message: str) -> int | None:
     """Bytes that a program needs, from the message with which a compiler refuses it; None if it is of another kind."""
-    if "RESOURCE_EXHAUSTED" not in message or not (found := SIZE.search(message.partition("emory")[2])):
-        return None
-    return int(float(found[1]) * UNITS[found[2]])
+    found = TOO_LARGE.search(message)
+    return int(float(found[1]) * UNITS[found[2].upper()]) if found else None
 
 
 def collectives(hlo: str) -> tuple[Moved, ...]:
