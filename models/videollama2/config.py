@@ -1,7 +1,7 @@
 """Sizes and options of VideoLLaMA2.1-AV; the names are those of its config.json."""
 
 import dataclasses
-from typing import Any, Self
+from typing import Self
 
 from models.audio.beats import BeatsConfig
 from models.decoder import DecoderConfig
@@ -75,12 +75,6 @@ class VideoLLaMA2Config:
             152064, 3584, 28, 28, 4, 128, 18944, 1e6, 1e-6, 32768, attention_bias=True, tie_word_embeddings=False
         )
         return cls(decoder, SiglipConfig.so400m_14_384(), BeatsConfig.iter3_plus_as2m(), num_frames)
-
-    @classmethod
-    def tiny(cls, **changes: Any) -> Self:
-        """A small random model, for tests."""
-        decoder = DecoderConfig.tiny(attention_bias=True, tie_word_embeddings=False)
-        return dataclasses.replace(cls(decoder, SiglipConfig.tiny(), BeatsConfig.tiny(), 4), **changes)
 
     @classmethod
     def from_hf(cls, section: Section) -> Self:

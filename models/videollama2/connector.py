@@ -82,9 +82,8 @@ class STCConnector(nnx.Module):
         common = {"rngs": rngs, "dtype": dtype}
         widths = (features, *(hidden,) * (DEPTH - 1))
         self.before = nnx.List(Bottleneck(width, hidden, **common) for width in widths)
-        init = jax.nn.initializers.normal((hidden * STEP**3) ** -0.5)
-        self.sampler = nnx.Param(init(rngs.params(), (STEP, STEP, STEP, hidden, hidden), dtype))
-        self.sampler_bias = nnx.Param(jnp.zeros((hidden,), dtype))
+        # the checkpoint's strided convolution, as one product
+        self.sampler = Linear(hidden * STEP**3, hidden, use_bias=True, **common)
         self.after = nnx.List(Bottleneck(hidden, hidden, **common) for _ in range(DEPTH))
         self.up = Linear(hidden, hidden, use_bias=True, **common)
         self.down = Linear(hidden, hidden, use_bias=True, **common)
@@ -103,9 +102,8 @@ class STCConnector(nnx.Module):
         for block in self.before:
             y = block(y)
         y = y.reshape(batch, frames, height, width, -1)[:, : grid[0] * STEP, : grid[1] * STEP, : grid[2] * STEP]
-        y = y.reshape(batch, grid[0], STEP, grid[1], STEP, grid[2], STEP, -1)
-        y = jnp.einsum("btiyjxkc,ijkcd->btyxd", y, self.sampler[...])
-        y = jax.nn.silu(y + self.sampler_bias[...].reshape(1, 1, 1, 1, -1)).reshape(batch * grid[0], *grid[1:], -1)
+        y = y.reshape(batch * grid[0], STEP, grid[1], STEP, grid[2], STEP, -1).transpose(0, 2, 4, 6, 1, 3, 5)
+        y = jax.nn.silu(self.sampler(y.reshape(batch * grid[0], *grid[1:], -1)))
         for block in self.after:
             y = block(y)
         y = y.reshape(batch, grid[0] * grid[1] * grid[2], -1)
@@ -115,8 +113,8 @@ class STCConnector(nnx.Module):
 def stc_tensors(features: int, hidden: int) -> Tensors:
     """Where the tensors of a checkpoint go: ``s1.b1.conv1.conv.weight`` and so on."""
     tensors: Tensors = {
-        "sampler.0.weight": Tensor(("sampler",), (2, 3, 4, 1, 0)),
-        "sampler.0.bias": Tensor(("sampler_bias",)),
+        "sampler.0.weight": Tensor(("sampler", "kernel"), (1, 0), (hidden, hidden, STEP, STEP, STEP)),
+        "sampler.0.bias": Tensor(("sampler", "bias")),
         **linear("readout.0", ("up",), bias=True),
         **linear("readout.2", ("down",), bias=True),
     }
