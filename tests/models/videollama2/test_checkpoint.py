@@ -9,6 +9,7 @@ import torch
 from flax.traverse_util import flatten_dict
 
 from acckv_jax import Modality
+from models.clip_writer import write_clip
 from models.errors import UserError
 from models.hf.config import reading
 from models.hf.export import save_params
@@ -16,6 +17,7 @@ from models.media import Media
 from models.smolav.params import FOLDER as SMOLAV
 from models.videollama2.model import VideoLLaMA2Model
 from models.videollama2.params import open_videollama2
+from models.videollama2.preprocess import frame_numbers
 from tests.models.qwen2_5_omni.vocabulary import write_tokenizer
 from tests.models.videollama2.cases import MODEL, model_config
 from tests.models.videollama2.checkpoints import BIAS, write_checkpoint, write_config
@@ -106,6 +108,17 @@ def test_clip_to_prompt(model):
     np.testing.assert_array_equal(seen.inputs, chunk.inputs[: len(seen)])
     heard = model.prefix(dataclasses.replace(media, frames=None), "blocks")
     assert heard.count(Modality.VIDEO) == 0 and heard.count(Modality.AUDIO) == audio
+
+
+@pytest.mark.parametrize(("frames", "fps"), [(40, 25), (41, 30), (3, 10), (1, 5)])
+def test_frames_are_those_with_the_right_numbers(model, tmp_path, frames, fps):
+    greys = 6 * np.arange(frames, dtype=np.uint8)
+    write_clip(tmp_path / "clip.mp4", np.broadcast_to(greys[:, None, None, None], (frames, 32, 48, 3)), fps=fps)
+    media = model.read(tmp_path / "clip.mp4")
+    assert media.audio is None
+    shown = media.frames.mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(shown, greys[frame_numbers(frames, CASE.num_frames)], atol=2.5)
+    assert len(model.prefix(media, "blocks")) > model.config.video_tokens
 
 
 def test_a_picture_is_a_video_in_which_nothing_moves(model):
