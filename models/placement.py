@@ -24,7 +24,7 @@ def define_on(mesh: Mesh, make: Callable[[], nnx.Module]) -> tuple[nnx.GraphDef,
 
     Args:
         mesh: of any of the axes that the module's `ShardingRules` name, and "fsdp".
-        make: builds the module, for instance ``lambda: Decoder(config, rngs=nnx.Rngs(0))``.
+        make: builds the module, for instance ``lambda: Decoder(config, rngs=Keys(0))``.
 
     Returns:
         The graph definition, and a nested dict of ``jax.ShapeDtypeStruct``.

@@ -17,7 +17,7 @@ from models.hf.config import Section
 from models.hf.decoder import decoder_config, decoder_ignored, decoder_tensors
 from models.hf.load import FLOATS, load_params
 from models.hf.tensors import Tensors
-from models.interface import Params, define
+from models.interface import Keys, Params, define
 from models.placement import define_on
 
 
@@ -95,7 +95,7 @@ def open_decoder(folder: Path, section: Section, *, attention_bias: bool) -> Sou
     section.check()
 
     def make(dtype: jnp.dtype) -> Decoder:
-        return Decoder(config, rngs=nnx.Rngs(0), dtype=dtype)
+        return Decoder(config, rngs=Keys(0), dtype=dtype)
 
     ignored = decoder_ignored(config)
     return Source(open_checkpoint(folder), make, decoder_tensors(config), section.values, ignore=ignored)

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from models.chatml import ChatML
 from models.decoder import Decoder
 from models.hf.config import reading
-from models.interface import Chunk, Params, define
+from models.interface import Chunk, Keys, Params, define
 from models.media import Media, Progress, Sampling, read_clip
 from models.qwen2_5_omni import images
 from models.qwen2_5_omni.chat import LAYOUTS, Chat, clip_items
@@ -51,7 +51,7 @@ class QwenOmniModel:
             config, source = open_thinker(folder, section)
         chat = Chat(ChatML(load_tokenizer(folder), config.text.vocab_size), config)
         graph, params = source.load(source.run_dtype())
-        decoder, _ = define(lambda: Decoder(config.text, rngs=nnx.Rngs(0)))
+        decoder, _ = define(lambda: Decoder(config.text, rngs=Keys(0)))
         return cls(str(folder), config, graph, params, chat, DecoderStep(decoder))
 
     @property

@@ -16,7 +16,7 @@ from models.decoder import Decoder
 from models.errors import UserError
 from models.hf.config import reading
 from models.hf.decoder import decoder_tensors
-from models.interface import Chunk, Params, define
+from models.interface import Chunk, Keys, Params, define
 from models.media import Media, Progress, Sampling, read_clip
 from models.resize import resize_bicubic
 from models.step import DecoderStep
@@ -70,7 +70,7 @@ class VideoLLaMA2Model:
         chat = ChatML(load_tokenizer(folder), config.decoder.vocab_size)
         decoder_alone = dataclasses.replace(source, tensors=decoder_tensors(config.decoder))
         graph, params = source.load(decoder_alone.run_dtype())  # the audio tower's file may be of another type
-        decoder, _ = define(lambda: Decoder(config.decoder, rngs=nnx.Rngs(0)))
+        decoder, _ = define(lambda: Decoder(config.decoder, rngs=Keys(0)))
         return cls(str(folder), config, graph, params, chat, DecoderStep(decoder))
 
     @property

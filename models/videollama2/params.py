@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 
 import jax.numpy as jnp
-from flax import nnx
 
 from models.audio.beats import beats_tensors
 from models.hf.checkpoint import open_checkpoint
@@ -12,6 +11,7 @@ from models.hf.config import Section
 from models.hf.decoder import decoder_ignored, decoder_tensors
 from models.hf.source import Source
 from models.hf.tensors import Tensors, linear
+from models.interface import Keys
 from models.videollama2.config import VideoLLaMA2Config
 from models.videollama2.connector import stc_tensors
 from models.videollama2.modeling import VideoLLaMA2
@@ -49,7 +49,7 @@ def open_videollama2(folder: Path, section: Section) -> tuple[VideoLLaMA2Config,
     config = VideoLLaMA2Config.from_hf(section)
 
     def make(dtype: jnp.dtype) -> VideoLLaMA2:
-        return VideoLLaMA2(config, rngs=nnx.Rngs(0), dtype=dtype)
+        return VideoLLaMA2(config, rngs=Keys(0), dtype=dtype)
 
     ignored = (SHARED_BIAS, *decoder_ignored(config.decoder))
     checkpoint = open_checkpoint(folder, PARTS)
