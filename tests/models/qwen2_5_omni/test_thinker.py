@@ -1,5 +1,6 @@
 """The whole thinker against transformers: logits of the prompt, of cached decoding, and greedy answers."""
 
+import dataclasses
 import functools
 
 import jax
@@ -12,6 +13,7 @@ import acckv_jax
 from models.batching import padded
 from models.decoder import DecoderConfig
 from models.qwen2_5_omni.config import AudioConfig, ThinkerConfig, VisionConfig
+from models.qwen2_5_omni.prompt import expand
 from tests.models.qwen2_5_omni.thinkers import embedded, loaded_thinker, random_case, reference_thinker, theirs
 from tests.models.qwen2_5_omni.towers import DRAWS, STRUCTURES
 from tests.tolerances import LOGITS
@@ -63,7 +65,7 @@ def our_logits(ours, chunks, answers):
 
 
 def made_by_transformers(reference, case, tokens, config):
-    """A greedy answer [STEPS], and the logits it was chosen by [STEPS, V]."""
+    """A greedy answer [STEPS], and the logits it was chosen by [STEPS, V], equal with and without their cache."""
     with torch.no_grad():
         out = reference.generate(
             **theirs(case, tokens, config),
@@ -72,7 +74,12 @@ def made_by_transformers(reference, case, tokens, config):
             output_logits=True,
             return_dict_in_generate=True,
         )
-    return out.sequences[0, len(tokens) :].numpy(), torch.cat(out.logits).numpy()
+    answer, logits = out.sequences[0, len(tokens) :].numpy(), torch.cat(out.logits).numpy()
+    whole = dataclasses.replace(case, parts=[*case.parts, answer.tolist()])
+    with torch.no_grad():  # without a cache, over prompt and answer
+        full = reference(**theirs(whole, expand(whole.parts, config), config)).logits[0, len(tokens) - 1 : -1]
+    np.testing.assert_allclose(logits, full.numpy(), **LOGITS)
+    return answer, logits
 
 
 @pytest.fixture(scope="module", params=range(STRUCTURES))
