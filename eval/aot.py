@@ -23,7 +23,7 @@ from rich.console import Console
 import acckv_jax
 from acckv_jax import CachePolicy, KVCache, Prompt, Scored, ShardingRules
 from acckv_jax.sharding import axis_size, mesh_spec
-from eval.aot_report import Row, print_report
+from eval.aot_report import Row, capacities, print_report
 from eval.bench import TEXT, modalities
 from eval.compiled import compiled
 from eval.policies import build_policy, check_policies
@@ -170,17 +170,18 @@ class Plan:
         """A program that reads a prompt, traced."""
         config, batch = self.preset.decoder, ShardingRules().batch
         inputs = self._array((rows, self.context, config.hidden_size), DTYPE, batch)
-        prompt = Prompt(self._array((rows, self.context), jnp.int8, batch), self._array((rows,), jnp.int32, batch))
+        length: Any = self._array((rows,), jnp.int32, batch)
+        prompt = Prompt(self._array((rows, self.context), jnp.int8, batch), length)
         named = {}
         if config.mrope_section:
             axes = len(config.mrope_section)
             named["positions"] = self._array((axes, rows, self.context), jnp.int32, None, batch)
-            named["delta"] = prompt.length
+            named["delta"] = length
         with jax.set_mesh(self.mesh):
             # The table of embeddings is in memory too, though inputs are embedded already.
             return jax.jit(run, keep_unused=True).trace(self.params, inputs, prompt, **named)
 
-    def _array(self, shape: tuple[int, ...], dtype: Any, *axes: Any) -> jax.ShapeDtypeStruct:
+    def _array(self, shape: tuple[int, ...], dtype: Any, *axes: Any) -> Any:
         with jax.set_mesh(self.mesh):
             return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.mesh, mesh_spec(*axes)))
 
@@ -273,10 +274,12 @@ def run(options: Options) -> None:
         "memory": topology.memory,
         "weights": weights,
         "towers": plan.towers,
+        "tokens": plan.preset.decoder.max_position_embeddings,
         "jax": jax.__version__,
     }
     if options.json:
-        print(json.dumps(about | {"programs": [dataclasses.asdict(row) for row in rows]}))
+        capacity = [dataclasses.asdict(each) for each in capacities(about, rows)]
+        print(json.dumps(about | {"programs": [dataclasses.asdict(row) for row in rows], "capacity": capacity}))
         return
     print_report(about, rows, Console(width=150))
 

@@ -121,10 +121,11 @@ def print_report(about: dict[str, Any], rows: list[Row], console: Console) -> No
     weights, towers = gib(about["weights"]), gib(about["towers"])
     console.print(f"Per device: {weights} GiB of the decoder's weights; the towers, encoding, hold {towers} GiB more.")
     for each in capacities(about, rows):
+        beyond = f" (the model tells {about['tokens']:,} apart)" if each.tokens > about["tokens"] else ""
         console.print(
             f"{each.cache} cache: K and V are {each.kv_share:.0%} of what decoding needs. By arithmetic, beside the "
             f"towers and the prefill of further rows: {each.rows:,} rows at this context, or {each.tokens:,} tokens of "
-            f"context at this batch.",
+            f"context at this batch{beyond}.",
             soft_wrap=True,
         )
 

@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -49,7 +50,7 @@ class Topology:
     """
 
     name: str
-    devices: Sequence[jax.Device]
+    devices: Sequence[Any]
     memory: int | None
 
     @property
