@@ -37,6 +37,7 @@ def reference_thinker(config: ThinkerConfig, seed: int) -> Qwen2_5OmniThinkerFor
     hf._attn_implementation = "eager"
     model = Qwen2_5OmniThinkerForConditionalGeneration(hf).eval().float()
     randomise(model, seed)
+    model.lm_head.weight.data[WORDS : WORDS + 7] = 0  # tokens of media are never the likeliest in an answer
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     return model
