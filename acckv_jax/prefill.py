@@ -84,7 +84,9 @@ def prefill(
         full = _flagged(full, sums, out, rows)
         capacity = policy.capacity(full.slots)
         used = sums[0] if sums else None
-        return out, _prune_layer(full, used, prompt.length, jnp.int32(index), policy, capacity, room)
+        pruned = _prune_layer(full, used, prompt.length, jnp.int32(index), policy, capacity, room)
+        # Else XLA puts off what no later layer needs, such as all layers' NaN flags, and keeps what they are made from.
+        return jax.lax.optimization_barrier((out, pruned))
 
     logits, cached = step(
         params,

@@ -244,9 +244,9 @@ def planned(options: Options) -> tuple[Topology, Plan, CachePolicy]:
             f"--context must be above {TEXT} and --steps above 0, and both together at most {most} for "
             f"{options.model}, not {options.context} and {options.steps}."
         )
+    topology = find_topology(options.topology)  # before any array is made, which fixes the number of CPU devices
     policy = build_policy(options.policy, options.budget, tau=TAU)
     check_policies({options.policy: policy}, modalities(options.context)[0])
-    topology = find_topology(options.topology)
     mesh = make_mesh(topology, options.mesh, preset.decoder.num_key_value_heads)
     plan = Plan.make(preset, mesh, options.context, options.steps)
     if options.batch < 1 or options.batch % plan.group:

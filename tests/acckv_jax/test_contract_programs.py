@@ -221,3 +221,13 @@ def test_rule_10_only_compressed_layers_accumulate(name):
     # Peak counts live buffers; the temporary size of XLA counts the gaps between them as well.
     weights = four.argument_size_in_bytes - two.argument_size_in_bytes
     assert four.peak_memory_in_bytes - two.peak_memory_in_bytes < weights + kept + full_layer // 16
+
+
+def test_rule_10_nothing_of_a_layer_is_put_off():
+    """Else XLA for TPUs makes all layers' NaN flags at the end, and keeps every layer's attention output until then."""
+    tokens, prompt = long_prompt()
+    policy = CONTRACT["full"]
+    run = functools.partial(kv.prefill, MODEL, policy=policy, layers=MODEL.layers)
+    found = arrays_of(jax.jit(run).trace(params_of_shapes(), tokens, prompt).jaxpr)
+    ends = [shape for name, shape in found if name == "optimization_barrier" and shape[1:2] == tokens.shape[1:]]
+    assert ends == [(*tokens.shape, MODEL.heads, MODEL.head_dim)] * MODEL.layers

@@ -3,6 +3,9 @@
 import dataclasses
 import io
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -103,6 +106,13 @@ def test_mistakes_exit_with_2(arguments, sentence, capsys):
     assert main([*SMALL, *arguments]) == 2
     error = capsys.readouterr().err
     assert sentence in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_any_number_of_processors():
+    command = [sys.executable, "-m", "eval.aot", *SMALL, "--topology", "cpu:12", "--batch", "4"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --batch 4 cannot be divided over the 3 shards of rows")
 
 
 def test_tpus_need_libtpu(monkeypatch):
