@@ -1,6 +1,5 @@
 """Tokenizers, built from what a checkpoint holds."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from models.errors import UserError
 from models.readers.gguf import read_gguf_metadata
+from models.readers.json_object import parse_object, read_object, read_text
 from models.weights import fetch
 
 CONTROL = 3  # GGUF's token type for special tokens
@@ -86,18 +86,21 @@ def read_tokenizer(file: Path) -> Tokenizer:
     Raises:
         UserError: if the file is damaged.
     """
-    text = _read_text(file)
-    model = _parse(file, text).get("model")
+    text = read_text(file)
+    model = parse_object(file, text).get("model")
     if not isinstance(model, dict) or "vocab" not in model:
         raise UserError(f"{file} describes no tokenizer (it has no model.vocab); copy it again.")
-    tokenizer = Tokenizer.from_str(text)
+    try:
+        tokenizer = Tokenizer.from_str(text)
+    except Exception as error:  # the library raises no narrower type, and nothing else runs here
+        raise UserError(f"{file} is not a readable tokenizer ({error}); copy it again.") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
 
 
 def _qwen2_tokenizer(folder: Path) -> Tokenizer:
-    options, vocabulary = _read_json(folder / "tokenizer_config.json"), _read_json(folder / "vocab.json")
+    options, vocabulary = read_object(folder / "tokenizer_config.json"), read_object(folder / "vocab.json")
     if (kind := options.get("tokenizer_class")) not in QWEN2_CLASSES:
         raise UserError(
             f"The tokenizer in {folder} is of the class {kind!r}, and from vocab.json and merges.txt only "
@@ -132,12 +135,12 @@ def _added_tokens(folder: Path, options: dict[str, Any]) -> dict[int, AddedToken
     special = {name["content"] if isinstance(name, dict) else name for name in names}
     return {
         number: AddedToken(token, normalized=False, special=token in special)
-        for token, number in _read_json(folder / "added_tokens.json").items()
+        for token, number in read_object(folder / "added_tokens.json").items()
     }
 
 
 def _read_merges(file: Path, vocabulary: dict[str, int]) -> list[tuple[str, str]]:
-    lines = _read_text(file).split("\n")
+    lines = read_text(file).split("\n")
     merges = []
     for number, line in enumerate(lines, 1):
         if not line.strip() or (number == 1 and line.startswith("#version")):
@@ -149,26 +152,3 @@ def _read_merges(file: Path, vocabulary: dict[str, int]) -> list[tuple[str, str]
             )
         merges.append((first, second))
     return merges
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    return _parse(file, _read_text(file))
-
-
-def _parse(file: Path, text: str) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{file} is not readable JSON ({error}); copy it again from where it came from.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file} must hold a JSON object, not a {type(content).__name__}; copy it again.")
-    return content
-
-
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}); copy the tokenizer's files again.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8 text ({error.reason}); copy it again.") from error

@@ -70,7 +70,7 @@ class BeatsConfig:
     @classmethod
     def from_hf(cls, section: Section) -> Self:
         """Reads sizes under these names; all must be there."""
-        return cls(**{field.name: section.need(field.name, int) for field in dataclasses.fields(cls)})
+        return cls(**{field.name: section.positive(field.name) for field in dataclasses.fields(cls)})
 
 
 class PositionalConv(nnx.Module):

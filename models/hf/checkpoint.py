@@ -5,8 +5,6 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-
 from models.errors import UserError
 from models.readers.safe_tensors import read_safetensors
 from models.readers.stored import StoredArray
@@ -51,7 +49,7 @@ def open_checkpoint(folder: Path, parts: Iterable[str] = ()) -> Checkpoint:
         _join(tensors, copies, _read(path))
     for path in (folder / name for name in parts if (folder / name).is_file()):
         part = _read(path)
-        same = {name for name in part.keys() & tensors.keys() if _equal(part[name], tensors[name])}
+        same = {name for name in part.keys() & tensors.keys() if part[name].equals(tensors[name])}
         _join(tensors, copies, {name: stored for name, stored in part.items() if name not in same})
     return Checkpoint(folder, tensors, copies)
 
@@ -64,7 +62,7 @@ def _shards(index: Path) -> list[Path]:
     try:
         files: dict[str, str] = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
         shards = [index.with_name(name) for name in sorted(set(files.values()))]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{index} is not a readable index of shards ({error}); copy it again.") from error
     if missing := [shard.name for shard in shards if not shard.is_file()]:
         raise UserError(f"{index.parent} lacks shards that its index names: {listing(missing)}; copy them too.")
@@ -75,10 +73,6 @@ def _join(tensors: dict[str, StoredArray], copies: dict[str, str], more: dict[st
     """Adds `more` to `tensors`, and to `copies` what is there already."""
     copies |= {name: f"{tensors[name].file.name} and {more[name].file.name}" for name in more if name in tensors}
     tensors |= more
-
-
-def _equal(a: StoredArray, b: StoredArray) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and np.array_equal(a.read(), b.read())
 
 
 def listing(items: list[str], most: int = 20) -> str:

@@ -1,12 +1,19 @@
-"""config.json of a checkpoint folder, read so that nothing is silently defaulted."""
+"""config.json of a checkpoint folder, read so that what is missing is an error.
 
-import json
+Absent (or null) may only be keys whose absence itself says something in Hugging Face's format: `get`, `only` and
+`positive` with a default are for these. Of a decoder they are num_key_value_heads and head_dim, which then follow from
+the other sizes, and the options that are off where they are not mentioned: biases, sliding windows, and scaled, partial
+or sectioned rotary embeddings. Of SigLIP, whose files hold only what differs from the published tower, they are
+hidden_act, vision_use_head, layer_norm_eps and num_channels.
+"""
+
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from models.errors import UserError
+from models.readers.json_object import read_object
 
 Value = TypeVar("Value")
 ROPE_TYPES = ("default", "mrope")
@@ -49,6 +56,13 @@ class Section:
     def get(self, name: str, kind: type[Value], default: Value) -> Value:
         """As `need`, for keys whose absence means `default` in Hugging Face's format."""
         return self.need(name, kind) if self.has(name) else default
+
+    def positive(self, name: str, default: int | None = None) -> int:
+        """As `need` and, where there is a default, as `get`, for integers of at least 1."""
+        value = self.need(name, int) if default is None else self.get(name, int, default)
+        if value < 1 and type(self.values.get(name)) is int:
+            return self.problem(f"{self.path(name)} must be at least 1, not {value}", 0)
+        return value
 
     def integers(self, name: str) -> tuple[int, ...]:
         """A list of integers that must be there."""
@@ -99,13 +113,7 @@ def read_config(folder: Path) -> Section:
         raise UserError(
             f"{folder} is no checkpoint: it has no config.json; give the folder that save_pretrained wrote."
         )
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # also what is not UTF-8
-        raise UserError(f"{file} is not readable JSON ({error}); copy it again from where it came from.") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{file} must hold a JSON object, not a {type(values).__name__}; copy it again.")
-    return Section(file, values)
+    return Section(file, read_object(file))
 
 
 @contextmanager

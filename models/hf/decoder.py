@@ -4,7 +4,8 @@ from models.decoder import DecoderConfig
 from models.hf.config import Section, rope
 from models.hf.tensors import Path, Tensor, Tensors, linear, norm
 
-HEAD = "lm_head.weight"
+HEAD, EMBEDDINGS = "lm_head.weight", "{}embed_tokens.weight"
+FULL = "full_attention"
 
 
 def decoder_config(section: Section, *, tied: bool, attention_bias: bool) -> DecoderConfig:
@@ -18,29 +19,33 @@ def decoder_config(section: Section, *, tied: bool, attention_bias: bool) -> Dec
     Raises:
         UserError: if the rotary embeddings are not supported.
     """
-    hidden, heads = section.need("hidden_size", int), section.need("num_attention_heads", int)
+    hidden, heads = section.positive("hidden_size"), section.positive("num_attention_heads")
     # Absent, as in most files of transformers 4, these two follow from the others: see LlamaConfig.
-    kv_heads = section.get("num_key_value_heads", int, heads)
-    head_dim = section.get("head_dim", int, hidden // max(heads, 1))
+    kv_heads = section.positive("num_key_value_heads", heads)
+    head_dim = section.positive("head_dim", hidden // max(heads, 1))
     theta, sections = rope(section)
     _refuse(section, kv_heads and heads % kv_heads, "num_key_value_heads must divide num_attention_heads")
+    derived = heads and not section.has("head_dim")
+    _refuse(section, derived and hidden % heads, "num_attention_heads must divide hidden_size")
+    _refuse(section, head_dim % 2, f"the heads are {head_dim} wide, which must be even for rotary embeddings")
     _refuse(section, sections and 2 * sum(sections) != head_dim, f"mrope_section must sum to {head_dim // 2}")
     _refuse(section, section.need("hidden_act", str) not in ("silu", ""), "only silu is supported as hidden_act")
-    _refuse(section, section.get("use_sliding_window", bool, False), "use_sliding_window is not supported")
-    _refuse(section, section.get("mlp_bias", bool, False), "mlp_bias is not supported")
-    if not attention_bias:
-        _refuse(section, section.get("attention_bias", bool, False), "attention_bias is not supported")
+    layers = section.get("layer_types", list, [])
+    _refuse(section, any(kind != FULL for kind in layers), f"only {FULL} is supported in layer_types")
+    section.only("partial_rotary_factor", 1.0)
+    for name in ("use_sliding_window", "mlp_bias", *(() if attention_bias else ("attention_bias",))):
+        section.only(name, False)
     return DecoderConfig(
-        vocab_size=section.need("vocab_size", int),
+        vocab_size=section.positive("vocab_size"),
         hidden_size=hidden,
-        num_hidden_layers=section.need("num_hidden_layers", int),
+        num_hidden_layers=section.positive("num_hidden_layers"),
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
-        intermediate_size=section.need("intermediate_size", int),
+        intermediate_size=section.positive("intermediate_size"),
         rope_theta=theta,
         rms_norm_eps=section.need("rms_norm_eps", float),
-        max_position_embeddings=section.need("max_position_embeddings", int),
+        max_position_embeddings=section.positive("max_position_embeddings"),
         attention_bias=attention_bias,
         tie_word_embeddings=tied,
         mrope_section=sections,
@@ -56,13 +61,13 @@ def decoder_tensors(config: DecoderConfig, *, prefix: str = "model.", head: str 
     """Names of the tensors of `models.decoder.Decoder`.
 
     Args:
-        config: the decoder's; with tied embeddings there is no head (see `decoder_ignored`).
+        config: the decoder's; with tied embeddings there is no head (see `decoder_copies`).
         prefix: of all names but the head's.
         head: name of the output head's weight.
         into: where the decoder's parameters are nested.
     """
     bias = config.attention_bias
-    tensors = {f"{prefix}embed_tokens.weight": Tensor((*into, "tokens", "embedding"))}
+    tensors = {EMBEDDINGS.format(prefix): Tensor((*into, "tokens", "embedding"))}
     for i in range(config.num_hidden_layers):
         name, path = f"{prefix}layers.{i}", (*into, "layers", i)
         tensors |= norm(f"{name}.input_layernorm", (*path, "attn_norm"))
@@ -78,6 +83,6 @@ def decoder_tensors(config: DecoderConfig, *, prefix: str = "model.", head: str 
     return tensors
 
 
-def decoder_ignored(config: DecoderConfig, head: str = HEAD) -> tuple[str, ...]:
-    """Names that may be in a checkpoint beside `decoder_tensors`: of tied embeddings some files hold a second copy."""
-    return (head,) if config.tie_word_embeddings else ()
+def decoder_copies(config: DecoderConfig) -> dict[str, str]:
+    """Of tied embeddings some files hold a second copy, as the head: its name -> that of the embeddings."""
+    return {HEAD: EMBEDDINGS.format("model.")} if config.tie_word_embeddings else {}

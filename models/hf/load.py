@@ -2,7 +2,7 @@
 
 import fnmatch
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -28,6 +28,7 @@ def load_params(
     *,
     prefix: str = "",
     ignore: Iterable[str] = (),
+    copies: Mapping[str, str] | None = None,
 ) -> Params:
     """Reads parameters, in the types and onto the devices that `shapes` asks for.
 
@@ -41,27 +42,35 @@ def load_params(
             `models.interface.define` without, which puts every parameter whole on the default device.
         prefix: taken off the checkpoint's names where they start with it.
         ignore: patterns (of `fnmatch`) of names that may be there and are not read.
+        copies: patterns of names that may be there too and repeat a tensor -> the tensor's name. They are read only to
+            be compared with it.
 
     Returns:
         Nested dict like `shapes`, of arrays on devices.
 
     Raises:
-        UserError: if the checkpoint does not fit; all unknown, missing, duplicate, misshapen and mistyped tensors are
-            named at once.
+        UserError: if the checkpoint does not fit; all unknown, missing, duplicate, differing, misshapen and mistyped
+            tensors are named at once.
     """
     wanted: dict[Path, Any] = flatten_dict(shapes)
     if sorted(map(str, wanted)) != sorted(str(tensor.path) for tensor in tensors.values()):
         raise ValueError("`tensors` must name each parameter of `shapes` once.")
-    stored = _matched(checkpoint, tensors, wanted, prefix, (*IGNORED, *ignore))
+    stored = _matched(checkpoint, tensors, wanted, prefix, (*IGNORED, *ignore), copies or {})
     loaded = {tensor.path: _array(stored[name], tensor, wanted[tensor.path]) for name, tensor in tensors.items()}
     return unflatten_dict({path: loaded[path] for path in wanted})
 
 
 def _matched(
-    checkpoint: Checkpoint, tensors: Tensors, wanted: dict[Path, Any], prefix: str, ignore: tuple[str, ...]
+    checkpoint: Checkpoint,
+    tensors: Tensors,
+    wanted: dict[Path, Any],
+    prefix: str,
+    ignore: tuple[str, ...],
+    copies: Mapping[str, str],
 ) -> dict[str, StoredArray]:
     """The tensors that are to be read, by the names of `tensors`."""
     found: dict[str, StoredArray] = {}
+    repeated: list[tuple[str, StoredArray, str]] = []
     duplicate = [f"{name} (in {files})" for name, files in checkpoint.copies.items()]
     unknown, misshapen, mistyped = [], [], []
     for full, stored in checkpoint.tensors.items():
@@ -75,12 +84,16 @@ def _matched(
                 misshapen.append(f"{name} is {list(stored.shape)}, not {list(shape)}")
             if stored.dtype not in FLOATS:
                 mistyped.append(f"{name} is {stored.dtype}")
+        elif original := next((of for pattern, of in copies.items() if fnmatch.fnmatchcase(name, pattern)), None):
+            repeated.append((name, stored, original))
         elif not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignore):
             unknown.append(name)
+    differing = [f"{name} ({of})" for name, stored, of in repeated if of in found and not stored.equals(found[of])]
     problems = {
         "unknown": unknown,
         "missing": [name for name in tensors if name not in found],
         "duplicate": duplicate,
+        "different from the tensor that it should repeat": differing,
         "of a wrong shape": misshapen,
         "not of a floating type (float32, float16, bfloat16)": mistyped,
     }

@@ -14,7 +14,7 @@ from models.decoder import Decoder
 from models.errors import UserError
 from models.hf.checkpoint import Checkpoint, open_checkpoint
 from models.hf.config import Section
-from models.hf.decoder import decoder_config, decoder_ignored, decoder_tensors
+from models.hf.decoder import decoder_config, decoder_copies, decoder_tensors
 from models.hf.load import FLOATS, load_params
 from models.hf.tensors import Tensors
 from models.interface import Keys, Params, define
@@ -32,6 +32,7 @@ class Source:
         config: what a config.json says of the module by itself.
         prefix: that the checkpoint's names may have before these.
         ignore: patterns of names that are not read.
+        copies: patterns of names that repeat a tensor -> the tensor's name.
     """
 
     checkpoint: Checkpoint
@@ -40,6 +41,7 @@ class Source:
     config: Mapping[str, Any]
     prefix: str = ""
     ignore: tuple[str, ...] = ()
+    copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def dtype(self) -> np.dtype:
         """The type of all tensors.
@@ -58,7 +60,7 @@ class Source:
     def run_dtype(self) -> np.dtype:
         """The type to run in on this machine: float32 on CPUs, where it is the fastest, else that of the tensors.
 
-        Of tensors of several types (VideoLLaMA2.1's audio tower is float32 beside bfloat16) the type is bfloat16.
+        For tensors of several types it is bfloat16.
         """
         if jax.default_backend() == "cpu":
             return np.dtype(np.float32)
@@ -81,7 +83,8 @@ class Source:
 
         mesh = jax.sharding.get_mesh()
         graph, shapes = define(make) if mesh.empty else define_on(mesh, make)
-        return graph, load_params(self.checkpoint, self.tensors, shapes, prefix=self.prefix, ignore=self.ignore)
+        prefix, ignore, copies = self.prefix, self.ignore, self.copies
+        return graph, load_params(self.checkpoint, self.tensors, shapes, prefix=prefix, ignore=ignore, copies=copies)
 
 
 def open_decoder(folder: Path, section: Section, *, attention_bias: bool) -> Source:
@@ -97,5 +100,5 @@ def open_decoder(folder: Path, section: Section, *, attention_bias: bool) -> Sou
     def make(dtype: jnp.dtype) -> Decoder:
         return Decoder(config, rngs=Keys(0), dtype=dtype)
 
-    ignored = decoder_ignored(config)
-    return Source(open_checkpoint(folder), make, decoder_tensors(config), section.values, ignore=ignored)
+    copies = decoder_copies(config)
+    return Source(open_checkpoint(folder), make, decoder_tensors(config), section.values, copies=copies)

@@ -1,13 +1,13 @@
 """PyTorch state dicts in the format before 1.6: a run of pickles, then raw storages."""
 
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
 from models.errors import UserError
 from models.readers.stored import StoredArray
-from models.readers.torch_pickle import DAMAGE, TensorUnpickler, place, state_dict
+from models.readers.torch_pickle import DAMAGE, LIMIT, place, state_dict, storages, unpickle
 
 MAGIC = 0x1950A86A20F9469CFC6C
 
@@ -28,17 +28,28 @@ def read_legacy_state_dict(path: Path) -> dict[str, np.ndarray]:
 
 
 def _places(path: Path, file: IO[bytes]) -> dict[str, StoredArray]:
-    if TensorUnpickler(file).load() != MAGIC:
+    if _load(file) != MAGIC:
         raise ValueError("the magic number is missing")
     for _ in range(2):  # protocol version, and sizes of the writer's types
-        TensorUnpickler(file).load()
-    views = state_dict(TensorUnpickler(file).load())
-    known = {view.storage.key: view.storage for view in views.values()}
+        _load(file)
+    views = state_dict(_load(file))
+    known, keys = storages(views.values()), _load(file)
+    if not isinstance(keys, list) or set(map(type, keys)) - {str}:
+        raise ValueError("the list of its storages is missing")
     size, starts = path.stat().st_size, {}
-    for key in TensorUnpickler(file).load():
+    for key in keys:
         storage = known[key]
         length = int.from_bytes(file.read(8), "little")
         starts[key] = file.tell()
-        if length != storage.length or file.seek(length * storage.dtype.itemsize, 1) > size:
+        if length != storage.length or starts[key] + length * storage.dtype.itemsize > size:
             raise ValueError("it ends too early")
+        file.seek(length * storage.dtype.itemsize, 1)
     return {name: place(path, view, starts[view.storage.key]) for name, view in views.items()}
+
+
+def _load(file: IO[bytes]) -> Any:
+    """The value of the pickle that comes next."""
+    start = file.tell()
+    value, length = unpickle(file.read(LIMIT))
+    file.seek(start + length)
+    return value

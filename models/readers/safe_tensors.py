@@ -31,6 +31,8 @@ DTYPES = {
     "U8": "<u1",
     "BOOL": "?",
 }
+LIMIT = 100_000_000
+"""Bytes of a header, as in the `safetensors` package."""
 
 
 def read_safetensors(path: Path) -> dict[str, StoredArray]:
@@ -42,7 +44,7 @@ def read_safetensors(path: Path) -> dict[str, StoredArray]:
     try:
         with path.open("rb") as file:
             return _read(path, file)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is not a readable safetensors file ({error}); copy it again.") from error
 
 
@@ -51,6 +53,8 @@ def _read(path: Path, file: IO[bytes]) -> dict[str, StoredArray]:
     start = 8 + int.from_bytes(file.read(8), "little")
     if start > size:
         raise ValueError("it ends too early")
+    if start > LIMIT:
+        raise ValueError(f"its header is larger than {LIMIT:,} bytes")
     header: dict[str, Any] = json.loads(file.read(start - 8))
     header.pop("__metadata__", None)
     tensors = {name: _place(path, start, name, entry) for name, entry in header.items()}

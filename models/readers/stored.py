@@ -8,6 +8,23 @@ import numpy as np
 from jaxtyping import Shaped
 
 Index = tuple[slice, ...]
+MAX_AXES = 32
+COMPARED = 2**22
+"""Values of two arrays that are compared at a time."""
+
+
+def check_sizes(*sizes: object) -> None:
+    """Checks sizes, offsets and strides that a file gives, each a number or a tuple of numbers.
+
+    Raises:
+        ValueError: if one is negative, no integer or beyond 63 bits, or there are too many.
+    """
+    for size in sizes:
+        numbers = size if isinstance(size, tuple) else (size,)
+        if any(type(n) is not int or not 0 <= n < 2**63 for n in numbers):
+            raise ValueError("a tensor has a size that is negative, too large or no integer")
+        if len(numbers) > MAX_AXES:
+            raise ValueError(f"a tensor has more than {MAX_AXES} axes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,19 +45,28 @@ class StoredArray:
     shape: tuple[int, ...]
     strides: tuple[int, ...] | None = None
 
-    @property
-    def end(self) -> int:
-        """Offset behind the last value, in bytes.
+    def __post_init__(self) -> None:
+        """Checks that the values can be addressed.
 
         Raises:
-            ValueError: if a size, a stride or the offset is negative.
+            ValueError: if a size, a stride or the offset is negative, too large or no integer.
         """
-        if min((self.offset, *self.shape, *(self.strides or ()))) < 0:
-            raise ValueError("a tensor has a negative size")
-        if 0 in self.shape:
+        check_sizes(self.offset, self.shape, self.strides or ())
+        if math.prod(max(n, 1) for n in self.shape) * self.dtype.itemsize >= 2**63:  # NumPy leaves zeros out as well
+            raise ValueError("a tensor is too large")
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+    @property
+    def end(self) -> int:
+        """Offset behind the last value, in bytes."""
+        if self.size == 0:
             return self.offset
         if self.strides is None:
-            return self.offset + math.prod(self.shape) * self.dtype.itemsize
+            return self.offset + self.size * self.dtype.itemsize
         last = sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
         return self.offset + (last + 1) * self.dtype.itemsize
 
@@ -51,7 +77,7 @@ class StoredArray:
             index: slices of the leading axes.
             shape: another shape of equal size, that the array takes before it is indexed.
         """
-        if 0 in self.shape:
+        if self.size == 0:
             return np.empty(self.shape, self.dtype).reshape(shape or self.shape)[index]
         size = (self.end - self.offset) // self.dtype.itemsize
         values = np.memmap(self.file, self.dtype, "r", self.offset, (size,))
@@ -63,3 +89,12 @@ class StoredArray:
     def read(self) -> Shaped[np.ndarray, "..."]:
         """A copy of all values."""
         return np.array(self.view(), subok=False)
+
+    def equals(self, other: "StoredArray") -> bool:
+        """Whether type, shape and all values are the same; of the values only a part is read at a time."""
+        if self.shape != other.shape or self.dtype != other.dtype:
+            return False
+        parts = (slice(i, i + COMPARED) for i in range(0, self.size, COMPARED))
+        return all(
+            np.array_equal(self.view((part,), (self.size,)), other.view((part,), (self.size,))) for part in parts
+        )

@@ -1,6 +1,6 @@
 """PyTorch state dicts in the zip format of 1.6 and later, read without PyTorch and without running code.
 
-The archive holds `NAME/data.pkl`, and the values of each storage uncompressed in `NAME/data/KEY`; so a tensor is a
+The archive holds, uncompressed, `NAME/data.pkl` and the values of each storage in `NAME/data/KEY`; so a tensor is a
 place in the file.
 """
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from models.errors import UserError
 from models.readers.stored import StoredArray
-from models.readers.torch_pickle import DAMAGE, TensorUnpickler, place, state_dict
+from models.readers.torch_pickle import DAMAGE, LIMIT, place, state_dict, storages, unpickle
 
 LOCAL_HEADER = struct.Struct("<26x2H")
 """Of a zip member: 26 bytes, then the lengths of the name and of the extra field, which precede the values."""
@@ -25,7 +25,7 @@ def read_torch_zip(path: Path) -> dict[str, StoredArray]:
     try:
         with zipfile.ZipFile(path) as archive:
             return _read(path, archive)
-    except (zipfile.BadZipFile, NotImplementedError, *DAMAGE) as error:
+    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, *DAMAGE) as error:  # RuntimeError: encrypted
         raise UserError(
             f"{path} is not a readable PyTorch state dict ({error}); copy it again, or save it anew with torch.save."
         ) from error
@@ -33,25 +33,36 @@ def read_torch_zip(path: Path) -> dict[str, StoredArray]:
 
 def _read(path: Path, archive: zipfile.ZipFile) -> dict[str, StoredArray]:
     members = {member.filename.partition("/")[2]: member for member in archive.infolist()}
-    if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
+    if "byteorder" in members and _contents(archive, members["byteorder"]) != b"little":
         raise ValueError("its numbers are big-endian")
-    with archive.open(members["data.pkl"]) as file:
-        views = state_dict(TensorUnpickler(file).load())
-    starts = {}
-    for storage in {view.storage for view in views.values()}:
-        member = members[f"data/{storage.key}"]
-        if member.file_size != storage.length * storage.dtype.itemsize:
+    views = state_dict(unpickle(_contents(archive, members["data.pkl"]))[0])
+    size, starts = path.stat().st_size, {}
+    for key, storage in storages(views.values()).items():
+        member = members[f"data/{key}"]
+        starts[key] = _start(archive, member)
+        length = storage.length * storage.dtype.itemsize
+        if member.file_size != length or starts[key] + length > size:
             raise ValueError(f"{member.filename} is not of the size that the tensors ask for")
-        starts[storage.key] = _start(archive, member)
     return {name: place(path, view, starts[view.storage.key]) for name, view in views.items()}
+
+
+def _contents(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    _stored(member)
+    if member.file_size > LIMIT:
+        raise ValueError(f"{member.filename} is larger than {LIMIT:,} bytes")
+    return archive.read(member)
 
 
 def _start(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
     """Offset of a member's first byte in the file."""
-    if member.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"{member.filename} is compressed")
+    _stored(member)
     archive.open(member).close()  # checks the header
     assert archive.fp is not None
     archive.fp.seek(member.header_offset)
     header = archive.fp.read(LOCAL_HEADER.size)
     return member.header_offset + LOCAL_HEADER.size + sum(LOCAL_HEADER.unpack(header))
+
+
+def _stored(member: zipfile.ZipInfo) -> None:
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{member.filename} is compressed")

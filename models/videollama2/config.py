@@ -88,8 +88,8 @@ class VideoLLaMA2Config:
             UserError: if the model is of a kind that is not supported.
         """
         for name, value in FIXED.items():
-            if (found := section.need(name, str)) != value and section.has(name):
-                section.problem(f"{name} is {found!r}, but only {value!r} is supported", None)
+            section.need(name, str)
+            section.only(name, value)
         decoder = decoder_config(section, tied=section.need("tie_word_embeddings", bool), attention_bias=True)
         vision, audio = _vision(section), _audio(section)
         for name, width in (
@@ -99,7 +99,7 @@ class VideoLLaMA2Config:
         ):
             if (found := section.need(name, int)) != width and section.has(name):
                 section.problem(f"{name} is {found}, but what it describes is {width} wide", None)
-        frames, layer = section.need("num_frames", int), section.need("mm_vision_select_layer", int)
+        frames, layer = section.positive("num_frames"), section.need("mm_vision_select_layer", int)
         return cls(decoder, vision, audio, frames, layer)
 
 

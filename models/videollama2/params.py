@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from models.audio.beats import beats_tensors
 from models.hf.checkpoint import open_checkpoint
 from models.hf.config import Section
-from models.hf.decoder import decoder_ignored, decoder_tensors
+from models.hf.decoder import decoder_copies, decoder_tensors
 from models.hf.source import Source
 from models.hf.tensors import Tensors, linear
 from models.interface import Keys
@@ -19,7 +19,7 @@ from models.vision.siglip import siglip_tensors
 
 PARTS = ("audio_tower.bin", "mm_projector_a.bin")
 """Files of tensors that the published checkpoint holds beside its safetensors."""
-SHARED_BIAS = "model.audio_tower.encoder.layers.*.self_attn.relative_attention_bias.weight"
+SHARED_BIAS = "model.audio_tower.encoder.layers.{}.self_attn.relative_attention_bias.weight"
 """Upstream's layers all name the tensor of layer 0."""
 
 
@@ -51,6 +51,6 @@ def open_videollama2(folder: Path, section: Section) -> tuple[VideoLLaMA2Config,
     def make(dtype: jnp.dtype) -> VideoLLaMA2:
         return VideoLLaMA2(config, rngs=Keys(0), dtype=dtype)
 
-    ignored = (SHARED_BIAS, *decoder_ignored(config.decoder))
+    copies = {SHARED_BIAS.format("*"): SHARED_BIAS.format(0), **decoder_copies(config.decoder)}
     checkpoint = open_checkpoint(folder, PARTS)
-    return config, Source(checkpoint, make, videollama2_tensors(config), section.values, ignore=ignored)
+    return config, Source(checkpoint, make, videollama2_tensors(config), section.values, copies=copies)

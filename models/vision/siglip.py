@@ -59,22 +59,15 @@ class SiglipConfig:
     def from_hf(cls, section: Section) -> Self:
         """Reads a vision_config; what Hugging Face's format leaves out there has the published default.
 
-        Raises:
-            UserError: if the model has another activation, or no pooling head.
+        `check` the section afterwards (`reading` does): it tells of another activation, and of a missing pooling head.
         """
-        if (act := section.get("hidden_act", str, "gelu_pytorch_tanh")) != "gelu_pytorch_tanh":
-            raise UserError(
-                f"{section.file} wants SigLIP with the activation {act!r}; only gelu_pytorch_tanh is known."
-            )
-        if not section.get("vision_use_head", bool, True):
-            raise UserError(
-                f"{section.file} wants SigLIP without its pooling head; only towers with one are supported."
-            )
+        section.only("hidden_act", "gelu_pytorch_tanh")
+        section.only("vision_use_head", True)
         sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size")
         return cls(
-            *(section.need(name, int) for name in (*sizes, "patch_size")),
+            *(section.positive(name) for name in (*sizes, "patch_size")),
             layer_norm_eps=section.get("layer_norm_eps", float, 1e-6),
-            num_channels=section.get("num_channels", int, 3),
+            num_channels=section.positive("num_channels", 3),
         )
 
 

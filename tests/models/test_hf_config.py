@@ -43,6 +43,20 @@ def test_all_problems_are_told_at_once(tmp_path):
     )
 
 
+def test_positive_integers(tmp_path):
+    section(tmp_path, rows=3, zero=0, negative=-2, text="3", flag=True, null=None)
+    with pytest.raises(UserError) as told, reading(tmp_path) as config:
+        assert config.positive("rows") == 3 and config.positive("rows", 5) == 3
+        assert config.positive("absent", 5) == 5 and config.positive("null", 5) == 5
+        for name in ("zero", "negative", "text", "flag", "absent", "null"):
+            config.positive(name)
+        config.positive("zero", 5)
+    assert str(told.value) == (
+        f"{tmp_path / 'config.json'} cannot be used: zero must be at least 1, not 0; negative must be at least 1, not "
+        "-2; text must be of type int, not '3'; flag must be of type int, not True; absent is missing; null is missing."
+    )
+
+
 def test_failures_of_the_reader_are_not_hidden(tmp_path):
     section(tmp_path, size=0)
     with pytest.raises(ZeroDivisionError), reading(tmp_path) as config:
@@ -109,10 +123,13 @@ def test_no_checkpoint(tmp_path):
     with pytest.raises(UserError, match="is no checkpoint: it has no config.json"):
         read_config(tmp_path)
     file = tmp_path / "config.json"
-    for damaged in (b'{"a": 1', b"\xff\xfe{}", b""):
+    for damaged in (b'{"a": 1', b""):
         file.write_bytes(damaged)
         with pytest.raises(UserError, match="is not readable JSON"):
             read_config(tmp_path)
+    file.write_bytes(b"\xff\xfe{}")
+    with pytest.raises(UserError, match="is not UTF-8"):
+        read_config(tmp_path)
     file.write_text("[1]")
     with pytest.raises(UserError, match="must hold a JSON object, not a list"):
         read_config(tmp_path)

@@ -87,7 +87,7 @@ def test_there_and_back(tmp_path, family, tied, spelling):
     np.testing.assert_array_equal(their_logits(again.eval()), expected)
 
 
-def test_a_second_copy_of_tied_embeddings_is_ignored(tmp_path):
+def test_a_second_copy_of_tied_embeddings_must_be_one(tmp_path):
     config = DecoderConfig.tiny(attention_bias=True)
     _, params = create(lambda: Decoder(config, rngs=nnx.Rngs(0)))
     values = {"model_type": "qwen2", "tie_word_embeddings": True, "rope_theta": 1e4, "rms_norm_eps": 1e-5}
@@ -96,6 +96,10 @@ def test_a_second_copy_of_tied_embeddings_is_ignored(tmp_path):
     save_file(load_file(file) | {"lm_head.weight": np.asarray(params["tokens"]["embedding"])}, file)
     _, again = open_source(tmp_path / "a").load(jnp.float32)
     jax.tree.map(np.testing.assert_array_equal, again, params)
+    save_file(load_file(file) | {"lm_head.weight": np.asarray(params["tokens"]["embedding"]) + 1}, file)
+    different = r"1 different from the tensor that it should repeat: lm_head.weight \(model.embed_tokens.weight\)[.]$"
+    with pytest.raises(UserError, match=different):
+        open_source(tmp_path / "a").load(jnp.float32)
     save_file({f"x.{name}": value for name, value in load_file(file).items()}, file)
     with pytest.raises(UserError, match="27 unknown: .*; 26 missing: "):
         open_source(tmp_path / "a").load(jnp.float32)
@@ -113,9 +117,19 @@ def test_names_cover_the_decoder():
     ("changes", "sentence"),
     [
         ({"hidden_act": "gelu"}, r"only silu is supported as hidden_act \(text\)"),
-        ({"use_sliding_window": True}, "use_sliding_window is not supported"),
-        ({"mlp_bias": True}, "mlp_bias is not supported"),
-        ({"attention_bias": True}, "attention_bias is not supported"),
+        ({"use_sliding_window": True}, "text.use_sliding_window is True, but only False is supported"),
+        ({"mlp_bias": True}, "text.mlp_bias is True, but only False is supported"),
+        ({"attention_bias": True}, "text.attention_bias is True, but only False is supported"),
+        ({"partial_rotary_factor": 0.5}, "text.partial_rotary_factor is 0.5, but only 1.0 is supported"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "only full_attention is supported in layer_types"),
+        ({"num_attention_heads": 0}, "cannot be used: text.num_attention_heads must be at least 1, not 0[.]$"),
+        ({"num_key_value_heads": 0}, "cannot be used: text.num_key_value_heads must be at least 1, not 0[.]$"),
+        ({"hidden_size": -32}, "cannot be used: text.hidden_size must be at least 1, not -32[.]$"),
+        ({"vocab_size": 0, "num_hidden_layers": -1}, "text.vocab_size must be .*text.num_hidden_layers must be at"),
+        ({"intermediate_size": 0, "max_position_embeddings": 0}, "text.intermediate_size .*text.max_position_emb"),
+        ({"head_dim": 7}, "the heads are 7 wide, which must be even"),
+        ({"hidden_size": 36}, "the heads are 9 wide, which must be even"),
+        ({"hidden_size": 34}, "num_attention_heads must divide hidden_size"),
         ({"num_key_value_heads": 3}, "num_key_value_heads must divide num_attention_heads"),
         ({"rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 1]}}, "mrope_section must sum to 4"),
         (

@@ -148,6 +148,23 @@ def test_all_that_does_not_fit_is_told_at_once(tmp_path):
     )
 
 
+def test_copies_are_compared(tmp_path, monkeypatch):
+    copies, copy = {"x.*.weight": "a.fc.weight"}, FILE["a.fc.weight"]
+    monkeypatch.setattr("models.readers.stored.COMPARED", 50)  # of 128 values
+
+    def load(**more):
+        more = {name.replace("_", "."): x for name, x in more.items()}
+        return load_params(open_checkpoint(single(tmp_path, FILE | more)), TENSORS, shapes(), copies=copies)
+
+    equal(load(x_1_weight=copy, x_2_weight=copy))
+    last = copy.copy()
+    last[-1, -1] += 1
+    more = {"x_1_weight": last, "x_2_weight": copy.T, "x_3_weight": copy.astype(np.float16), "x_4_weight": copy}
+    different = ", ".join(rf"x.{i}.weight \(a.fc.weight\)" for i in (1, 2, 3))
+    with pytest.raises(UserError, match=f": 3 different from the tensor that it should repeat: {different}[.]$"):
+        load(**more)
+
+
 def test_long_lists_are_cut(tmp_path):
     checkpoint = open_checkpoint(single(tmp_path, FILE | {f"x{i:02d}": FILE["a.fc.bias"] for i in range(33)}))
     with pytest.raises(UserError, match="33 unknown: x00, .*, x19, and 13 more[.]"):

@@ -82,6 +82,13 @@ def test_prompts_are_neither_cut_nor_padded(tmp_path: Path) -> None:
         ("merges.txt", None, "neither tokenizer.json nor merges.txt;"),
         ("tokenizer_config.json", None, r"tokenizer_config\.json cannot be read \(No such file"),
         ("tokenizer.json", b'{"model": {"vocab"', r"tokenizer\.json is not readable JSON"),
+        ("tokenizer.json", b'{"model": {"vocab": {}}}', r"tokenizer\.json is not a readable tokenizer"),
+        (
+            "tokenizer.json",
+            b'{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["b", "c"]]}}',
+            r"tokenizer\.json is not a readable tokenizer",
+        ),
+        ("tokenizer.json", b"[" * 100_000, r"tokenizer\.json is not readable JSON"),
         ("tokenizer.json", b"{}", r"tokenizer\.json describes no tokenizer"),
         ("tokenizer.json", b"\xff\xfe", r"tokenizer\.json is not UTF-8"),
         ("vocab.json", b"[1]", r"vocab\.json must hold a JSON object, not a list"),

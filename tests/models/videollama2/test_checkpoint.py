@@ -64,6 +64,12 @@ def test_tied_embeddings_have_no_head(tmp_path):
         ({"num_frames": None, "hidden_size_a": None}, "hidden_size_a is missing; num_frames is missing"),
         ({"mm_projector_type": "stc_connector"}, "mm_projector_type is 'stc_connector', but only"),
         ({"mm_vision_tower_config": None}, "mm_vision_tower 'siglip-tiny' is not known"),
+        ({"mm_projector_a_type": None}, "mm_projector_a_type is missing"),
+        ({"num_frames": -4}, "num_frames must be at least 1, not -4"),
+        ({"mm_vision_tower_config": {"hidden_act": "gelu"}}, "hidden_act is 'gelu', but only 'gelu_pytorch_tanh' is"),
+        ({"mm_vision_tower_config": {"vision_use_head": False}}, "vision_use_head is False, but only True is"),
+        ({"mm_vision_tower_config": {"num_attention_heads": 0}}, "num_attention_heads must be at least 1, not 0"),
+        ({"mm_audio_tower_config": {"conv_pos_groups": 0}}, "conv_pos_groups must be at least 1, not 0"),
         ({"mm_hidden_size": 17}, "mm_hidden_size is 17, but what it describes is 16 wide"),
         ({"num_frames": 1}, "must all be at least 2"),
         ({"mm_vision_select_layer": -5}, "mm_vision_select_layer -5 does not exist: the tower has 3 layers"),
@@ -82,6 +88,17 @@ def test_missing_and_strange_tensors(tmp_path):
     (tmp_path / "mm_projector_a.bin").unlink()
     torch.save({BIAS.format(0): torch.zeros(3, 3), "model.strange": torch.zeros(1)}, tmp_path / "audio_tower.bin")
     with pytest.raises(UserError, match=r"1 unknown: model.strange; \d+ missing: .* 1 of a wrong shape"):
+        load(tmp_path)
+
+
+def test_layers_share_the_bias_of_the_first(tmp_path):
+    write_checkpoint(tmp_path, CASE, bins=True)
+    tensors = torch.load(tmp_path / "audio_tower.bin")
+    tensors[BIAS.format(2)] = tensors[BIAS.format(2)] + 1
+    torch.save(tensors, tmp_path / "audio_tower.bin")
+    with pytest.raises(
+        UserError, match=r"1 different from the tensor .*: model.*layers.2.*bias.weight \(model.*layers.0"
+    ):
         load(tmp_path)
 
 
