@@ -39,7 +39,8 @@ class Answer:
         tokens: prompt tokens by modality.
         kept: per layer, slots by modality, averaged over KV heads.
         cache_bytes: K and V allocated for the prompt after pruning.
-        full_cache_bytes: the same without pruning.
+        full_cache_bytes: the same without pruning. (Both grow a little where a clip and its questions are run apart: each
+            is padded.)
         decode_room_bytes: K and V allocated for the answer.
         metadata_bytes: everything else in the cache.
         prefill_seconds: running the prompt once, pruning not included; shared by questions and policies.
@@ -81,7 +82,7 @@ def _compiled(function: Any, tree: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]
 def timed(function: Any, *args: Any, **static: Any) -> tuple[Any, float]:
     """Compiles a jitted function if need be, then runs it: its result, and the seconds of the run alone."""
     leaves, tree = jax.tree.flatten(args)
-    shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+    shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding) for leaf in leaves)
     compiled = _compiled(function, tree, shapes, tuple(static.items()))
     start = time.perf_counter()
     result = jax.block_until_ready(compiled(*args))

@@ -110,15 +110,17 @@ def answers(
     sums = {policy: number for number, policy in enumerate(distinct)}
     shared: dict[str, Any] = {"step": model.step, "policies": tuple(sums), "layers": model.layers}
     window = max(policy.window for policy in sums)
-    head, tail = prefix.split(max(1, len(prefix) - window))
+    shared_tokens = max(1, len(prefix) - window)
+    head = prefix.split(shared_tokens)[0]
     length = next(n for n in LENGTHS if len(head) <= n)
     _, clip = score(model.params, padded([head], length), None, complete=False, **shared)
     rows = [*asked, *asked[:1] * (len(GROUPS) - len(asked))]
-    whole = [tail.then(model.question(q.text)) for q in rows]
+    whole = [prefix.then(model.question(q.text)) for q in rows]
     labelled = {f"{label} at budget {budget:g}": policy for (label, budget), policy in policies.items()}
-    for chunk in whole:
-        check_policies(labelled, head.then(chunk).modality[:-1])
-    held_back = [chunk.split(len(chunk) - 1) for chunk in whole]
+    for prompt in whole:
+        check_policies(labelled, prompt.modality[:-1])
+    tails = [prompt.split(shared_tokens)[1] for prompt in whole]
+    held_back = [tail.split(len(tail) - 1) for tail in tails]
     repeated = acckv_jax.repeat_rows(clip, len(rows))
     _, scored = score(model.params, _asked([c for c, _ in held_back]), repeated, complete=True, **shared)
     last = padded([c for _, c in held_back], 1)

@@ -1,4 +1,4 @@
-"""The library's functions as the programs call them, each jitted once for all programs."""
+"""Functions of the library that several programs call, jitted."""
 
 import functools
 

@@ -37,7 +37,11 @@ class Batch:
 
 
 def padded(chunks: Sequence[Chunk], length: int) -> Batch:
-    """Chunks as a ragged batch of `length` tokens; either all have positions or none."""
+    """Chunks as a ragged batch of `length` tokens.
+
+    Raises:
+        ValueError: if some have positions and others none.
+    """
 
     def right(x: np.ndarray, axis: int = 0) -> np.ndarray:
         return np.pad(x, [(0, length - x.shape[axis]) if a == axis else (0, 0) for a in range(x.ndim)])
@@ -47,5 +51,7 @@ def padded(chunks: Sequence[Chunk], length: int) -> Batch:
     axes = [right(c.positions, 1) for c in chunks if c.positions is not None]
     if not axes:
         return Batch(inputs, prompt, None, None)
+    if len(axes) < len(chunks):
+        raise ValueError("some of the chunks have rotary positions and others have none; a batch needs one kind.")
     positions = jnp.asarray(np.stack(axes, axis=1), jnp.int32)
     return Batch(inputs, prompt, positions, jnp.array([c.delta for c in chunks], jnp.int32))

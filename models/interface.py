@@ -26,12 +26,14 @@ class Chunk:
         positions: [A, T] rotary positions in the whole prompt, for models with A axes (M-RoPE); None where tokens are
             simply counted. Text alone needs none: it is given them when it is appended.
         delta: position of the first token after the whole prompt, minus its index.
+        whole: false for a piece that was cut off a prompt.
     """
 
     inputs: Int[np.ndarray, " T"] | Float[np.ndarray, "T D"]
     modality: Int[np.ndarray, " T"]
     positions: Int[np.ndarray, "A T"] | None = None
     delta: int = 0
+    whole: bool = True
 
     def __len__(self) -> int:
         return len(self.modality)
@@ -43,14 +45,17 @@ class Chunk:
 
     def _part(self, part: slice) -> "Chunk":
         positions = None if self.positions is None else self.positions[:, part]
-        return dataclasses.replace(self, inputs=self.inputs[part], modality=self.modality[part], positions=positions)
+        inputs, modality = self.inputs[part], self.modality[part]
+        return dataclasses.replace(self, inputs=inputs, modality=modality, positions=positions, whole=False)
 
     def then(self, text: "Chunk") -> "Chunk":
         """This prompt, and text after it; both must hold embeddings, or both token ids.
 
         Raises:
-            ValueError: if what is appended has positions of its own.
+            ValueError: if this is a piece of a prompt, or what is appended has positions of its own.
         """
+        if not self.whole:
+            raise ValueError("text cannot be appended to a piece of a prompt; append it first, and split then.")
         if text.positions is not None:
             raise ValueError("only text can be appended to a prompt; lay out its media together.")
         inputs = np.concatenate([self.inputs, text.inputs])

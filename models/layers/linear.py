@@ -9,7 +9,7 @@ from acckv_jax.sharding import MeshAxis, dividing, gathered, out_spec
 
 
 class Linear(nnx.Module):
-    """y = x @ kernel + bias, kernel stored as [in, out].
+    """y = x @ kernel + bias, kernel stored as [in, out]; each mesh axis counts only where it divides the size.
 
     Args:
         features_in: size of the last axis of the input.
@@ -41,7 +41,8 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B F"]:
         """Applies the layer to the last axis of `x`."""
-        axis_in, axis_out, batch = self.axes
+        axis_in, axis_out = (dividing(axis, size) for axis, size in zip(self.axes, self.kernel.shape, strict=False))
+        batch = dividing(self.axes[2], x.shape[0])
         kernel = gathered(self.kernel[...], axis_in, axis_out)
         out = out_spec(batch, *(None,) * (x.ndim - 2), axis_out)
         y = jnp.einsum("...d,df->...f", x, kernel, out_sharding=out)
@@ -61,13 +62,17 @@ class Embed(nnx.Module):
         self.axes = (batch, vocab)
 
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """Embeds token ids; fewer rows than devices along the batch's axis are embedded on all of them."""
-        batch, vocab = dividing(self.axes[0], tokens.shape[0]), self.axes[1]
+        """Embeds token ids."""
+        batch, vocab = self._axes(tokens)
         table = gathered(self.embedding[...], vocab, None)  # rows are summed over devices: the table stays divided
         return table.at[tokens].get(out_sharding=out_spec(batch, None, None))
 
+    def _axes(self, x: Array) -> tuple[MeshAxis, MeshAxis]:
+        batch, vocab = self.axes
+        return dividing(batch, x.shape[0]), dividing(vocab, self.embedding.shape[0])
+
     def attend(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Logits of the tied head."""
-        batch, vocab = self.axes
+        batch, vocab = self._axes(x)
         table = gathered(self.embedding[...], vocab, None)
         return jnp.einsum("btd,vd->btv", x, table, out_sharding=out_spec(batch, None, vocab))

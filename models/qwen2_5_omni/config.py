@@ -56,7 +56,6 @@ class AudioConfig:
     encoder_ffn_dim: int
     output_dim: int
     num_mel_bins: int = 128
-    max_source_positions: int = 1500
     n_window: int = 100
 
     @classmethod
@@ -131,8 +130,8 @@ class ThinkerConfig:
 
         Args:
             section: of the thinker.
-            tied: whether the checkpoint has no output head of its own. (The configurations' `tie_word_embeddings`
-                contradict one another: that of `text_config` says true by default, beside a head in the file.)
+            tied: whether the output head is the embeddings. (The `tie_word_embeddings` of `text_config` tells nothing:
+                it says true by default, beside a head in the file.)
 
         Raises:
             UserError: naming all missing or mistyped keys.
@@ -140,6 +139,9 @@ class ThinkerConfig:
         text = decoder_config(section.section("text_config"), tied=tied, attention_bias=True)
         vision = VisionConfig.from_hf(section.section("vision_config"))
         audio = AudioConfig.from_hf(section.section("audio_config"))
+        section.section("vision_config").only("in_channels", 3)
+        section.section("vision_config").only("out_hidden_size", text.hidden_size)
+        section.section("audio_config").only("output_dim", text.hidden_size)
         numbers = [*_IDS, "position_id_per_seconds", "seconds_per_chunk"]
         config = cls(text, vision, audio, **{name: section.need(name, int) for name in numbers})
         section.check()

@@ -60,18 +60,17 @@ def frame_pixels(frames: int) -> tuple[int, int]:
     return least, max(min(most, 2 * CLIP_PIXELS // frames), int(1.05 * least))
 
 
-def number_of_frames(total: int, rate: float, fps: float = FPS) -> int:
+def number_of_frames(total: int, rate: float) -> int:
     """How many frames of a video are used: an even number, unless it has only one.
 
     Args:
         total: frames in the video.
         rate: its frames per second.
-        fps: frames per second that are wanted.
     """
     if total < 2:
         return total
     least, most = FRAMES
-    return int(min(max(total / rate * fps, least), most, total)) // 2 * 2
+    return int(min(max(total / rate * FPS, least), most, total)) // 2 * 2
 
 
 def spread_frames(total: int, number: int) -> Int[np.ndarray, " number"]:

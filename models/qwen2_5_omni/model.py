@@ -131,8 +131,8 @@ class ClipFrames:
     """Chooses the frames of one clip, and their size; for one reading of it.
 
     Attributes:
-        fps: frames per second that their times are reckoned with. It is the nominal rate, as the model was trained
-            (a clip of 5.3 s has 10 frames at 2 a second), unless the clip is so short or long that the rate differs.
+        fps: frames per second that their times are reckoned with: the nominal rate, as the model was trained (a clip of
+            5.3 s has 10 frames at 2 a second), unless the clip is too short or too long for it, or has fewer frames.
     """
 
     def __init__(self, config: VisionConfig) -> None:
@@ -146,7 +146,7 @@ class ClipFrames:
         number = images.number_of_frames(total, rate)
         if number > 1:
             self._pixels = images.frame_pixels(number)
-        if not images.FRAMES[0] <= total / rate * images.FPS < images.FRAMES[1] + 2:
+        if rate < images.FPS or not images.FRAMES[0] <= total / rate * images.FPS < images.FRAMES[1] + 2:
             self.fps = number * rate / total
         return images.spread_frames(total, number).tolist()
 

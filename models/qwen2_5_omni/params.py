@@ -31,7 +31,8 @@ def open_thinker(folder: Path, section: Section) -> tuple[ThinkerConfig, Source]
     """
     thinker = section.section("thinker_config") if section.has("thinker_config") else section
     checkpoint = open_checkpoint(folder)
-    tied = not {HEAD, PREFIX + HEAD} & checkpoint.tensors.keys()
+    headless = not {HEAD, PREFIX + HEAD} & checkpoint.tensors.keys()
+    tied = headless and thinker.get("tie_word_embeddings", bool, True)
     config = ThinkerConfig.from_hf(thinker, tied=tied)
 
     def make(dtype: jnp.dtype) -> Thinker:

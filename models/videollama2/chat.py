@@ -1,7 +1,6 @@
 """Conversations with VideoLLaMA2.1 as tokens; the media stand in place of ``<video>`` in the user's turn."""
 
 from models.chatml import ChatML
-from models.errors import UserError
 
 SYSTEM = "You are a helpful assistant."
 """Qwen2's chat template puts this first where a conversation has no system turn, as upstream's have none."""
@@ -18,19 +17,4 @@ def first_question(chat: ChatML, text: str) -> list[int]:
     Raises:
         UserError: if the question is empty.
     """
-    return _asked(chat, "\n", text)
-
-
-def next_question(chat: ChatML, answer: str, text: str) -> list[int]:
-    """A further question: the answer so far, its end, and a new turn of the user.
-
-    Raises:
-        UserError: if the question is empty.
-    """
-    return [*chat.encode(answer), *chat.close(), *chat.start("user"), *_asked(chat, "", text)]
-
-
-def _asked(chat: ChatML, gap: str, text: str) -> list[int]:
-    if not text.strip():
-        raise UserError("The question is empty; ask something about the clip.")
-    return [*chat.encode(gap + text.strip()), *chat.close(), *chat.start("assistant")]
+    return chat.question(text, gap="\n")

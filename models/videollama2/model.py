@@ -21,7 +21,7 @@ from models.media import Media, Progress, Sampling, read_clip
 from models.resize import resize_bicubic
 from models.step import DecoderStep
 from models.text import load_tokenizer
-from models.videollama2.chat import before_media, first_question, next_question
+from models.videollama2.chat import before_media, first_question
 from models.videollama2.config import VideoLLaMA2Config
 from models.videollama2.params import open_videollama2
 from models.videollama2.preprocess import clip_banks, frame_numbers, pixels
@@ -139,7 +139,7 @@ class VideoLLaMA2Model:
         Raises:
             UserError: if the question is empty.
         """
-        return self._text(next_question(self.chat, answer, text))
+        return self._text(self.chat.next_question(answer, text))
 
     def text(self, tokens: list[int]) -> str:
         """Generated tokens as text."""

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from acckv_jax import Modality
+from models.batching import padded
 from models.interface import Chunk
 
 TEXT = Chunk(np.arange(3), np.zeros(3, int))
@@ -22,6 +23,20 @@ def test_text_follows_a_prompt_with_positions():
     np.testing.assert_array_equal(head.positions, whole.positions[:, :4])
     np.testing.assert_array_equal(tail.positions, whole.positions[:, 4:])
     assert tail.delta == whole.delta and tail.count(Modality.AUDIO) == 1
+
+
+def test_a_piece_is_no_prompt():
+    head, tail = TEXT.then(TEXT).split(2)
+    for piece in (head, tail):
+        with pytest.raises(ValueError, match="append it first"):
+            piece.then(TEXT)
+
+
+def test_a_batch_is_of_one_kind():
+    placed = Chunk(np.arange(3), np.zeros(3, int), np.zeros((3, 3), int))
+    assert padded([placed, placed], 4).positions.shape == (3, 2, 4)
+    with pytest.raises(ValueError, match="others have none"):
+        padded([placed, TEXT], 4)
 
 
 def test_counted_positions_stay_counted():

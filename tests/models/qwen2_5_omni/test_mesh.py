@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 
 import acckv_jax as kv
 from models.batching import padded
@@ -59,3 +59,20 @@ def expected(folder):
 @pytest.mark.parametrize("any_mesh", ["explicit", "auto"], indirect=True)
 def test_equals_one_device(expected, any_mesh, folder):
     np.testing.assert_allclose(answers(folder, any_mesh), expected, **FP32)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto])
+def test_one_question_on_a_mesh(kind, folder):
+    """A batch of one row, which no axis divides, beside parameters that are divided over two axes."""
+
+    def answer():
+        with reading(folder) as section:
+            config, source = open_thinker(folder, section)
+        ours = Ours.of(config, source.load(jnp.dtype(jnp.float32))[1])
+        batch = padded([embedded(ours, random_case(np.random.default_rng(0), CONFIG, interleaved=True))[1]], LENGTH)
+        run = jax.jit(kv.prefill, static_argnames=("step", "policy", "layers", "room"))
+        return run(ours.step, ours.params["decoder"], **batch.arguments(), policy=POLICY, layers=2)[0]
+
+    alone = answer()
+    with jax.set_mesh(jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(kind,) * 3)):
+        np.testing.assert_allclose(answer(), alone, **FP32)

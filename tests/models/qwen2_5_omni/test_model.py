@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from safetensors.numpy import load_file, save_file
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
 from acckv_jax import POLICIES, Modality
 from eval.answer import Options, run
+from eval.answering import answer_all, answer_one
+from eval.policies import build_policy
 from models.clip_writer import write_clip
 from models.errors import UserError
 from models.media import Media
@@ -66,11 +69,22 @@ def test_what_is_read(model, clip):
     assert whole.positions[0, -1] == len(whole) - 1 + whole.delta
 
 
-def test_short_and_long_clips_keep_their_time(model):
-    for total, rate, fps in ((30, 30.0, 4.0), (300, 30.0, 2.0), (11540, 30.0, 2.0), (30 * 600, 30.0, 768 / 600)):
-        frames = ClipFrames(model.config.vision)
-        frames.choose(total, rate)
-        assert frames.fps == pytest.approx(fps)
+@pytest.mark.parametrize(
+    ("total", "rate", "fps"),
+    [
+        (30, 30.0, 4.0),
+        (300, 30.0, 2.0),
+        (11540, 30.0, 2.0),
+        (18000, 30.0, 1.28),
+        (60, 1.0, 1.0),
+        (20, 0.5, 0.5),
+        (20, 1.9, 1.9),
+    ],
+)
+def test_short_long_and_slow_clips_keep_their_time(total, rate, fps, model):
+    frames = ClipFrames(model.config.vision)
+    frames.choose(total, rate)
+    assert frames.fps == pytest.approx(fps)
 
 
 @pytest.mark.parametrize("layout", ["interleaved", "blocks"])
@@ -83,6 +97,16 @@ def test_every_policy_answers(layout, model, clip, capsys):
         kept = max(sum(layer.values()) for layer in row["kept"])
         assert kept <= (total if row["policy"] == "full" else round(0.2 * total))
         assert "acckv" not in row["policy"] or all(layer["text"] == row["tokens"]["text"] for layer in row["kept"])
+
+
+def test_a_question_alone_and_among_others(model, clip):
+    """Positions of several axes, split between the clip and the questions."""
+    policies = {name: build_policy(name, 0.3) for name in ("snapkv", "acckv_plus")}
+    prefix = model.prefix(model.read(clip), "interleaved")
+    among = list(answer_all(model, prefix, ["Who?", "What is heard?"], policies, 3, 1e10))[2:]
+    for item, other in zip(policies.items(), among, strict=True):
+        *_, alone = answer_one(model, prefix, "What is heard?", item, 3, 1e10)
+        assert (alone.answer, alone.kept) == (other.answer, other.kept)
 
 
 def test_the_thinker_alone(tmp_path, model):
@@ -147,6 +171,26 @@ def test_everything_wrong_with_a_configuration_is_told_at_once(folder, tmp_path)
         "audio_config.d_model must be of type int, not '32'",
     ):
         assert problem in str(error.value)
+
+
+@pytest.mark.parametrize("stated", [False, True, None])
+def test_a_head_that_is_not_there(folder, tmp_path, stated):
+    """Is an error where the configuration says that there is one; else the embeddings are the head."""
+    for file in folder.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).unlink()
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["thinker.lm_head.weight"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    config["thinker_config"]["tie_word_embeddings"] = stated
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if stated is False:
+        with pytest.raises(UserError, match="1 missing: lm_head.weight"):
+            load_model(str(tmp_path))
+    else:
+        assert load_model(str(tmp_path)).config.text.tie_word_embeddings
 
 
 def test_damaged_checkpoints(folder, tmp_path):

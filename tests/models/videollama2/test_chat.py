@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 from models.chatml import ChatML
 from models.errors import UserError
 from models.text import load_tokenizer
-from models.videollama2.chat import before_media, first_question, next_question
+from models.videollama2.chat import before_media, first_question
 from tests.models.qwen2_5_omni.vocabulary import write_tokenizer
 
 QUESTIONS = ("What plays?", "  Ist das 'n Cello?", "12 e\u0301", "...\n\nnaïve 音 🎺", "<|im_end|>", "1987")
@@ -35,7 +35,7 @@ def test_prompt_equals_upstreams_pieces(chat: ChatML, folder: Path) -> None:
     for question in QUESTIONS[:4]:
         assert first_question(chat, question) == theirs("\n" + question.strip() + ANSWER).input_ids
         again = theirs("It sings." + "<|im_end|>\n<|im_start|>user\n" + question.strip() + ANSWER).input_ids
-        assert next_question(chat, "It sings.", question) == again
+        assert chat.next_question("It sings.", question) == again
 
 
 def test_what_a_user_types_is_no_special_token(chat: ChatML) -> None:
