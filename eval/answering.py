@@ -39,8 +39,8 @@ class Answer:
         tokens: prompt tokens by modality.
         kept: per layer, slots by modality, averaged over KV heads.
         cache_bytes: K and V allocated for the prompt after pruning.
-        full_cache_bytes: the same without pruning. (Both grow a little where a clip and its questions are run apart: each
-            is padded.)
+        full_cache_bytes: the same without pruning. (Both are larger where a clip and its questions are run apart, since
+            each is padded.)
         decode_room_bytes: K and V allocated for the answer.
         metadata_bytes: everything else in the cache.
         prefill_seconds: running the prompt once, pruning not included; shared by questions and policies.
