@@ -89,7 +89,7 @@ def unpickle(data: bytes) -> tuple[Any, int]:
     machine = _Machine()
     for instruction, argument, position in pickletools.genops(data):
         if instruction.name == "STOP":
-            return machine.stack.pop(), position + 1
+            return machine.stack.pop(), (position or 0) + 1
         if instruction.name not in INSTRUCTIONS:
             raise ValueError(f"it uses {instruction.name}, which a state dict of tensors does not need")
         INSTRUCTIONS[instruction.name](machine, argument)
