@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -83,14 +83,17 @@ def run(options: Options, out: Console, err: Console, load: Loader = load_model)
         questions = tuple(q["question"] for q in json.loads((DEMO / "questions.json").read_text())["questions"])
     if not questions:
         raise UserError("No question was asked; write it after the clip, in quotes.")
+    if not all(question.strip() for question in questions):
+        raise UserError("A question is empty; ask something about the clip.")
     if options.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens must be at least 1, not {options.max_new_tokens}.")
     budget = parse_budget(options.budget)
+    choose_policies(options, budget, compare=compare)  # mistakes are told before a large model is loaded
     with progress_bar(err) as progress:
         report = reporter(progress)
         report(f"loading {options.model}")
         model = load(options.model, download_reporter(progress))
-        policies = choose_policies(options, budget, model, compare=compare)
+        policies = choose_policies(options, budget, compare=compare, tau=model.tau)
         prefix = read_prefix(clip, options.layout, model, progress, report, err)
         report("measuring memory bandwidth")
         bandwidth = measured_bandwidth()
@@ -107,16 +110,19 @@ def run(options: Options, out: Console, err: Console, load: Loader = load_model)
         out.print(answer_tables(answers, clip.name))
 
 
-def choose_policies(options: Options, budget: float | int, model: AVModel, *, compare: bool) -> dict[str, CachePolicy]:
-    """The policies to answer with, by name."""
+def choose_policies(
+    options: Options, budget: float | int, *, compare: bool, tau: float | None = None
+) -> dict[str, CachePolicy]:
+    """The policies to answer with, by name; `tau` is the model's, where the user gives none."""
+    defaults: dict[str, Any] = {} if tau is None else {"tau": tau}
     if not compare:
         name = DEFAULT_POLICY if options.policy is None else options.policy
-        return {name: build_policy(name, budget, options.option, tau=model.tau)}
+        return {name: build_policy(name, budget, options.option, **defaults)}
     if options.option:
         raise UserError("--option belongs to one policy; name it with --policy instead of --compare.")
     if options.policy:
         raise UserError(f"--compare shows every policy; leave it out, or leave out --policy {options.policy}.")
-    return {name: build_policy(name, 1.0 if name == "full" else budget, tau=model.tau) for name in POLICIES}
+    return {name: build_policy(name, 1.0 if name == "full" else budget, **defaults) for name in POLICIES}
 
 
 def read_prefix(

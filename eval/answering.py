@@ -104,9 +104,10 @@ def check_fits(model: AVModel, prompt: Chunk, new_tokens: int) -> None:
     if over > 0:
         media = len(prompt) - prompt.count(Modality.TEXT)
         share = max(0, 100 * (media - over) // max(media, 1))
+        way = f"cut the clip to about {share} % of its length" if share else "ask a shorter question"
         raise UserError(
             f"The prompt has {len(prompt)} tokens and the answer up to {new_tokens}, but {model.name} reads at most "
-            f"{model.context}: cut the clip to about {share} % of its length, or ask for fewer new tokens."
+            f"{model.context}: {way}, or ask for fewer new tokens."
         )
 
 
@@ -207,7 +208,7 @@ def _generate(
     bandwidth: float,
 ) -> Iterator[str | Answer]:
     name, chosen = policy
-    acckv_jax.check_finite(cache)
+    _check_finite(model, logits, cache)
     used, kept = acckv_jax.cache_bytes(cache), acckv_jax.kept_counts(cache)
     slot_bytes = sum((layer.k.nbytes + layer.v.nbytes) // layer.slots for layer in cache.layers)
     least = step_bytes(model.params, cache) / bandwidth
@@ -225,6 +226,7 @@ def _generate(
             break
         made, number, state = decode(model.params, state, steps=STREAM, stop=model.stop, **options)
         tokens += np.asarray(made)[0, : int(number)].tolist()
+        _check_finite(model, logits, state.cache)
     rate = _tokens_per_second(model, options, logits, spare)
     yield Answer(
         answer=shown.strip(),
@@ -243,6 +245,20 @@ def _generate(
         decode_tokens_per_second=rate,
         roofline=least * rate,
     )
+
+
+def _check_finite(model: AVModel, logits: jax.Array, cache: KVCache) -> None:
+    """Checks that what the model computed are numbers.
+
+    Raises:
+        UserError: if not.
+    """
+    finite = [jnp.isfinite(logits).all(), *(layer.finite.all() for layer in cache.layers)]
+    if not np.all(finite):
+        raise UserError(
+            f"{model.name} computes values that are not finite (NaN or infinite): its weights are damaged, or too "
+            "large for their type; copy the checkpoint again."
+        )
 
 
 def _tokens_per_second(model: AVModel, options: dict[str, Any], logits: jax.Array, cache: KVCache) -> float:

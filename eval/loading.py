@@ -7,6 +7,7 @@ the peak growth of this process's memory. The devices' own arrays lie in the sam
 """
 
 import dataclasses
+import math
 import multiprocessing
 import sys
 import threading
@@ -23,6 +24,7 @@ from rich.table import Table
 
 from models import command
 from models.decoder import Decoder, DecoderConfig
+from models.errors import UserError
 from models.hf.decoder import decoder_tensors
 from models.hf.export import save_params
 from models.interface import create
@@ -100,6 +102,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measure(options: Options) -> None:
     """Writes, reads and prints."""
+    if not 0 < options.gb < math.inf:
+        raise UserError(f"--gb must be above 0, not {options.gb}.")
+    command.check_output(options.folder if not options.folder.exists() else None)
     if not options.folder.exists():
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:  # memory it frees would be reused
             other.submit(write, options.folder, options.gb * 1e9).result()

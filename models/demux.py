@@ -223,6 +223,8 @@ def check_whole(
                 f"{path} is cut short: its header promises {promised:.1f} s, and it ends after {end:.1f} s; copy it "
                 f"again, or save what is there as a file of its own (ffmpeg -i {path.name} whole{path.suffix})."
             )
+    if not damage.damaged and (empty := [s.type for s in streams if not ends[s.type]]):
+        raise UserError(f"{path} has an empty {empty[0]} track; record it again, or remove the track.")
     if damage.damaged > DAMAGED * damage.packets or not all(ends[s.type] > 0 for s in streams):
         raise UserError(
             f"{path} is damaged: {damage.damaged} of {damage.packets} packets are unreadable; copy it again."

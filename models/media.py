@@ -125,6 +125,8 @@ def _picture_files(path: Path) -> list[Path]:
             raise UserError(f"{path} is empty (0 bytes); copy or record it again.")
         return [path] if path.suffix.lower() in PICTURE_SUFFIXES else []
     files = [Path(p) for p in glob.glob(str(path))]
+    if path.is_symlink():
+        raise UserError(f"{path} is a link to a file that is not there; name the file itself.")
     if not files:
         raise UserError(f"There is no file {path}; check the path.")
     if others := [p for p in files if p.suffix.lower() not in PICTURE_SUFFIXES]:

@@ -46,10 +46,12 @@ def load_model(name: str, progress: DownloadProgress | None = None) -> AVModel:
     if name in NAMED:
         return NAMED[name](progress)
     folder = Path(name)
-    if not folder.is_dir():
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; name the folder of the checkpoint that it belongs to.")
+    if not name or not folder.is_dir():
         raise UserError(f"Unknown model {name!r}; give one of {', '.join(NAMED)}, or the folder of a checkpoint.")
     config = read_config(folder)
-    if not config.has("model_type"):  # of the supported models SmolAV alone has none
+    if config.has("decoder"):  # of the supported models SmolAV alone says so, and has no model_type
         return SmolAVModel.load(folder, progress)
     return AV_MODELS[model_type(config, AV_MODELS)](folder)
 

@@ -123,7 +123,7 @@ def _export(options: Options) -> None:
         return
     if options.out is None:
         raise UserError("--model needs --out, the folder to write to.")
-    if options.max_shard_gb <= 0:
+    if not options.max_shard_gb > 0:
         raise UserError(f"--max-shard-gb must be above 0, not {options.max_shard_gb}.")
     dtype = DTYPES[options.dtype] if options.dtype else None
     rewrite(options.model, options.out, dtype, options.max_shard_gb * 1e9)

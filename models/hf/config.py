@@ -163,23 +163,24 @@ def rope(section: Section) -> tuple[float, tuple[int, ...] | None]:
     Raises:
         UserError: if the frequencies are scaled (yarn, linear, dynamic, llama3...), or in another way not plain.
     """
-    new = section.has("rope_parameters")
-    if not new and not section.has("rope_scaling"):
-        return section.need("rope_theta", float), None
-    options = section.section("rope_parameters" if new else "rope_scaling")
-    theta = (options if new else section).need("rope_theta", float)
-    old = options.has("type") and not options.has("rope_type")
-    kind = options.need("type" if old else "rope_type", str)
-    if kind and kind not in ROPE_TYPES:
-        raise UserError(
-            f"{section.file} asks for rotary embeddings of type {kind!r} ({options.at}), which are not supported; "
-            f"supported are {' and '.join(ROPE_TYPES)}."
-        )
-    if strange := sorted(name for name in options.values if options.has(name) and name not in ROPE_KEYS):
-        raise UserError(
-            f"{section.file} has {', '.join(map(options.path, strange))}, which change the rotary embeddings in a way "
-            f"that is not supported; only {', '.join(ROPE_KEYS)} are."
-        )
-    if kind == "mrope" or options.has("mrope_section"):
-        return theta, options.integers("mrope_section")
-    return theta, None
+    spellings = [section.section(name) for name in ("rope_parameters", "rope_scaling") if section.has(name)]
+    for options in spellings:  # where there are both, the one does not hide what the other asks for
+        old = options.has("type") and not options.has("rope_type")
+        kind = options.need("type" if old else "rope_type", str)
+        if kind and kind not in ROPE_TYPES:
+            raise UserError(
+                f"{section.file} asks for rotary embeddings of type {kind!r} ({options.at}), which are not supported; "
+                f"supported are {' and '.join(ROPE_TYPES)}."
+            )
+        if strange := sorted(name for name in options.values if options.has(name) and name not in ROPE_KEYS):
+            raise UserError(
+                f"{section.file} has {', '.join(map(options.path, strange))}, which change the rotary embeddings in a "
+                f"way that is not supported; only {', '.join(ROPE_KEYS)} are."
+            )
+        if kind == "mrope" and not options.has("mrope_section"):
+            options.integers("mrope_section")
+    theta = (spellings[0] if section.has("rope_parameters") else section).need("rope_theta", float)
+    sections = {options.integers("mrope_section") for options in spellings if options.has("mrope_section")}
+    if len(sections) > 1:
+        section.problem("rope_parameters and rope_scaling have different mrope_section", None)
+    return theta, next(iter(sections), None)

@@ -34,7 +34,7 @@ def clip_items(visual: ImageItem | VideoItem | None, audio: AudioItem | None, la
     if layout not in LAYOUTS:
         raise UserError(f"Unknown layout {layout!r}; choose one of {', '.join(LAYOUTS)}.")
     if visual is None and audio is None:
-        raise UserError("The clip has neither pictures nor sound; choose another one.")
+        raise UserError("The clip has neither pictures nor sound of at least 30 ms; choose another one.")
     if isinstance(visual, VideoItem) and audio is not None and layout == "interleaved":
         return [dataclasses.replace(visual, audio=audio)]
     return [item for item in (visual, audio) if item is not None]

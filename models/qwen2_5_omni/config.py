@@ -42,8 +42,14 @@ class VisionConfig:
         if section.has("rope_parameters"):
             section.section("rope_parameters").only("rope_theta", 10000.0)
         names = [field.name for field in dataclasses.fields(cls) if field.name != "fullatt_block_indexes"]
-        numbers: dict[str, Any] = {name: section.need(name, int) for name in names}
-        return cls(**numbers, fullatt_block_indexes=section.integers("fullatt_block_indexes"))
+        numbers: dict[str, Any] = {name: section.positive(name) for name in names}
+        config = cls(**numbers, fullatt_block_indexes=section.integers("fullatt_block_indexes"))
+        unit = config.patch_size * config.spatial_merge_size
+        if unit and config.window_size % unit:
+            section.problem(f"{section.path('window_size')} must be a multiple of {unit}", None)
+        if not set(config.fullatt_block_indexes) <= set(range(config.depth)):
+            section.problem(f"{section.path('fullatt_block_indexes')} must be below depth {config.depth}", None)
+        return config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +79,7 @@ class AudioConfig:
         """From `audio_config`; `check` the section afterwards."""
         section.only("activation_function", "gelu")
         section.only("scale_embedding", False)
-        return cls(**{field.name: section.need(field.name, int) for field in dataclasses.fields(cls)})
+        return cls(**{field.name: section.positive(field.name) for field in dataclasses.fields(cls)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +149,7 @@ class ThinkerConfig:
         section.section("vision_config").only("out_hidden_size", text.hidden_size)
         section.section("audio_config").only("output_dim", text.hidden_size)
         numbers = [*_IDS, "position_id_per_seconds", "seconds_per_chunk"]
-        config = cls(text, vision, audio, **{name: section.need(name, int) for name in numbers})
+        config = cls(text, vision, audio, **{name: section.positive(name) for name in numbers})
         section.check()
         return config
 

@@ -97,8 +97,15 @@ def test_sectioned_rope(tmp_path, spelling):
             {"rope_parameters": {"rope_type": "default", "rope_theta": 1.0, "partial_rotary_factor": 0.5}},
             "rope_parameters.partial_rotary_factor, which change",
         ),
+        (
+            {
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1.0},
+                "rope_scaling": {"type": "yarn", "factor": 4.0},
+            },
+            r"type 'yarn' \(rope_scaling\)",
+        ),
         ({}, "rope_theta is missing"),
-        ({"rope_parameters": {}}, "rope_parameters.rope_theta is missing; rope_parameters.rope_type is missing"),
+        ({"rope_parameters": {}}, "rope_parameters.rope_type is missing; rope_parameters.rope_theta is missing"),
         ({"rope_theta": 1.0, "rope_scaling": {"type": "mrope"}}, "rope_scaling.mrope_section is missing"),
     ],
 )

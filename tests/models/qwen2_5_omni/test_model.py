@@ -156,7 +156,8 @@ def test_everything_wrong_with_a_configuration_is_told_at_once(folder, tmp_path)
     thinker = config["thinker_config"]
     del thinker["vision_config"]["depth"], thinker["audio_token_index"]
     thinker["vision_config"]["rope_parameters"]["rope_theta"] = 1e6
-    thinker["audio_config"] |= {"activation_function": "relu", "d_model": "32"}
+    thinker["audio_config"] |= {"activation_function": "relu", "d_model": "32", "n_window": 0}
+    thinker["vision_config"]["window_size"] = 50
     for file in folder.iterdir():
         (tmp_path / file.name).symlink_to(file)
     (tmp_path / "config.json").unlink()
@@ -169,6 +170,8 @@ def test_everything_wrong_with_a_configuration_is_told_at_once(folder, tmp_path)
         "rope_parameters.rope_theta is 1000000.0, but only 10000.0 is supported",
         "activation_function is 'relu', but only 'gelu' is supported",
         "audio_config.d_model must be of type int, not '32'",
+        "audio_config.n_window must be at least 1, not 0",
+        "vision_config.window_size must be a multiple of 28",
     ):
         assert problem in str(error.value)
 
@@ -191,6 +194,18 @@ def test_a_head_that_is_not_there(folder, tmp_path, stated):
             load_model(str(tmp_path))
     else:
         assert load_model(str(tmp_path)).config.text.tie_word_embeddings
+
+
+@pytest.mark.parametrize("name", ["thinker.model.norm.weight", "thinker.model.layers.0.self_attn.q_proj.weight"])
+def test_weights_that_are_no_numbers(name, folder, clip, tmp_path):
+    for file in folder.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "model.safetensors").unlink()
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name].flat[0] = np.nan
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="not finite .* copy the checkpoint again"):
+        answer(Options(clip, ("What?",), budget="0.5", max_new_tokens=2), load_model(str(tmp_path)))
 
 
 def test_damaged_checkpoints(folder, tmp_path):
