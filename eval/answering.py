@@ -104,10 +104,12 @@ def check_fits(model: AVModel, prompt: Chunk, new_tokens: int) -> None:
     if over > 0:
         media = len(prompt) - prompt.count(Modality.TEXT)
         share = max(0, 100 * (media - over) // max(media, 1))
-        way = f"cut the clip to about {share} % of its length" if share else "ask a shorter question"
+        ways = [f"cut the clip to about {share} % of its length"] if share else []
+        if new_tokens > over:
+            ways.append(f"ask for at most {new_tokens - over} new tokens")
         raise UserError(
             f"The prompt has {len(prompt)} tokens and the answer up to {new_tokens}, but {model.name} reads at most "
-            f"{model.context}: {way}, or ask for fewer new tokens."
+            f"{model.context}: {' or '.join(ways or ['ask a shorter question'])}."
         )
 
 

@@ -130,7 +130,8 @@ def test_sound_alone_and_pictures_alone(layout, small_model, tmp_path):
         ({"questions": ("  ",)}, "question is empty"),
         ({"questions": ()}, "No question was asked"),
         ({"max_new_tokens": 0}, "--max-new-tokens must be at least 1"),
-        ({"max_new_tokens": 4000}, "cut the clip to about"),
+        ({"max_new_tokens": 4000}, "ask for at most 1958 new tokens"),
+        ({"questions": ("What? " * 1200,)}, "ask a shorter question"),
         ({"questions": ("why " * 3000,)}, "reads at most 2048"),
     ],
 )
