@@ -1,7 +1,6 @@
 """Devices to compile for: TPU topologies of which no chip need be there, and virtual CPU devices."""
 
 import dataclasses
-import importlib.util
 import math
 import os
 import re
@@ -72,8 +71,6 @@ def find_topology(name: str) -> Topology:
         return Topology(name, jax.devices("cpu"), None)
     if not TPU.fullmatch(name):
         raise UserError(f"There is no topology {name!r}; give one like v5e:4x4, v5p:2x2x2 or cpu:8.")
-    if importlib.util.find_spec("libtpu") is None:
-        raise UserError(f"Compiling for {name} needs libtpu, which is not installed: pip install 'acckv-jax[tpu]'.")
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
     try:
@@ -81,6 +78,10 @@ def find_topology(name: str) -> Topology:
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).partition(": ")[2].rstrip(".")
         raise UserError(f"There is no topology {name!r}; libtpu says: {reason}.") from error
+    except RuntimeError as error:
+        raise UserError(
+            f"Compiling for {name} needs libtpu, which is not installed: pip install 'acckv-jax[tpu]'."
+        ) from error
     memory = MEMORY.get(devices[0].device_kind)
     return Topology(name, devices, None if memory is None else int(memory * GIB))
 

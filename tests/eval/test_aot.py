@@ -1,6 +1,7 @@
 """Compiling ahead of time: a tiny model through the same programs on 8 virtual CPU devices, and users' mistakes."""
 
 import dataclasses
+import importlib.metadata
 import io
 import json
 import os
@@ -115,10 +116,14 @@ def test_any_number_of_processors():
     assert done.stderr.startswith("error: --batch 4 cannot be divided over the 3 shards of rows")
 
 
-def test_tpus_need_libtpu(monkeypatch):
-    monkeypatch.setattr("eval.topologies.importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"v5e:4x4 needs libtpu, .* pip install 'acckv-jax\[tpu\]'"):
-        find_topology("v5e:4x4")
+def test_tpus_need_libtpu():
+    if any(each.name == "libtpu" for each in importlib.metadata.distributions()):
+        assert len(find_topology("v5e:2x4").devices) == 8 and find_topology("v5p:2x2x2").memory == int(95.74 * GIB)
+        with pytest.raises(UserError, match="There is no topology 'v5e:3x3'; libtpu says: "):
+            find_topology("v5e:3x3")
+    else:
+        with pytest.raises(UserError, match=r"v5e:4x4 needs libtpu, .* pip install 'acckv-jax\[tpu\]'"):
+            find_topology("v5e:4x4")
 
 
 def test_programs_that_do_not_fit_are_told_by_the_compiler_in_two_ways():
