@@ -174,6 +174,8 @@ def _frame_times(
     if sampling.choose is None or video is None:
         return (number / sampling.fps for number in itertools.count()), sampling.fps
     rate, total = float(video.average_rate or 0), count_frames(path, video)
+    if total == 1 and not rate:  # a GIF of one picture
+        rate = sampling.fps
     if rate <= 0 or total <= 0:
         raise UserError(f"{path} does not tell how many pictures it has a second; save it anew, for instance as mp4.")
     chosen, late = sampling.choose(total, rate), (start_of(video) or 0.0) - origin

@@ -1,15 +1,16 @@
 """The tensors of a checkpoint folder: safetensors or PyTorch's `.bin`, in one file or in shards with an index."""
 
 import dataclasses
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from models.errors import UserError
+from models.readers.json_object import read_object
 from models.readers.safe_tensors import read_safetensors
 from models.readers.stored import StoredArray
 from models.readers.torch_zip import read_torch_zip
 
+POINTER = b"version https://git-lfs.github.com/spec/"
 MAIN = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """What a folder's tensors are looked for in; the first that is there counts, as in transformers."""
 
@@ -55,15 +56,20 @@ def open_checkpoint(folder: Path, parts: Iterable[str] = ()) -> Checkpoint:
 
 
 def _read(path: Path) -> dict[str, StoredArray]:
+    with path.open("rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            raise UserError(f"{path} is a pointer of Git LFS in place of the file; fetch the file with `git lfs pull`.")
     return read_safetensors(path) if path.suffix == ".safetensors" else read_torch_zip(path)
 
 
 def _shards(index: Path) -> list[Path]:
+    files = read_object(index).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+        raise UserError(f"{index} has no weight_map from tensors to files; copy it again.")
     try:
-        files: dict[str, str] = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
         shards = [index.with_name(name) for name in sorted(set(files.values()))]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{index} is not a readable index of shards ({error}); copy it again.") from error
+    except ValueError as error:
+        raise UserError(f"{index} names a shard that is no file of its folder ({error}); copy it again.") from error
     if missing := [shard.name for shard in shards if not shard.is_file()]:
         raise UserError(f"{index.parent} lacks shards that its index names: {listing(missing)}; copy them too.")
     return shards

@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-from flax import nnx
 from jaxtyping import UInt8
 
 from models.chatml import ChatML
-from models.decoder import Decoder
 from models.hf.config import reading
-from models.interface import Chunk, Keys, Params, define
+from models.interface import Chunk
 from models.media import Media, Progress, Sampling, read_clip
+from models.over_decoder import OverDecoder
 from models.qwen2_5_omni import images
 from models.qwen2_5_omni.chat import LAYOUTS, Chat, clip_items
 from models.qwen2_5_omni.config import ThinkerConfig, VisionConfig
@@ -22,20 +21,15 @@ from models.qwen2_5_omni.positions import audio_tokens
 from models.qwen2_5_omni.prompt import AudioItem, ImageItem, Tokens, VideoItem
 from models.qwen2_5_omni.sound import mel_features
 from models.resize import resize_bicubic
-from models.step import DecoderStep
 from models.text import load_tokenizer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class QwenOmniModel:
+class QwenOmniModel(OverDecoder):
     """A loaded thinker: what `models.interface.AVModel` describes."""
 
-    name: str
     config: ThinkerConfig
-    graph: nnx.GraphDef
-    all_params: Params
     chat: Chat
-    step: DecoderStep
 
     tau = 0.9
     layouts = LAYOUTS
@@ -51,23 +45,7 @@ class QwenOmniModel:
             config, source = open_thinker(folder, section)
         chat = Chat(ChatML(load_tokenizer(folder), config.text.vocab_size), config)
         graph, params = source.load(source.run_dtype())
-        decoder, _ = define(lambda: Decoder(config.text, rngs=Keys(0)))
-        return cls(str(folder), config, graph, params, chat, DecoderStep(decoder))
-
-    @property
-    def params(self) -> Params:
-        """The decoder's parameters."""
-        return self.all_params["decoder"]
-
-    @property
-    def layers(self) -> int:
-        """Number of decoder layers."""
-        return self.config.text.num_hidden_layers
-
-    @property
-    def context(self) -> int:
-        """Most tokens that the decoder can tell apart."""
-        return self.config.text.max_position_embeddings
+        return cls(str(folder), config.text, graph, params, config, chat)
 
     @property
     def stop(self) -> tuple[int, ...]:

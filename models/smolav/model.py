@@ -12,16 +12,15 @@ from flax import nnx
 from jaxtyping import Float
 from tokenizers import Tokenizer
 
-from models.decoder import Decoder
 from models.errors import UserError
-from models.interface import Chunk, Params, define
+from models.interface import Chunk, Params
 from models.media import Media, Progress, Sampling, read_clip
+from models.over_decoder import OverDecoder
 from models.package_index import DownloadProgress
 from models.smolav.config import LAYOUTS, Layout, SmolAVConfig
 from models.smolav.encoders import FRAME_SIZE, Encoders
 from models.smolav.params import load_smolav
 from models.smolav.preprocess import Chat, EncodedMedia, Tokens, concatenate, media_rows, media_tokens, text_tokens
-from models.step import DecoderStep
 from models.text import load_smollm2_tokenizer
 from models.weights import fetch
 
@@ -34,17 +33,13 @@ def _embed(graph: nnx.GraphDef, params: Params, *inputs: jax.Array) -> Float[jax
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class SmolAVModel:
+class SmolAVModel(OverDecoder):
     """A loaded SmolAV: what `models.interface.AVModel` describes."""
 
-    name: str
     config: SmolAVConfig
-    graph: nnx.GraphDef
-    all_params: Params
     encoders: Encoders
     tokenizer: Tokenizer
     chat: Chat
-    step: DecoderStep
 
     tau = 0.6
     layouts = LAYOUTS
@@ -62,25 +57,9 @@ class SmolAVModel:
         tokenizer = load_smollm2_tokenizer()
         chat = Chat.smollm2(lambda text: tokenizer.encode(text).ids)
         tokenizer.encode_special_tokens = True  # what a user types is never a special token
-        decoder, _ = define(lambda: Decoder(config.decoder, rngs=nnx.Rngs(0)))
         name = str(folder) if folder else "smolav"
         params = jax.device_put(params)
-        return cls(name, config, graph, params, Encoders.load(config), tokenizer, chat, DecoderStep(decoder))
-
-    @property
-    def params(self) -> Params:
-        """The decoder's parameters."""
-        return self.all_params["decoder"]
-
-    @property
-    def layers(self) -> int:
-        """Number of decoder layers."""
-        return self.config.decoder.num_hidden_layers
-
-    @property
-    def context(self) -> int:
-        """Most tokens that the decoder can tell apart."""
-        return self.config.decoder.max_position_embeddings
+        return cls(name, config.decoder, graph, params, config, Encoders.load(config), tokenizer, chat)
 
     @property
     def stop(self) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from models.errors import UserError
 from models.interface import Params, define
+from models.readers.json_object import read_object
 from models.smolav.config import SmolAVConfig
 from models.smolav.lora import init_lora, merge_lora
 from models.smolav.modeling import MediaEmbedder, SmolAV
@@ -53,8 +54,8 @@ def read_config(folder: Path) -> SmolAVConfig:
     if not path.is_file():
         raise UserError(f"There is no {path}; `python -m train.export` writes one.")
     try:
-        return SmolAVConfig.from_dict(json.loads(path.read_text()))
-    except (TypeError, KeyError, json.JSONDecodeError) as error:
+        return SmolAVConfig.from_dict(read_object(path))
+    except (TypeError, KeyError) as error:
         raise UserError(f"{path} is not a configuration of SmolAV ({error}); export it again.") from error
 
 

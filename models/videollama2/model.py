@@ -12,14 +12,13 @@ from jaxtyping import Array, Float, UInt8
 
 from acckv_jax import Modality, bucket_length
 from models.chatml import ChatML
-from models.decoder import Decoder
 from models.errors import UserError
 from models.hf.config import reading
 from models.hf.decoder import decoder_tensors
-from models.interface import Chunk, Keys, Params, define
+from models.interface import Chunk, Params
 from models.media import Media, Progress, Sampling, read_clip
+from models.over_decoder import OverDecoder
 from models.resize import resize_bicubic
-from models.step import DecoderStep
 from models.text import load_tokenizer
 from models.videollama2.chat import before_media, first_question
 from models.videollama2.config import VideoLLaMA2Config
@@ -45,15 +44,11 @@ def _embed(graph: nnx.GraphDef, params: Params, tokens: np.ndarray) -> Float[Arr
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class VideoLLaMA2Model:
+class VideoLLaMA2Model(OverDecoder):
     """A loaded VideoLLaMA2.1-AV: what `models.interface.AVModel` describes."""
 
-    name: str
     config: VideoLLaMA2Config
-    graph: nnx.GraphDef
-    all_params: Params
     chat: ChatML
-    step: DecoderStep
 
     tau = 0.9
     layouts = LAYOUTS
@@ -70,23 +65,7 @@ class VideoLLaMA2Model:
         chat = ChatML(load_tokenizer(folder), config.decoder.vocab_size)
         decoder_alone = dataclasses.replace(source, tensors=decoder_tensors(config.decoder))
         graph, params = source.load(decoder_alone.run_dtype())  # the audio tower's file may be of another type
-        decoder, _ = define(lambda: Decoder(config.decoder, rngs=Keys(0)))
-        return cls(str(folder), config, graph, params, chat, DecoderStep(decoder))
-
-    @property
-    def params(self) -> Params:
-        """The decoder's parameters."""
-        return self.all_params["decoder"]
-
-    @property
-    def layers(self) -> int:
-        """Number of decoder layers."""
-        return self.config.decoder.num_hidden_layers
-
-    @property
-    def context(self) -> int:
-        """Most tokens that the decoder can tell apart."""
-        return self.config.decoder.max_position_embeddings
+        return cls(str(folder), config.decoder, graph, params, config, chat)
 
     @property
     def stop(self) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from models.audio.beats import beats_tensors
+from models.errors import UserError
 from models.hf.checkpoint import open_checkpoint
 from models.hf.config import Section
 from models.hf.decoder import decoder_copies, decoder_tensors
@@ -17,8 +18,8 @@ from models.videollama2.connector import stc_tensors
 from models.videollama2.modeling import VideoLLaMA2
 from models.vision.siglip import siglip_tensors
 
-PARTS = ("audio_tower.bin", "mm_projector_a.bin")
-"""Files of tensors that the published checkpoint holds beside its safetensors."""
+PARTS = {"audio_tower.bin": "model.audio_tower.", "mm_projector_a.bin": "model.mm_projector_a."}
+"""Files that the published checkpoint holds beside its safetensors, and how the names of their tensors begin."""
 SHARED_BIAS = "model.audio_tower.encoder.layers.{}.self_attn.relative_attention_bias.weight"
 """Upstream's layers all name the tensor of layer 0."""
 
@@ -53,4 +54,7 @@ def open_videollama2(folder: Path, section: Section) -> tuple[VideoLLaMA2Config,
 
     copies = {SHARED_BIAS.format("*"): SHARED_BIAS.format(0), **decoder_copies(config.decoder)}
     checkpoint = open_checkpoint(folder, PARTS)
+    for file, prefix in PARTS.items():
+        if not any(name.startswith(prefix) for name in checkpoint.tensors):
+            raise UserError(f"{folder} lacks {file}, and the tensors {prefix}* are nowhere else; copy it too.")
     return config, Source(checkpoint, make, videollama2_tensors(config), section.values, copies=copies)

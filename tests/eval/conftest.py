@@ -4,14 +4,13 @@ import jax
 import pytest
 from flax import nnx
 
-from models.decoder import Decoder, DecoderConfig
-from models.interface import create, define
+from models.decoder import DecoderConfig
+from models.interface import create
 from models.smolav.config import SmolAVConfig
 from models.smolav.encoders import Encoders
 from models.smolav.model import SmolAVModel
 from models.smolav.modeling import SmolAV
 from models.smolav.preprocess import Chat
-from models.step import DecoderStep
 from models.text import load_smollm2_tokenizer
 
 
@@ -24,5 +23,4 @@ def small_model():
     tokenizer = load_smollm2_tokenizer()
     chat = Chat.smollm2(lambda text: tokenizer.encode(text).ids)
     tokenizer.encode_special_tokens = True
-    step = DecoderStep(define(lambda: Decoder(decoder, rngs=nnx.Rngs(0)))[0])
-    return SmolAVModel("small", config, graph, jax.device_put(params), Encoders.load(config), tokenizer, chat, step)
+    return SmolAVModel("small", decoder, graph, jax.device_put(params), config, Encoders.load(config), tokenizer, chat)

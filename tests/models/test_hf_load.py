@@ -185,10 +185,27 @@ def test_folders_that_are_no_checkpoint(tmp_path):
     with pytest.raises(UserError, match="is no checkpoint: it has none of model.safetensors, "):
         open_checkpoint(tmp_path)
     index = tmp_path / "model.safetensors.index.json"
-    for damaged in ("{", "{}", '{"weight_map": [1]}', '{"weight_map": {"a": 3}}'):
+    for damaged, sentence in (
+        ("{", "is not readable JSON"),
+        ("[]", "must hold a JSON object"),
+        ("{}", "has no weight_map from tensors to files"),
+        ('{"weight_map": [1]}', "has no weight_map from tensors to files"),
+        ('{"weight_map": {"a": 3}}', "has no weight_map from tensors to files"),
+        ('{"weight_map": {"a": "../b"}}', "names a shard that is no file of its folder"),
+    ):
         index.write_text(damaged)
-        with pytest.raises(UserError, match="is not a readable index of shards"):
+        with pytest.raises(UserError, match=sentence):
             open_checkpoint(tmp_path)
+
+
+def test_a_pointer_of_git_lfs_is_no_checkpoint(tmp_path):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_text(pointer)
+        with pytest.raises(UserError, match="is a pointer of Git LFS .* `git lfs pull`"):
+            open_checkpoint(folder)
 
 
 def test_shards_that_do_not_fit_their_index(tmp_path):

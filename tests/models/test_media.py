@@ -131,6 +131,17 @@ def test_odd_size(tmp_path):
     assert resized.frames is not None and resized.frames.shape[1:] == (64, 48, 3)
 
 
+def test_a_picture_that_is_a_clip(tmp_path):
+    """A GIF of one picture does not tell how many it has a second."""
+    with av.open(str(tmp_path / "a.gif"), "w") as out:
+        stream = out.add_stream("gif", rate=1)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "rgb8"
+        out.mux(stream.encode(av.VideoFrame.from_ndarray(grey_frames([255])[0], format="rgb24")))
+        out.mux(stream.encode(None))
+    media = read_clip(tmp_path / "a.gif", Sampling(fps=2, choose=lambda total, fps: range(total)))
+    assert media.frames is not None and len(media.frames) == 1
+
+
 def test_one_frame(tmp_path):
     write_clip(tmp_path / "a.mp4", grey_frames([77]), 25)
     media = read_clip(tmp_path / "a.mp4")

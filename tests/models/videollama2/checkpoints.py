@@ -12,11 +12,10 @@ from models.hf.config import Section
 from models.interface import define
 from models.videollama2.config import VideoLLaMA2Config
 from models.videollama2.modeling import VideoLLaMA2
-from models.videollama2.params import videollama2_tensors
+from models.videollama2.params import PARTS, videollama2_tensors
 from tests.models.videollama2.cases import ModelCase, model_config
 from tests.models.videollama2.parameters import seeded_tensors
 
-PARTS = {"audio_tower.bin": "model.audio_tower.", "mm_projector_a.bin": "model.mm_projector_a."}
 BIAS = "model.audio_tower.encoder.layers.{}.self_attn.relative_attention_bias.weight"
 
 

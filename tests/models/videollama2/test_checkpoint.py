@@ -85,9 +85,17 @@ def test_configurations_that_cannot_be_used(tmp_path, changes, message):
 
 def test_missing_and_strange_tensors(tmp_path):
     write_checkpoint(tmp_path, CASE, bins=True)
-    (tmp_path / "mm_projector_a.bin").unlink()
     torch.save({BIAS.format(0): torch.zeros(3, 3), "model.strange": torch.zeros(1)}, tmp_path / "audio_tower.bin")
     with pytest.raises(UserError, match=r"1 unknown: model.strange; \d+ missing: .* 1 of a wrong shape"):
+        load(tmp_path)
+
+
+def test_a_part_that_was_not_copied(tmp_path):
+    write_checkpoint(tmp_path, CASE, bins=True)
+    (tmp_path / "mm_projector_a.bin").unlink()
+    with pytest.raises(
+        UserError, match=r"lacks mm_projector_a.bin, and the tensors model.mm_projector_a.\* are"
+    ):
         load(tmp_path)
 
 
