@@ -15,7 +15,6 @@ from models.hf.decoder import decoder_tensors
 from models.hf.export import save_params
 from models.interface import create
 
-
 HELD = """
 import time
 import numpy as np

@@ -93,9 +93,7 @@ def test_missing_and_strange_tensors(tmp_path):
 def test_a_part_that_was_not_copied(tmp_path):
     write_checkpoint(tmp_path, CASE, bins=True)
     (tmp_path / "mm_projector_a.bin").unlink()
-    with pytest.raises(
-        UserError, match=r"lacks mm_projector_a.bin, and the tensors model.mm_projector_a.\* are"
-    ):
+    with pytest.raises(UserError, match=r"lacks mm_projector_a.bin, and the tensors model.mm_projector_a.\* are"):
         load(tmp_path)
 
 
