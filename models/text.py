@@ -106,6 +106,11 @@ def _qwen2_tokenizer(folder: Path) -> Tokenizer:
             f"The tokenizer in {folder} is of the class {kind!r}, and from vocab.json and merges.txt only "
             f"{QWEN2_CLASSES[0]} can be built; add its tokenizer.json."
         )
+    if wrong := [token for token, number in vocabulary.items() if type(number) is not int]:
+        number = vocabulary[wrong[0]]
+        raise UserError(
+            f"{folder / 'vocab.json'} gives {wrong[0]!r} an id that is no integer ({number!r}); copy it again."
+        )
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=_read_merges(folder / "merges.txt", vocabulary)))
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -72,8 +72,12 @@ class Section:
         return tuple(values)
 
     def section(self, name: str) -> "Section":
-        """An object inside this one; it must be there, and its problems are noted with ours."""
-        return Section(self.file, self.need(name, dict), self.path(name), self._problems)
+        """An object inside this one; it must be there, and its problems are noted with ours.
+
+        Where it is not, that alone is noted, not what would be missing in it.
+        """
+        values = self.need(name, dict)
+        return Section(self.file, values, self.path(name), self._problems if values is self.values.get(name) else [])
 
     def only(self, name: str, value: object) -> None:
         """Notes a problem where a key is there and asks for anything else than the one value that is supported."""

@@ -28,7 +28,11 @@ def decoder_config(section: Section, *, tied: bool, attention_bias: bool) -> Dec
     derived = heads and not section.has("head_dim")
     _refuse(section, derived and hidden % heads, "num_attention_heads must divide hidden_size")
     _refuse(section, head_dim % 2, f"the heads are {head_dim} wide, which must be even for rotary embeddings")
-    _refuse(section, sections and 2 * sum(sections) != head_dim, f"mrope_section must sum to {head_dim // 2}")
+    _refuse(
+        section,
+        sections and head_dim > 0 and 2 * sum(sections) != head_dim,
+        f"mrope_section must sum to {head_dim // 2}",
+    )
     _refuse(section, section.need("hidden_act", str) not in ("silu", ""), "only silu is supported as hidden_act")
     layers = section.get("layer_types", list, [])
     _refuse(section, any(kind != FULL for kind in layers), f"only {FULL} is supported in layer_types")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
@@ -29,7 +28,6 @@ def save_params(
     tensors: Tensors,
     config: Mapping[str, Any],
     *,
-    dtype: jnp.dtype | None = None,
     max_shard_bytes: float = 5e9,
     companions: Iterable[Path] = (),
 ) -> None:
@@ -40,7 +38,6 @@ def save_params(
         params: nested dict of arrays, on any devices of this process.
         tensors: names in the checkpoint of all parameters.
         config: what config.json is to hold.
-        dtype: type that the parameters are converted to; None keeps theirs.
         max_shard_bytes: a shard holds at most so many bytes of values, or a single tensor.
         companions: files to copy into the folder.
 
@@ -49,7 +46,7 @@ def save_params(
     """
     with whole_folder(folder) as draft:
         flat: dict[Any, Any] = flatten_dict(params)
-        types = {name: np.dtype(dtype or flat[tensor.path].dtype) for name, tensor in tensors.items()}
+        types = {name: np.dtype(flat[tensor.path].dtype) for name, tensor in tensors.items()}
         shapes = {name: checkpoint_shape(tensor, flat[tensor.path].shape) for name, tensor in tensors.items()}
         sizes = {name: int(np.prod(shape)) * types[name].itemsize for name, shape in shapes.items()}
         shards = _shards(sizes, max_shard_bytes)
@@ -57,7 +54,7 @@ def save_params(
             with (draft / file).open("wb") as out:
                 _write_header(out, {name: (types[name], shapes[name], sizes[name]) for name in names})
                 for name in names:
-                    out.write(_values(flat[tensors[name].path], tensors[name], types[name]).data)
+                    out.write(_values(flat[tensors[name].path], tensors[name]).data)
         if list(shards) != [SINGLE]:
             weight_map = {name: file for file, names in shards.items() for name in names}
             index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
@@ -115,9 +112,9 @@ def _write_header(out: BinaryIO, entries: Mapping[str, tuple[np.dtype, tuple[int
     out.write(len(text).to_bytes(8, "little") + text)
 
 
-def _values(param: jax.Array, tensor: Tensor, dtype: np.dtype) -> np.ndarray:
+def _values(param: jax.Array, tensor: Tensor) -> np.ndarray:
     """A parameter's bytes in the checkpoint's order of axes."""
     array = np.asarray(param.copy())  # an array keeps what it has copied to the host; the copy is soon dropped
     if tensor.order is not None:
         array = array.transpose(np.argsort(tensor.order))
-    return np.ascontiguousarray(array, dtype).reshape(-1).view(np.uint8)
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)

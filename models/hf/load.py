@@ -70,6 +70,7 @@ def _matched(
 ) -> dict[str, StoredArray]:
     """The tensors that are to be read, by the names of `tensors`."""
     found: dict[str, StoredArray] = {}
+    used = prefix if any(full.startswith(prefix) for full in checkpoint.tensors) else ""
     repeated: list[tuple[str, StoredArray, str]] = []
     duplicate = [f"{name} (in {files})" for name, files in checkpoint.copies.items()]
     unknown, misshapen, mistyped = [], [], []
@@ -81,17 +82,19 @@ def _matched(
             found[name] = stored
             shape = checkpoint_shape(tensors[name], wanted[tensors[name].path].shape)
             if stored.shape != shape:
-                misshapen.append(f"{name} is {list(stored.shape)}, not {list(shape)}")
+                misshapen.append(f"{full} is {list(stored.shape)}, not {list(shape)}")
             if stored.dtype not in FLOATS:
-                mistyped.append(f"{name} is {stored.dtype}")
+                mistyped.append(f"{full} is {stored.dtype}")
         elif original := next((of for pattern, of in copies.items() if fnmatch.fnmatchcase(name, pattern)), None):
-            repeated.append((name, stored, original))
+            repeated.append((full, stored, original))
         elif not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignore):
-            unknown.append(name)
-    differing = [f"{name} ({of})" for name, stored, of in repeated if of in found and not stored.equals(found[of])]
+            unknown.append(full)
+    differing = [
+        f"{full} ({used}{of})" for full, stored, of in repeated if of in found and not stored.equals(found[of])
+    ]
     problems = {
         "unknown": unknown,
-        "missing": [name for name in tensors if name not in found],
+        "missing": [used + name for name in tensors if name not in found],
         "duplicate": duplicate,
         "different from the tensor that it should repeat": differing,
         "of a wrong shape": misshapen,

@@ -39,7 +39,7 @@ def test_all_problems_are_told_at_once(tmp_path):
         f"{tmp_path / 'config.json'} cannot be used: hidden_size must be of type int, not '32'; flag must be of type "
         "bool, not 1; text_config.depth must be of type int, not True; text_config.ids must hold integers only, not "
         "[1, 2.5]; text_config.eps must be of type float, not 'no'; text_config.rows is missing; audio must be of type "
-        "dict, not 3; audio.layers is missing."
+        "dict, not 3."
     )
 
 

@@ -92,6 +92,7 @@ def test_prompts_are_neither_cut_nor_padded(tmp_path: Path) -> None:
         ("tokenizer.json", b"{}", r"tokenizer\.json describes no tokenizer"),
         ("tokenizer.json", b"\xff\xfe", r"tokenizer\.json is not UTF-8"),
         ("vocab.json", b"[1]", r"vocab\.json must hold a JSON object, not a list"),
+        ("vocab.json", b'{"a": "b"}', r"vocab\.json gives 'a' an id that is no integer \('b'\)"),
         (
             "merges.txt",
             b"#version: 0.2\na b\nb c\n",

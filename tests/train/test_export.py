@@ -112,10 +112,3 @@ def test_tensors_of_several_types(tmp_path, capsys):
     assert main(["--model", str(tmp_path / "mixed"), "--out", str(tmp_path / "a")]) == 2
     assert "of several types (bfloat16, float32); say which" in capsys.readouterr().err
     assert main(["--model", str(tmp_path / "mixed"), "--out", str(tmp_path / "a"), "--dtype", "fp32"]) == 0
-
-
-def test_parameters_are_saved_in_another_type(tmp_path):
-    values = np.linspace(0, 1, 5, dtype=np.float32)
-    save_params(tmp_path / "a", {"n": {"scale": values}}, norm("n", ("n",)), {}, dtype=jnp.dtype(jnp.bfloat16))
-    read = open_checkpoint(tmp_path / "a").tensors["n.weight"].read()
-    np.testing.assert_array_equal(read, values.astype(jnp.bfloat16))
