@@ -143,8 +143,8 @@ def test_all_that_does_not_fit_is_told_at_once(tmp_path):
         load_params(open_checkpoint(single(tmp_path, tensors)), TENSORS, shapes(), prefix="thinker.")
     assert str(told.value) == (
         f"The tensors in {tmp_path} do not fit its config.json: 1 unknown: z; 1 missing: thinker.b.norm.weight; "
-        "1 duplicate: d.patch (with and without 'thinker.'); 1 of a wrong shape: a.fc.weight is [8, 16], not [16, 8]; 1 not of a "
-        "floating type (float32, float16, bfloat16): a.fc.bias is int64."
+        "1 duplicate: d.patch (with and without 'thinker.'); 1 of a wrong shape: a.fc.weight is [8, 16], not [16, 8]; "
+        "1 not of a floating type (float32, float16, bfloat16): a.fc.bias is int64."
     )
 
 
