@@ -146,8 +146,9 @@ class ThinkerConfig:
         vision = VisionConfig.from_hf(section.section("vision_config"))
         audio = AudioConfig.from_hf(section.section("audio_config"))
         section.section("vision_config").only("in_channels", 3)
-        section.section("vision_config").only("out_hidden_size", text.hidden_size)
-        section.section("audio_config").only("output_dim", text.hidden_size)
+        if text.hidden_size > 0:  # else that alone is told
+            section.section("vision_config").only("out_hidden_size", text.hidden_size)
+            section.section("audio_config").only("output_dim", text.hidden_size)
         numbers = [*_IDS, "position_id_per_seconds", "seconds_per_chunk"]
         config = cls(text, vision, audio, **{name: section.positive(name) for name in numbers})
         section.check()
