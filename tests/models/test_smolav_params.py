@@ -50,5 +50,5 @@ def test_damaged_and_missing_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="damaged"):
         read_trained(tmp_path, TINY)
     (tmp_path / CONFIG).write_text("{")
-    with pytest.raises(UserError, match="not a configuration"):
+    with pytest.raises(UserError, match="is not readable JSON"):
         read_config(tmp_path)
