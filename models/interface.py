@@ -133,7 +133,7 @@ class AVModel(Protocol):
 class Keys(nnx.Rngs):
     """The keys of `nnx.Rngs`, counted in Python: counting them while a large module is traced takes nnx seconds."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int | jax.Array) -> None:
         super().__init__(seed)
         self.drawn = 0
 

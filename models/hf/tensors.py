@@ -35,10 +35,22 @@ def norm(name: str, path: Path, *, bias: bool = False) -> Tensors:
     return {f"{name}.weight": Tensor((*path, "scale"))} | _bias(name, path, bias)
 
 
+def batch_norm(name: str, path: Path) -> Tensors:
+    """A batch normalisation with its running statistics: weight, bias, running_mean and running_var."""
+    statistics = {f"{name}.running_{part}": Tensor((*path, part)) for part in ("mean", "var")}
+    return norm(name, path, bias=True) | statistics
+
+
 def conv(name: str, path: Path, dims: int, *, bias: bool = False) -> Tensors:
     """A convolution over `dims` axes: weight [out, in, *size] to kernel [*size, in, out]."""
     order = (*range(2, dims + 2), 1, 0)
     return {f"{name}.weight": Tensor((*path, "kernel"), order)} | _bias(name, path, bias)
+
+
+def depthwise_conv(name: str, path: Path, features: int, size: int, *, bias: bool = False) -> Tensors:
+    """A convolution of each channel by itself: weight [features, 1, size, size] to kernel [size, size, features]."""
+    kernel = Tensor((*path, "kernel"), (1, 2, 0), (features, 1, size, size))
+    return {f"{name}.weight": kernel} | _bias(name, path, bias)
 
 
 def _bias(name: str, path: Path, bias: bool) -> Tensors:

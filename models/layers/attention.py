@@ -15,6 +15,7 @@ def attend(
     v: Float[Array, "B S N H"],
     lengths: Int[Array, " B"] | None = None,
     bias: Callable[[Int[Array, " R"]], Float[Array, "B N R S"]] | None = None,
+    drop: Callable[[Float[Array, "B N R S"], Int[Array, " R"]], Float[Array, "B N R S"]] | None = None,
 ) -> Float[Array, "B T N H"]:
     """Softmax attention of every query to the first `lengths` keys of its row, or to all of them.
 
@@ -24,6 +25,7 @@ def attend(
         v: values.
         lengths: keys of each row that count.
         bias: what is added, in float32, to the scores of the queries with given numbers; some are beyond the last one.
+        drop: what is done, in float32, to the weights of the queries with given numbers: dropout.
     """
     batch, tokens, heads, size = q.shape
 
@@ -34,7 +36,10 @@ def attend(
         if lengths is not None:
             seen = jnp.arange(k.shape[1])[None] < lengths[:, None]
             scores = jnp.where(seen[:, None, None], scores, jnp.finfo(jnp.float32).min)  # finite: a row may see nothing
-        return jnp.einsum("bnrs,bsnh->brnh", jax.nn.softmax(scores).astype(v.dtype), v)
+        weights = jax.nn.softmax(scores)
+        if drop is not None:
+            weights = drop(weights, rows)
+        return jnp.einsum("bnrs,bsnh->brnh", weights.astype(v.dtype), v)
 
     if tokens <= ROWS:
         return block(q, jnp.arange(tokens))

@@ -18,6 +18,7 @@ class Linear(nnx.Module):
         axis_in: mesh axis that the input's last axis is divided over (the product is then summed over it).
         axis_out: mesh axis of the output's last axis.
         batch: mesh axis of the leading axis.
+        spread: standard deviation of the initial kernel; None means features_in ** -0.5.
         rngs: random streams for initialisation.
         dtype: type of the parameters.
     """
@@ -31,10 +32,11 @@ class Linear(nnx.Module):
         axis_in: MeshAxis = None,
         axis_out: MeshAxis = None,
         batch: MeshAxis = None,
+        spread: float | None = None,
         rngs: nnx.Rngs,
         dtype: jnp.dtype = jnp.float32,
     ) -> None:
-        init = jax.nn.initializers.normal(features_in**-0.5)
+        init = jax.nn.initializers.normal(features_in**-0.5 if spread is None else spread)
         self.kernel = nnx.Param(init(rngs.params(), (features_in, features_out), dtype))
         self.bias = nnx.Param(jnp.zeros((features_out,), dtype)) if use_bias else None
         self.axes = (axis_in, axis_out, batch)
@@ -52,12 +54,20 @@ class Linear(nnx.Module):
 
 
 class Embed(nnx.Module):
-    """Token embeddings [V, D]; `attend` is the tied output head."""
+    """Token embeddings [V, D], drawn with a standard deviation of `spread`; `attend` is the tied output head."""
 
     def __init__(
-        self, vocab_size: int, features: int, *, batch: MeshAxis, vocab: MeshAxis, rngs: nnx.Rngs, dtype: jnp.dtype
+        self,
+        vocab_size: int,
+        features: int,
+        *,
+        batch: MeshAxis,
+        vocab: MeshAxis,
+        spread: float = 0.02,
+        rngs: nnx.Rngs,
+        dtype: jnp.dtype,
     ) -> None:
-        init = jax.nn.initializers.normal(0.02)
+        init = jax.nn.initializers.normal(spread)
         self.embedding = nnx.Param(init(rngs.params(), (vocab_size, features), dtype))
         self.axes = (batch, vocab)
 

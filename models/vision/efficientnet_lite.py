@@ -1,40 +1,30 @@
 """EfficientNet-Lite: EfficientNet (Tan and Le 2019, arXiv 1905.11946) without squeeze-and-excitation, with ReLU6.
 
 As in TensorFlow's reference, the stem, the head and the number of blocks in the first and last stage are not scaled.
-Batch normalisation is folded into the convolutions when the weights are loaded: this is for inference.
+The encoder of pictures, with pretrained weights, has the batch normalisation folded into the convolutions; the same
+network is trained with it.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Self
+from typing import Any, Self
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int
 
+from models.hf.load import joined_shape
+from models.hf.tensors import Path, Tensors, batch_norm, conv, depthwise_conv, linear
 from models.interface import Params, define
-from models.layers.depthwise import DepthwiseConv
+from models.layers.conv import ConvStyle, folded
 from models.readers.legacy_pickle import read_legacy_state_dict
+from models.vision.classification import check_stem
+from models.vision.inverted_residuals import Block, InvertedResidualNet, Plan, Stem, chained, round_to_8
 from models.weights import fetch
 
-BATCH_NORM_EPSILON = 1e-3
-
-
-@dataclasses.dataclass(frozen=True)
-class Block:
-    """One inverted residual block: channels in and out, width factor inside, kernel size, stride."""
-
-    features_in: int
-    features_out: int
-    expansion: int
-    kernel: int
-    stride: int
-
-
-STAGES = (  # blocks and the first of them, before scaling (EfficientNet-B0, table 1)
+EPSILON = 1e-3
+STAGES = (  # blocks and what they are like, before scaling (EfficientNet-B0, table 1)
     (1, Block(32, 16, 1, 3, 1)),
     (2, Block(16, 24, 6, 3, 2)),
     (2, Block(24, 40, 6, 5, 2)),
@@ -55,6 +45,9 @@ class EfficientNetLiteConfig:
         classes: outputs of the classifier.
         stem: channels of the first convolution.
         head: channels of the last one.
+        stem_stride: of the first convolution.
+        normed: whether batch normalisation follows the convolutions, for training; else it is folded into them.
+        stages: blocks of each stage, before scaling.
     """
 
     width: float
@@ -62,63 +55,64 @@ class EfficientNetLiteConfig:
     classes: int = 1000
     stem: int = 32
     head: int = 1280
+    stem_stride: int = 2
+    normed: bool = False
+    stages: tuple[tuple[int, Block], ...] = STAGES
 
     @classmethod
     def lite0(cls) -> Self:
         """EfficientNet-Lite0: 4.65 M parameters, 224 pixels, ImageNet-1k."""
         return cls(1.0, 1.0)
 
+    @classmethod
+    def trainable(cls, classes: int, stem: str, width: float = 1.0) -> Self:
+        """Lite0 with batch normalisation.
+
+        Args:
+            classes: outputs of the classifier.
+            stem: "imagenet", or "cifar": stride 1 in the first convolution, so that 32 pixels give 2 x 2 vectors (there
+                is no published variant for such pictures).
+            width: factor on the channels.
+
+        Raises:
+            UserError: if the stem is unknown.
+        """
+        check_stem(stem)
+        return cls(width, 1.0, classes, stem_stride=1 if stem == "cifar" else 2, normed=True)
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """Three narrow blocks with batch normalisation and a stem of stride 1, for tests."""
+        stages = ((1, Block(0, 16, 1, 5, 2)), (2, Block(0, 24, 2, 3, 2)))
+        return cls(0.25, 1.0, 10, 8, 64, stem_stride=1, normed=True, stages=stages)
+
     @property
     def blocks(self) -> tuple[Block, ...]:
         """All blocks in order, after scaling."""
-        blocks: list[Block] = []
-        for index, (count, first) in enumerate(STAGES):
-            before = blocks[-1].features_out if blocks else self.stem
-            after = _round_to_8(first.features_out * self.width)
-            repeats = count if index in (0, len(STAGES) - 1) else math.ceil(count * self.depth)
-            blocks.append(dataclasses.replace(first, features_in=before, features_out=after))
-            again = dataclasses.replace(first, features_in=after, features_out=after, stride=1)
-            blocks.extend([again] * (repeats - 1))
-        return tuple(blocks)
+        ends = (0, len(self.stages) - 1)
+        return chained(
+            self.stem,
+            tuple(
+                (
+                    count if index in ends else math.ceil(count * self.depth),
+                    dataclasses.replace(block, features_out=round_to_8(block.features_out * self.width)),
+                )
+                for index, (count, block) in enumerate(self.stages)
+            ),
+        )
+
+    @property
+    def plan(self) -> Plan:
+        """The network, layer by layer."""
+        style = ConvStyle(EPSILON if self.normed else None, use_bias=not self.normed, same=True)
+        return Plan(Stem(self.stem, stride=self.stem_stride), self.blocks, self.head, self.classes, style)
 
 
-def _round_to_8(channels: float) -> int:
-    """The nearest multiple of 8 that is at least 90 % of `channels`."""
-    rounded = max(8, int(channels + 4) // 8 * 8)
-    return rounded if rounded >= 0.9 * channels else rounded + 8
-
-
-def _pointwise(features_in: int, features_out: int, rngs: nnx.Rngs, dtype: jnp.dtype) -> nnx.Conv:
-    return nnx.Conv(features_in, features_out, (1, 1), param_dtype=dtype, rngs=rngs)
-
-
-class InvertedResidual(nnx.Module):
-    """Expand, filter each channel, project; the input is added where the shape allows (MobileNetV2)."""
-
-    def __init__(self, block: Block, *, rngs: nnx.Rngs, dtype: jnp.dtype) -> None:
-        inside = block.features_in * block.expansion
-        self.block = block
-        self.expand = None if block.expansion == 1 else _pointwise(block.features_in, inside, rngs, dtype)
-        self.depthwise = DepthwiseConv(inside, block.kernel, block.stride, rngs=rngs, dtype=dtype)
-        self.project = _pointwise(inside, block.features_out, rngs, dtype)
-
-    def __call__(self, x: Float[Array, "B Y X C"]) -> Float[Array, "B Y/s X/s c"]:
-        """Applies the block."""
-        h = x if self.expand is None else jax.nn.relu6(self.expand(x))
-        h = self.project(jax.nn.relu6(self.depthwise(h)))
-        return x + h if self.block.stride == 1 and self.block.features_in == self.block.features_out else h
-
-
-class EfficientNetLite(nnx.Module):
-    """Stem, blocks, head convolution, mean over the picture, classifier."""
+class EfficientNetLite(InvertedResidualNet):
+    """The network of a configuration; `features` and `logits` are for the one with folded normalisation."""
 
     def __init__(self, config: EfficientNetLiteConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32) -> None:
-        blocks = config.blocks
-        self.config = config
-        self.stem = nnx.Conv(3, config.stem, (3, 3), strides=2, padding="SAME", param_dtype=dtype, rngs=rngs)
-        self.blocks = nnx.List(InvertedResidual(block, rngs=rngs, dtype=dtype) for block in blocks)
-        self.head = _pointwise(blocks[-1].features_out, config.head, rngs, dtype)
-        self.classifier = nnx.Linear(config.head, config.classes, param_dtype=dtype, rngs=rngs)
+        super().__init__(config.plan, rngs=rngs, dtype=dtype)
 
     def features(self, images: Float[Array, "B Y X 3"] | Int[Array, "B Y X 3"]) -> Float[Array, "B Y/32 X/32 C"]:
         """The map before the head convolution ([B, 7, 7, 320] for Lite0 at 224 pixels).
@@ -126,15 +120,11 @@ class EfficientNetLite(nnx.Module):
         Args:
             images: RGB, values 0 to 255 (any number type), channels last.
         """
-        x = (images.astype(self.stem.kernel[...].dtype) - 127) / 128
-        x = jax.nn.relu6(self.stem(x))
-        for block in self.blocks:
-            x = block(x)
-        return x
+        return self.map((images.astype(self.classifier.kernel[...].dtype) - 127) / 128, train=False)
 
     def logits(self, features: Float[Array, "B Y X C"]) -> Float[Array, "B classes"]:
         """ImageNet logits from the map that `features` gives."""
-        return self.classifier(jnp.mean(jax.nn.relu6(self.head(features)), axis=(1, 2)))
+        return self.outputs(features, train=False).logits
 
 
 def load_efficientnet_lite0() -> tuple[nnx.GraphDef, Params]:
@@ -147,34 +137,40 @@ def load_efficientnet_lite0() -> tuple[nnx.GraphDef, Params]:
     """
     config = EfficientNetLiteConfig.lite0()
     graph, _ = define(lambda: EfficientNetLite(config, rngs=nnx.Rngs(0)))
-    return graph, efficientnet_lite_params(read_legacy_state_dict(fetch("efficientnet-lite0")), config)
+    return graph, folded(read_efficientnet_lite0(), EPSILON)
 
 
-def efficientnet_lite_params(state: dict[str, np.ndarray], config: EfficientNetLiteConfig) -> Params:
-    """A PyTorch state dict (names of lukemelas/EfficientNet-PyTorch) as parameters, batch normalisation folded in."""
+def read_efficientnet_lite0() -> Params:
+    """Parameters and running statistics (NumPy) of Lite0 as it was trained, with batch normalisation.
 
-    def fold(conv: str, norm: str, arrange: Callable[[np.ndarray], np.ndarray]) -> Params:
-        scale = state[norm + ".weight"] / np.sqrt(state[norm + ".running_var"] + np.float32(BATCH_NORM_EPSILON))
-        bias = state[norm + ".bias"] - state[norm + ".running_mean"] * scale
-        return {"kernel": arrange(state[conv + ".weight"] * scale[:, None, None, None]), "bias": bias}
+    Raises:
+        UserError: if the weights cannot be fetched or read.
+    """
+    config = dataclasses.replace(EfficientNetLiteConfig.lite0(), normed=True)
+    _, shapes = define(lambda: EfficientNetLite(config, rngs=nnx.Rngs(0)))
+    wanted: dict[Any, Any] = flatten_dict(shapes)
+    state = read_legacy_state_dict(fetch("efficientnet-lite0"))
+    found = {}
+    for name, tensor in efficientnet_lite_tensors(config).items():
+        ours = wanted[tensor.path].shape
+        found[tensor.path] = state[name].reshape(joined_shape(tensor, ours)).transpose(tensor.order or range(len(ours)))
+    return unflatten_dict(found)
 
-    def full(kernel: np.ndarray) -> np.ndarray:
-        return kernel.transpose(2, 3, 1, 0)
 
-    def depthwise(kernel: np.ndarray) -> np.ndarray:
-        return kernel[:, 0].transpose(1, 2, 0)
+def efficientnet_lite_tensors(config: EfficientNetLiteConfig) -> Tensors:
+    """Names of the tensors of lukemelas/EfficientNet-PyTorch, batch normalisation not folded."""
 
-    def block(index: int, expansion: int) -> Params:
-        name = f"_blocks.{index}."
-        parts = {
-            "depthwise": fold(name + "_depthwise_conv", name + "_bn1", depthwise),
-            "project": fold(name + "_project_conv", name + "_bn2", full),
-        }
-        return parts if expansion == 1 else parts | {"expand": fold(name + "_expand_conv", name + "_bn0", full)}
+    def normed(conv_name: str, norm_name: str, path: Path) -> Tensors:
+        return conv(conv_name, (*path, "conv"), 2) | batch_norm(norm_name, (*path, "norm"))
 
-    return {
-        "stem": fold("_conv_stem", "_bn0", full),
-        "blocks": {i: block(i, b.expansion) for i, b in enumerate(config.blocks)},
-        "head": fold("_conv_head", "_bn1", full),
-        "classifier": {"kernel": state["_fc.weight"].T, "bias": state["_fc.bias"]},
-    }
+    tensors = normed("_conv_stem", "_bn0", ("stem",)) | normed("_conv_head", "_bn1", ("head",))
+    tensors |= linear("_fc", ("classifier",), bias=True)
+    for i, block in enumerate(config.blocks):
+        name, path = f"_blocks.{i}.", ("blocks", i)
+        if block.expansion > 1:
+            tensors |= normed(f"{name}_expand_conv", f"{name}_bn0", (*path, "expand"))
+        inside, at = block.features_in * block.expansion, (*path, "depthwise")
+        tensors |= depthwise_conv(f"{name}_depthwise_conv", (*at, "conv"), inside, block.kernel)
+        tensors |= batch_norm(f"{name}_bn1", (*at, "norm"))
+        tensors |= normed(f"{name}_project_conv", f"{name}_bn2", (*path, "project"))
+    return tensors

@@ -1,5 +1,8 @@
 """EfficientNet-Lite0 with its real weights against plain torch.nn.functional, batch normalisation not folded."""
 
+from collections.abc import Callable
+
+import chex
 import jax
 import numpy as np
 import pytest
@@ -80,9 +83,15 @@ def test_lite0_follows_the_table_and_its_parameters_fit() -> None:
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [3, 5])
 @pytest.mark.parametrize("shape", [(9, 12), (3, 1)])
-def test_shifted_products_equal_grouped_convolution(shape: tuple[int, int], size: int, stride: int) -> None:
+@pytest.mark.parametrize("same", [True, False])
+def test_shifted_products_equal_grouped_convolution(same: bool, shape: tuple[int, int], size: int, stride: int) -> None:
     random = np.random.default_rng(0)
     x = random.standard_normal((2, *shape, 6)).astype(np.float32)
     kernel = random.standard_normal((size, size, 6)).astype(np.float32)
-    one, other = jax.jit(lambda a, w: (shifted(a, w, stride), grouped(a, w, stride)))(x, kernel)
-    np.testing.assert_allclose(one, other, **FP32)
+    lessons = jax.random.normal(jax.random.key(0), grouped(x, kernel, stride, same).shape)
+
+    def run(convolution: Callable[..., jax.Array]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        y, back = jax.vjp(lambda a, w: convolution(a, w, stride, same), x, kernel)
+        return y, back(lessons)
+
+    chex.assert_trees_all_close(*map(jax.jit(run, static_argnums=0), (shifted, grouped)), **FP32)
