@@ -8,10 +8,11 @@ packed questions, each predicted token compared with the right one given the rig
 """
 
 import collections
+import copy
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -71,18 +72,25 @@ class Outcome:
 class Evaluator:
     """Answers packed questions with a loaded model."""
 
-    def __init__(self, config: SmolAVConfig, params: Params) -> None:
+    def __init__(self, config: SmolAVConfig, params: Params, dtype: jnp.dtype = jnp.float32) -> None:
+        """Takes SmolAV's parameters; `dtype` is of the language model's matrices."""
         tokenizer = load_smollm2_tokenizer()
         self.config, self.media = config, jax.device_put(params["media"])
         self.encode: Callable[[str], list[int]] = lambda text: tokenizer.encode(text, add_special_tokens=False).ids
         self.chat = Chat.smollm2(self.encode)
-        self.frozen = language_model.freeze(params["decoder"], jnp.float32)
+        self.frozen = language_model.freeze(params["decoder"], dtype)
         graph, _ = define(lambda: MediaEmbedder(config, rngs=nnx.Rngs(0)))
 
         def choose(media: Params, frozen: Params, batch: Batch) -> Int[jax.Array, "B P"]:
             return jnp.argmax(answer_logits(config, graph, {"media": media, "lora": {}}, frozen, batch), axis=-1)
 
         self._choose = jax.jit(choose)
+
+    def with_media(self, media: Params) -> "Evaluator":
+        """The same language model with other projectors of the same sizes; nothing is compiled again."""
+        other = copy.copy(self)
+        other.media = jax.device_put(media)
+        return other
 
     def pack(self, clip: Clip, media: EncodedMedia, layout: Layout) -> list[tuple[Packed, int]]:
         """All canonical questions of a clip in rows, each with its padded length."""
@@ -99,10 +107,10 @@ class Evaluator:
         return chosen[0, : len(row.questions)], right[0, : len(row.questions)]
 
 
-def outcomes(evaluator: Evaluator, clips: HeldOutClips, count: int) -> Iterator[Outcome]:
-    """Every canonical question of the first `count` test clips, the layouts in turn."""
+def outcomes(evaluator: Evaluator, clips: HeldOutClips, numbers: Iterable[int]) -> Iterator[Outcome]:
+    """Every canonical question of the test clips of these numbers, the layouts in turn."""
     words = {evaluator.encode(word)[0]: word for word in answer_words(clips.pool.sources)[:-1]}
-    for index, clip, media in clips.numbered(range(count)):
+    for index, clip, media in clips.numbered(numbers):
         layout = LAYOUTS[index % len(LAYOUTS)]
         for row, length in evaluator.pack(clip, media, layout):
             chosen, right = evaluator.answer(row, media, length)
@@ -186,7 +194,7 @@ def run(options: Options) -> None:
     command.check_output(options.out)
     config, _, params = load_smolav(options.model)
     clips = HeldOutClips.load(Encoders.load(config))
-    result = summary(list(outcomes(Evaluator(config, params), clips, options.clips)), options.clips)
+    result = summary(list(outcomes(Evaluator(config, params), clips, range(options.clips))), options.clips)
     print_summary(Console(), result)
     if options.out:
         options.out.write_text(json.dumps(result, indent=1) + "\n")

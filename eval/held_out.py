@@ -1,7 +1,7 @@
 """Held-out test clips: composed of photographs and recordings that no training saw, with their questions."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -29,7 +29,7 @@ class HeldOutClips:
         pool = ClipPool(PoolConfig(ClipConfig(), MOST, TEST_SEED, "test"), sources_for("test"), encoders)
         return cls(pool, PictureFeatures("test", encoders))
 
-    def numbered(self, numbers: range) -> Iterator[tuple[int, Clip, EncodedMedia]]:
+    def numbered(self, numbers: Iterable[int]) -> Iterator[tuple[int, Clip, EncodedMedia]]:
         """Yields the clips of these numbers, below MOST, with their encoded media."""
         for number in numbers:
             clip = self.pool.clip(number)

@@ -1,7 +1,7 @@
-"""Wall-clock time of one call."""
+"""Wall-clock time of calls."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -26,3 +26,23 @@ def fastest(
         result = jax.block_until_ready(run(*arguments))
         best = min(best, time.perf_counter() - start)
     return result, best
+
+
+def in_turns(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Seconds of the fastest call of each run after a first one that compiles.
+
+    They are called in turns, so that what else the machine does slows all of them.
+
+    Args:
+        runs: what is timed, until its result is ready, by name.
+        repeats: timed calls of each, at least 1.
+    """
+    for run in runs.values():
+        jax.block_until_ready(run())
+    best = dict.fromkeys(runs, float("inf"))
+    for _ in range(repeats):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            best[name] = min(best[name], time.perf_counter() - start)
+    return best

@@ -4,8 +4,10 @@ No language model runs here, so this takes a minute, and it spares the language 
 out what is seen and heard.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +18,14 @@ from jaxtyping import Array, Float, Int
 
 from models.interface import Params, create
 from models.smolav.config import SmolAVConfig
-from models.smolav.modeling import MediaEmbedder
+from models.smolav.modeling import MediaEmbedder, Projector
 from train.clips import Clip
 from train.features import ClipPool, PictureFeatures
 from train.sources import Sources
 
+Batch = tuple[Any, Any, Any, Any]
+"""Pictures and their words, audio tokens and their words."""
 SILENCE = "\n"  # stands for moments without a sound
-ACCURACY_PICTURES = 1000
 PICTURES, SOUNDS = 128, 4096  # pictures, and audio tokens, per step
 
 
@@ -74,13 +77,90 @@ def _word_loss(
     return total + distance, jnp.mean(jnp.argmax(mean @ words.T, axis=-1) == labels)
 
 
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Pictures and audio tokens with the words that belong to them.
+
+    Attributes:
+        pictures: encoded pictures.
+        shown: numbers of those that are used.
+        picture_words: the word of each of these.
+        sounds: audio tokens, float16.
+        sound_words: the word of each.
+    """
+
+    pictures: PictureFeatures
+    shown: Int[np.ndarray, " n"]
+    picture_words: Int[np.ndarray, " n"]
+    sounds: Float[np.ndarray, "N W"]
+    sound_words: Int[np.ndarray, " N"]
+
+    @classmethod
+    def of(
+        cls,
+        words: Sequence[str],
+        pictures: PictureFeatures,
+        shown: Int[np.ndarray, " n"],
+        pool: ClipPool,
+        clips: Sequence[int] | Int[np.ndarray, " c"],
+        rate: int,
+    ) -> Self:
+        """These pictures of the pool's sources, and the audio tokens (so many per second) of these clips of the pool.
+
+        Words of pictures come first in `words`, as in `answer_words`.
+        """
+        numbers = [int(clip) for clip in clips]
+        labels = np.concatenate([audio_labels(pool.clip(i), words, rate) for i in numbers])
+        heard = np.concatenate([pool.audio(i).astype(np.float16) for i in numbers])
+        return cls(pictures, shown, pool.sources.picture_labels[shown].astype(np.int32), heard, labels)
+
+    @functools.cached_property
+    def _cumulative(self) -> Float[np.ndarray, " N"]:
+        frequency = np.bincount(self.sound_words).astype(np.float64)
+        weight = (1 / np.maximum(frequency, 1))[self.sound_words]  # every word as often, silence too
+        return np.cumsum(weight) / weight.sum()
+
+    def draw(self, rng: np.random.Generator, pictures: int = PICTURES, sounds: int = SOUNDS) -> Batch:
+        """So many pictures [B, tokens, W] and audio tokens [N, 1, W], each with its word."""
+        rows = rng.integers(len(self.shown), size=pictures)
+        tokens = np.searchsorted(self._cumulative, rng.random(sounds))
+        return (
+            self.pictures.take(self.shown[rows]),
+            self.picture_words[rows],
+            self.sounds[tokens].astype(np.float32)[:, None],
+            self.sound_words[tokens],
+        )
+
+    def initial_media(self, config: SmolAVConfig, seed: int) -> Params:
+        """A media embedder that standardises like samples of these, see `initial_media`."""
+        sample = np.random.default_rng([seed, 2]).choice(self.shown, min(len(self.shown), 300), replace=False)
+        video = self.pictures.take(sample).reshape(-1, config.video_width)
+        return initial_media(config, seed, video, self.sounds.astype(np.float32))
+
+
+def alignment_loss(
+    graph: nnx.GraphDef, table: Float[np.ndarray, "W D"], params: Params, batch: Batch
+) -> tuple[Array, dict[str, Array]]:
+    """How far both projectors are from the words' embeddings; and the share of nearest words that are right."""
+    module = nnx.merge(graph, params)
+    seen, seen_labels, sound, sound_labels = batch
+    video_loss, video_right = _word_loss(module.video(seen), seen_labels, jnp.asarray(table))
+    audio_loss, audio_right = _word_loss(module.audio(sound), sound_labels, jnp.asarray(table))
+    return video_loss + audio_loss, {"pictures": video_right, "sounds": audio_right}
+
+
+def alignment_optimizer(rate: float, steps: int) -> optax.GradientTransformation:
+    """AdamW along half a cosine to zero; the standardisation stays as it is."""
+    return optax.chain(
+        optax.adamw(optax.cosine_decay_schedule(rate, steps), weight_decay=0.01),
+        optax.stateless(lambda updates, _: _projections_only(updates)),
+    )
+
+
 def align(
-    config: SmolAVConfig,
     media: tuple[nnx.GraphDef, Params],
-    words: tuple[Sequence[str], Float[np.ndarray, "W D"]],
-    sources: Sources,
-    pictures: PictureFeatures,
-    pool: ClipPool,
+    table: Float[np.ndarray, "W D"],
+    examples: Examples,
     *,
     steps: int,
     rate: float,
@@ -90,52 +170,29 @@ def align(
     """Fits both projectors; returns the media parameters.
 
     Args:
-        config: sizes.
         media: the embedder's graph definition, and `initial_media`'s parameters.
-        words: the words and their embeddings.
-        sources: labels of the pictures.
-        pictures: encoded pictures.
-        pool: clips whose sounds are used.
+        table: embeddings of the words.
+        examples: what is seen and heard.
         steps: optimizer steps.
         rate: learning rate, along half a cosine to zero.
         seed: of the order.
         log: called now and then with the step and what is measured.
     """
     graph, params = media
-    names, table = words
-    labels = np.concatenate([audio_labels(pool.clip(i), names, config.audio_rate) for i in range(pool.config.count)])
-    heard = np.concatenate([pool.audio(i).astype(np.float16) for i in range(pool.config.count)])
-    frequency = np.bincount(labels, minlength=len(names)).astype(np.float64)
-    weight = (1 / np.maximum(frequency, 1))[labels]  # every word as often, silence too
-    cumulative = np.cumsum(weight) / weight.sum()
-    tx = optax.adamw(optax.cosine_decay_schedule(rate, steps), weight_decay=0.01)
+    tx = alignment_optimizer(rate, steps)
 
     @jax.jit
-    def step(params: Params, state: optax.OptState, batch: tuple[Array, ...]) -> tuple[Params, optax.OptState, dict]:
-        def loss(params: Params) -> tuple[Array, dict[str, Array]]:
-            module = nnx.merge(graph, params)
-            seen, seen_labels, sound, sound_labels = batch
-            video_loss, video_right = _word_loss(module.video(seen), seen_labels, jnp.asarray(table))
-            audio_loss, audio_right = _word_loss(module.audio(sound), sound_labels, jnp.asarray(table))
-            return video_loss + audio_loss, {"pictures": video_right, "sounds": audio_right}
-
-        (value, right), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    def step(params: Params, state: optax.OptState, batch: Batch) -> tuple[Params, optax.OptState, dict]:
+        loss = functools.partial(alignment_loss, graph, table)
+        (value, right), gradient = jax.value_and_grad(loss, has_aux=True)(params, batch)
         with jax.numpy_dtype_promotion("standard"):  # optax raises Python floats to integer step counts
             updates, state = tx.update(gradient, state, params)
-        return jax.tree.map(jnp.add, params, _projections_only(updates)), state, {"loss": value, **right}
+        return jax.tree.map(jnp.add, params, updates), state, {"loss": value, **right}
 
     state = tx.init(params)
     rng = np.random.default_rng([seed, 1])
     for number in range(steps):
-        shown = rng.integers(len(sources.picture_labels), size=PICTURES)
-        tokens = np.searchsorted(cumulative, rng.random(SOUNDS))
-        batch = (
-            pictures.take(shown),
-            sources.picture_labels[shown].astype(np.int32),
-            heard[tokens].astype(np.float32)[:, None],
-            labels[tokens],
-        )
-        params, state, measured = step(params, state, batch)
+        params, state, measured = step(params, state, examples.draw(rng))
         if number % 50 == 0 or number == steps - 1:
             log(number, {name: float(value) for name, value in measured.items()})
     return params
@@ -152,27 +209,17 @@ def _projections_only(updates: Any) -> Params:
 
 
 def projector_accuracy(
-    config: SmolAVConfig,
-    media: tuple[nnx.GraphDef, Params],
-    words: tuple[Sequence[str], Float[np.ndarray, "W D"]],
-    pictures: PictureFeatures,
-    pool: ClipPool,
+    media: tuple[nnx.GraphDef, Params], table: Float[np.ndarray, "W D"], examples: Examples
 ) -> dict[str, float]:
-    """How often the nearest word is right: for the pictures of a pool's sources, and for its single audio tokens."""
+    """How often the nearest word is right: of pictures, of audio tokens, and of those where something sounds."""
     module: MediaEmbedder = nnx.merge(*media)
-    names, table = words
-    shown = np.arange(min(len(pool.sources.picture_labels), ACCURACY_PICTURES))
-    clips = range(pool.config.count)
-    cases = {
-        "pictures": (module.video, pictures.take(shown), pool.sources.picture_labels[shown]),
-        "sounds": (
-            module.audio,
-            np.concatenate([pool.audio(i) for i in clips])[:, None],
-            np.concatenate([audio_labels(pool.clip(i), names, config.audio_rate) for i in clips]),
-        ),
-    }
-    result = {}
-    for name, (projector, vectors, labels) in cases.items():
+
+    def right(projector: Projector, vectors: Float[np.ndarray, "N T W"], words: np.ndarray) -> np.ndarray:
         parts = [projector(jnp.asarray(vectors[i : i + 512])).mean(axis=1) for i in range(0, len(vectors), 512)]
-        result[name] = float(np.mean(np.argmax(np.concatenate(parts) @ table.T, axis=-1) == labels))
-    return result
+        return np.argmax(np.concatenate(parts) @ table.T, axis=-1) == words
+
+    seen = right(module.video, examples.pictures.take(examples.shown), examples.picture_words)
+    heard = right(module.audio, examples.sounds.astype(np.float32)[:, None], examples.sound_words)
+    sounding = examples.sound_words != len(table) - 1
+    found = {"pictures": seen, "sounds": heard, "sounds without silence": heard[sounding]}
+    return {name: float(np.mean(values)) for name, values in found.items()}

@@ -4,8 +4,13 @@ from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
+import tensorstore
 
+from models.errors import UserError
 from models.interface import Params
+
+ARRAY = b".zarray"
+"""What keys that describe an array end in."""
 
 
 def manager(folder: Path, keep: int) -> ocp.CheckpointManager:
@@ -25,9 +30,34 @@ def restore(checkpoints: ocp.CheckpointManager, like: Params) -> tuple[int, Para
     Args:
         checkpoints: `manager`'s.
         like: a state of the same structure and shapes.
+
+    Raises:
+        UserError: if it is damaged, or of another state.
     """
     step = checkpoints.latest_step()
     if step is None:
         return None
     shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    return step, dict(checkpoints.restore(step, args=ocp.args.StandardRestore(shapes)))
+    try:
+        _read_arrays(Path(checkpoints.directory, str(step), "default"))
+        return step, dict(checkpoints.restore(step, args=ocp.args.StandardRestore(shapes)))
+    except Exception as problem:  # of damaged data Orbax tells by a bare one, whose cause says what it was
+        cause = problem.__cause__ or problem
+        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        raise UserError(
+            f"The checkpoint {checkpoints.directory / str(step)} cannot be read ({reason:.200}); remove it to go on "
+            "from the one before, if there is one."
+        ) from problem
+
+
+def _read_arrays(folder: Path) -> None:
+    """Reads every array once, one after the other, and fails at the first that is damaged.
+
+    Orbax reads them all at once and gives up at the first, too, but then the others print tracebacks.
+    """
+    store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/"}}
+    for key in tensorstore.KvStore.open(store).result().list().result():
+        if key.endswith(ARRAY):
+            kvstore = {**store, "path": key.removesuffix(ARRAY).decode()}
+            array = {"driver": "zarr", "kvstore": kvstore, "fill_missing_data_reads": False}
+            tensorstore.open(array).result().read().result()

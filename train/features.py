@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,7 +45,7 @@ class Rows:
 
 def _memmap(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
     if not path.exists():
-        partial = path.with_suffix(".partial")
+        partial = path.with_suffix(f".{os.getpid()}.partial")  # another process may do the same
         np.lib.format.open_memmap(partial, "w+", dtype, shape).flush()
         partial.replace(path)
     return np.lib.format.open_memmap(path, "r+")

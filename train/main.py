@@ -34,6 +34,7 @@ from train.features import ClipPool, PictureFeatures, sources_for
 from train.loop import Run, train
 
 VALIDATION_ROWS = 24
+ACCURACY_PICTURES = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,27 +137,27 @@ def initial(
 ) -> Params:
     """The parameters before the first step: projectors aligned to words, low-rank updates of nothing."""
     pool, model = batches.pools[config.align_bucket], config.model
-    sources = dataclasses.replace(pool.sources, picture_labels=pool.sources.picture_labels[: config.align_pictures])
     sample = np.random.default_rng(config.seed).integers(config.align_pictures, size=1024)
     video = batches.pictures.take(sample).reshape(-1, model.video_width)
     audio = np.concatenate([pool.audio(i) for i in range(min(200, pool.config.count))])
     media = align.initial_media(model, config.seed, video, audio)
-    words = align.answer_words(sources)
+    words = align.answer_words(pool.sources)
     table = align.word_embeddings(words, encode, embeddings, model.embedding_rms)
+    shown = np.arange(min(config.align_pictures, len(pool.sources.picture_labels)))
+    clips, rate = range(pool.config.count), model.audio_rate
     aligned = align.align(
-        model,
         (graph, media),
-        (words, table),
-        sources,
-        batches.pictures,
-        pool,
+        table,
+        align.Examples.of(words, batches.pictures, shown, pool, clips, rate),
         steps=config.align_steps,
         rate=config.align_rate,
         seed=config.seed,
         log=lambda step, values: say(f"align {step} " + " ".join(f"{k} {v:.3f}" for k, v in values.items())),
     )
     held_out = batches.pools[config.stages[0].validate]
-    found = align.projector_accuracy(model, (graph, aligned), (words, table), unseen, held_out)
+    shown = np.arange(min(ACCURACY_PICTURES, len(held_out.sources.picture_labels)))
+    held = align.Examples.of(words, unseen, shown, held_out, range(held_out.config.count), rate)
+    found = align.projector_accuracy((graph, aligned), table, held)
     say("aligned, nearest word right: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
     return {"media": aligned, "lora": init_lora(jax.random.key(config.seed), model.decoder, model.lora_rank)}
 

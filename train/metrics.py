@@ -1,7 +1,10 @@
 """Measurements of a run: one CSV, and a plot of it."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
+
+from models.errors import UserError
 
 COLUMNS: list[str] = ["step", "stage", "kind", "loss", "exact", "tokens_per_second"]
 
@@ -9,25 +12,38 @@ COLUMNS: list[str] = ["step", "stage", "kind", "loss", "exact", "tokens_per_seco
 class MetricsLog:
     """A CSV of measurements that a resumed run goes on with."""
 
-    def __init__(self, path: Path, resumed_at: int) -> None:
+    def __init__(self, path: Path, resumed_at: int, columns: Sequence[str] = COLUMNS) -> None:
         """Opens the file and drops what was measured after step `resumed_at`, which will be measured again."""
         self.path = path
+        self.columns = columns
         kept = [row for row in read_metrics(path) if int(row["step"]) <= resumed_at] if path.exists() else []
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
+        draft = path.with_name(f"{path.name}.part")
+        with draft.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(kept)
+        draft.replace(path)
 
     def write(self, **values: object) -> None:
         """Appends a row."""
         with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, COLUMNS).writerow(values)
+            csv.DictWriter(file, self.columns).writerow(values)
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
-    """The rows of the CSV."""
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    """The rows of the CSV.
+
+    Raises:
+        UserError: if it cannot be read, or has no steps.
+    """
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        for row in rows:
+            int(row["step"])
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as problem:
+        raise UserError(f"{path} is no table of measurements by step; mend it, or name another folder.") from problem
+    return rows
 
 
 def plot_metrics(path: Path, picture: Path) -> None:

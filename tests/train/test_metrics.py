@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import pytest
+
+from models.errors import UserError
 from train.metrics import MetricsLog, plot_metrics, read_metrics
 
 
@@ -18,3 +21,14 @@ def test_resuming_drops_what_will_be_measured_again(tmp_path: Path) -> None:
     assert [(row["step"], row["loss"]) for row in read_metrics(path)] == [("10", "1.0"), ("20", "2.0"), ("30", "9.0")]
     plot_metrics(path, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "content", [b"10,first,train,1.0,0.5,7\n20,first,train,1.0,0.5,7\n", b"step\n\xff\xfe\n", b"step\nten\n"]
+)
+def test_what_is_no_table_is_told(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="metrics.csv is no table of measurements by step"):
+        MetricsLog(path, 20)
+    assert path.read_bytes() == content

@@ -1,0 +1,187 @@
+"""The training loop: epochs, validation, the best epoch, checkpoints, and the test at the end."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mergenet_jax import check_finite
+from models.errors import UserError
+from models.readers.json_object import read_object
+from train.checkpoint import manager
+from train.mergenet.arms import SOURCE, TARGET, check_direction, find_arm
+from train.mergenet.checkpoint import check_claim, claim, restore_state, save_state
+from train.mergenet.config import Recipe
+from train.mergenet.identity import digest, relevant
+from train.mergenet.pictures import PictureWork
+from train.mergenet.program import Best, first_best
+from train.mergenet.report import averages, columns, panels, plot
+from train.mergenet.tasks.work import TaskWork
+from train.mergenet.work import AnyRecipe, Run, Scores, Work
+from train.metrics import MetricsLog
+
+RESULT = "result.json"
+
+
+def train(run: Run, stop_at: int | None = None) -> dict[str, Any] | None:
+    """Trains from the newest checkpoint, or from the start, to the end.
+
+    Args:
+        run: what to do.
+        stop_at: stop after so many epochs of the whole run, with a checkpoint.
+
+    Returns:
+        What result.json holds; None if the run was stopped before its end.
+
+    Raises:
+        UserError: if the folder holds another run, the data or the source cannot be had, or values are not finite; the
+            last checkpoint then is of an epoch where they were.
+    """
+    recipe = run.recipe.directed()
+    check_seeds(run.seeds)
+    check_direction(recipe, run.source)
+    identity = {"recipe": dataclasses.asdict(relevant(recipe)), "seeds": list(run.seeds)}
+    identity |= {"source": run.source and digest(run.source)}
+    check_claim(run.workdir, identity)
+    if (run.workdir / RESULT).is_file():
+        run.say(f"{run.workdir} is finished: {run.workdir / RESULT}")
+        return read_object(run.workdir / RESULT)
+    work = _work(run, recipe)
+    try:
+        state = work.start(run.seeds)
+    except ValueError as problem:  # of mergenet_jax: paths and shapes that do not fit
+        raise UserError(str(problem)) from problem
+    claim(run.workdir, identity)
+    best = first_best(work.weights(state), selecting(work), len(run.seeds))
+    checkpoints = manager(run.workdir / "checkpoints", recipe.keep)
+    start = 0
+    if (found := restore_state(checkpoints, (state, best))) is not None:
+        start, (state, best) = found
+        run.say(f"resumed after epoch {start}")
+    log = MetricsLog(run.workdir / "metrics.csv", start * work.steps, columns(work.metrics))
+    last = min(recipe.epochs, stop_at or recipe.epochs)
+    for epoch in range(start, last):
+        state, best = _epoch(run, work, log, epoch, state, best)
+        save_state(checkpoints, epoch + 1, (state, best))
+        plot(log.path, run.workdir / "metrics.png", panels(work.metrics))
+    checkpoints.close()
+    return _finish(run, recipe, work, best) if last == recipe.epochs else None
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Whether seeds can be trained.
+
+    Raises:
+        UserError: if there are none, two alike, or one that is no seed.
+    """
+    if len(set(seeds)) != len(seeds) or not seeds:
+        raise UserError(f"Seeds must be one or more, all different, not {seeds}.")
+    if any(not 0 <= seed < 2**31 for seed in seeds):
+        raise UserError(f"Seeds must be from 0 to {2**31 - 1}, not {seeds}.")
+
+
+def _work(run: Run, recipe: AnyRecipe) -> Work:
+    frozen = run.source
+    if find_arm(recipe.arm).source == "frozen" and frozen is None:
+        folder = run.workdir / SOURCE
+        run.say(f"training the source first, in {folder}")
+        train(Run(recipe.alone(), run.seeds[:1], folder, None, run.data_dir, run.say))
+        frozen = folder / "export" / TARGET
+    return PictureWork(run, recipe, frozen) if isinstance(recipe, Recipe) else TaskWork(run, recipe, frozen)
+
+
+def selecting(work: Work) -> dict[str, str]:
+    """By model, the metric that selects the epoch."""
+    return {name: next(iter(metrics)) for name, metrics in work.metrics.items()}
+
+
+def _epoch(run: Run, work: Work, log: MetricsLog, epoch: int, state: Any, best: Best) -> tuple[Any, Best]:
+    told, clock = [], time.perf_counter()
+    for step, inputs in enumerate(work.feed(epoch)):
+        state, metrics = work.step(state, *inputs)
+        told.append(metrics)
+        if (step + 1) % run.recipe.check_every == 0 or step + 1 == work.steps:
+            _check(metrics, epoch, step, run.workdir)
+    told = jax.device_get(told)
+    for step, metrics in enumerate(told):
+        _check(metrics, epoch, step, run.workdir)
+    seconds = (time.perf_counter() - clock) / work.steps
+    weights = work.weights(state)
+    scores = work.evaluate(weights, "validation")
+    selected = selecting(work)
+    chosen = {name: jnp.asarray(values[selected[name]], jnp.float32) for name, values in scores.items()}
+    best = work.choose(best, weights, chosen, jnp.int32(epoch + 1))
+    numbers = averages(told)
+    for kind, found in (("train", numbers), ("validation", scores)):
+        for name, values in found.items():
+            for i, seed in enumerate(run.seeds):
+                row = {key: f"{np.ravel(value)[i]:.6g}" for key, value in values.items()}
+                label = "transfer" if "transfers" in values else kind
+                timed = {"seconds": f"{seconds:.4g}"} if kind == "train" else {}
+                place = {"step": (epoch + 1) * work.steps, "epoch": epoch + 1, "seed": seed, "name": name}
+                log.write(**place, kind=label, **row, **timed)
+    run.say(_line(epoch + 1, run.recipe.epochs, numbers, chosen, seconds))
+    return state, best
+
+
+def _check(metrics: Any, epoch: int, step: int, workdir: Path) -> None:
+    try:
+        check_finite({name: _worst(values) for name, values in metrics.items()})
+    except ValueError as problem:
+        kept = f" {workdir} keeps the epoch before." if epoch else ""
+        raise UserError(f"Stopped in epoch {epoch + 1}, step {step + 1}: {problem}{kept}") from None
+
+
+def _worst(values: dict[str, Any]) -> dict[str, Any]:
+    """One number for all seeds, not finite if one of them is not; of flags the least."""
+    return {key: np.min(value) if np.isfinite(value).all() else np.nan for key, value in values.items()}
+
+
+def _line(epoch: int, epochs: int, numbers: Scores, chosen: dict[str, Any], seconds: float) -> str:
+    models = [
+        f"{name} loss {np.mean(numbers[name]['loss']):.3f} validation {np.mean(value):.4f}"
+        for name, value in chosen.items()
+    ]
+    transfers = [
+        f"{name} norm x{np.mean(values['norm']):.3g} cosine {np.mean(values['cosine']):.3f}"
+        for name, values in numbers.items()
+        if "transfers" in values
+    ]
+    return f"epoch {epoch}/{epochs}: " + "; ".join(models + transfers) + f"; {seconds * 1e3:.0f} ms/step"
+
+
+def _finish(run: Run, recipe: AnyRecipe, work: Work, best: Best) -> dict[str, Any]:
+    """Measures the test part once, with each model's best epoch, and writes the result and the models."""
+    scores = work.evaluate({name: (of["params"], of["stats"]) for name, of in best.items()}, "test")
+    chosen = selecting(work)
+    seeds: dict[str, Any] = {}
+    for i, seed in enumerate(run.seeds):
+        own = best if len(run.seeds) == 1 else jax.tree.map(lambda x, i=i: x[i], best)
+        folder = run.workdir / "export" / (f"seed{seed}" if len(run.seeds) > 1 else "")
+        seeds[str(seed)] = {
+            name: {
+                "epoch": int(of["epoch"]),
+                f"validation_{chosen[name]}": round(float(of[chosen[name]]), 6),
+                **{f"test_{key}": round(float(np.ravel(value)[i]), 6) for key, value in scores[name].items()},
+            }
+            for name, of in own.items()
+        }
+        for name, of in own.items():
+            work.export(folder / name, name, of["params"], of["stats"])
+    result = {"recipe": dataclasses.asdict(recipe), "parameters": work.sizes, "seeds": seeds}
+    result["source"] = run.source and str(run.source)
+    draft = run.workdir / f"{RESULT}.part"
+    draft.write_text(json.dumps(result, indent=2) + "\n")
+    draft.replace(run.workdir / RESULT)
+    for seed, found in seeds.items():
+        for name, of in found.items():
+            told = ", ".join(f"{label} {of[f'test_{metric}']:.4f}" for metric, label in work.metrics[name].items())
+            validated = of[f"validation_{chosen[name]}"]
+            run.say(f"seed {seed} {name}: test {told} (epoch {of['epoch']}, validation {validated:.4f})")
+    return result
