@@ -16,9 +16,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.fixture(autouse=True, scope="module")
 def _free_compiled_programs() -> Iterator[None]:
-    """Drops a module's compiled programs at its end: each maps memory, and the system limits the maps of a process."""
+    """Drops a module's compiled programs at its end: each maps memory, and the system limits the maps of a process.
+
+    A setting that changes what is compiled must not outlast the module, either.
+    """
     yield
     jax.clear_caches()
+    assert not jax.config.values["jax_disable_most_optimizations"], "this module leaves it to the next one"
 
 
 @pytest.fixture(params=["explicit", "auto", "none"])

@@ -1,7 +1,8 @@
-"""The wheel, installed where nothing else of this checkout is in reach, runs acckv_jax's quick start."""
+"""The wheel, installed where nothing else of this checkout is in reach, runs both libraries' quick starts."""
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,11 +15,13 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
+LIBRARIES = ("acckv_jax", "mergenet_jax")
 ISOLATED = ("-E", "-s")  # neither PYTHON* variables nor the user's site-packages
 REPORT = """
-import importlib.util, json, acckv_jax
-ours = ["mergenet_jax", "models", "train", "eval", "tests", "torch", "transformers"]
-print(json.dumps([acckv_jax.__file__, [name for name in ours if importlib.util.find_spec(name)]]))
+import importlib.util, json, acckv_jax, mergenet_jax
+ours = ["models", "train", "eval", "tests", "torch", "transformers"]
+found = [name for name in ours if importlib.util.find_spec(name)]
+print(json.dumps([[acckv_jax.__file__, mergenet_jax.__file__], found]))
 """
 
 
@@ -77,15 +80,16 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_contents(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0] for name in names} == {"acckv_jax", "acckv_jax-0.1.0.dist-info"}
-    assert {"acckv_jax/py.typed", "acckv_jax-0.1.0.dist-info/licenses/LICENSE"} <= set(names)
-    sources = {p.relative_to(ROOT).as_posix() for p in (ROOT / "acckv_jax").rglob("*.py")}
+    assert {name.split("/")[0] for name in names} == {*LIBRARIES, "acckv_jax-0.1.0.dist-info"}
+    typed = {f"{library}/py.typed" for library in LIBRARIES}
+    assert {*typed, "acckv_jax-0.1.0.dist-info/licenses/LICENSE"} <= set(names)
+    sources = {p.relative_to(ROOT).as_posix() for library in LIBRARIES for p in (ROOT / library).rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == sources
 
 
 def test_only_the_wheel_and_its_requirements_are_in_reach(python, tmp_path):
-    where, others = json.loads(run(python, *ISOLATED, "-c", REPORT, cwd=tmp_path))
-    assert Path(where).is_relative_to(python.parents[1])
+    places, others = json.loads(run(python, *ISOLATED, "-c", REPORT, cwd=tmp_path))
+    assert all(Path(place).is_relative_to(python.parents[1]) for place in places)
     assert others == []
 
 
@@ -94,3 +98,9 @@ def test_quick_start(python, tmp_path):
         shutil.copy(ROOT / "tests" / "acckv_jax" / name, tmp_path)
     out = run(python, *ISOLATED, "-W", "error", "quick_start.py", "acckv", "0.4", cwd=tmp_path)
     assert "acckv at 0.4:" in out and "tokens: [" in out
+
+
+def test_quick_start_of_mergenet(python, tmp_path):
+    shutil.copy(ROOT / "tests" / "mergenet_jax" / "quick_start.py", tmp_path)
+    out = run(python, *ISOLATED, "-W", "error", "quick_start.py", cwd=tmp_path)
+    assert re.match(r"student 0\.\d+, transfer \{", out), out
