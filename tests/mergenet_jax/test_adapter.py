@@ -15,7 +15,7 @@ from mergenet_jax.state import adapter_optimizer
 from tests.mergenet_jax import reference, seeded
 from tests.mergenet_jax.cases import CASES, GOLDEN, PUBLISHED, moves, shapes, split_vectors
 from tests.mergenet_jax.names import to_ours, to_theirs, vectors_to_ours
-from tests.tolerances import FP32
+from tests.tolerances import FP32, LOGITS
 
 EXPECTED = np.load(GOLDEN)
 KEY = jax.random.key(0)
@@ -72,7 +72,8 @@ def test_learns_as_upstream(number):
     for step in range(2):
         inputs = (make(case, step) for make in (seeded.target, seeded.source, seeded.final))
         out, vectors, gradient, params, opt_state = learn(params, opt_state, vectors, *inputs)
-        np.testing.assert_allclose(out, EXPECTED[f"step_outs_{number}"][step], **FP32)
+        # AdamW divides by a gradient's size, and so magnifies rounding errors of those near zero.
+        np.testing.assert_allclose(out, EXPECTED[f"step_outs_{number}"][step], **(FP32, LOGITS)[step])
         if step == 0:
             found = seeded.summaries(case, to_theirs(case, gradient))
             expected = EXPECTED[f"grads_{number}"]
