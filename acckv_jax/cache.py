@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from acckv_jax.gather import pick
 from acckv_jax.modality import Modality
-from acckv_jax.selection import chosen_slots
+from acckv_jax.selection import chosen_slots, pick
 
 
 @jax.tree_util.register_dataclass

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from acckv_jax.cache import LayerCache
-from acckv_jax.gather import add
+from acckv_jax.selection import add
 
 
 def unit(x: Float[Array, "*B H"]) -> Float[Array, "*B H"]:
@@ -108,3 +108,13 @@ def merged(
     keys, count = weighted_means(layer.k, layer, target, capacity)
     values, _ = weighted_means(layer.v, layer, target, capacity)
     return keys.astype(layer.k.dtype), values.astype(layer.v.dtype), count
+
+
+def unrotated(k: Float[Array, "B K S H"], index: Int[Array, "B K S"], theta: float) -> Float[Array, "B K S H"]:
+    """Keys as they were before a rotation by their index (pairs (i, i + H/2), base `theta`), in float32."""
+    size = k.shape[-1]
+    frequencies = 1.0 / theta ** (jnp.arange(0, size, 2, dtype=jnp.float32) / size)
+    angles = index[..., None].astype(jnp.float32) * frequencies.reshape(1, 1, 1, -1)
+    first, second = jnp.split(k.astype(jnp.float32), 2, axis=-1)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    return jnp.concatenate([first * cos + second * sin, second * cos - first * sin], axis=-1)

@@ -1,10 +1,12 @@
-"""Choosing slots by score without sorting, and compaction in time order. Ties go to the earlier slot."""
+"""Choosing slots by score without sorting, compaction in time order, and gathers and scatters along slots.
+
+Ties go to the earlier slot. Gathers and scatters are double vmaps over rows and heads: on a mesh that divides rows and
+KV heads nothing is moved.
+"""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt
-
-from acckv_jax.gather import put, slot_numbers
 
 
 def top(
@@ -60,3 +62,23 @@ def grouped_slots(
     slot = slot_numbers(place)
     slots = put(jnp.zeros_like(slot[..., :capacity]), place, slot)
     return slots, slot_numbers(slots) < before, place
+
+
+def pick(x: Array, at: Int[Array, "B K C"]) -> Array:
+    """x[b, k, at[b, k, c]] for x [B, K, S] or [B, K, S, H]."""
+    return jax.vmap(jax.vmap(lambda row, slots: row[slots]))(x, at)
+
+
+def put(into: Array, at: Int[Array, "B K S"], values: Array) -> Array:
+    """`into` with values written at slots `at`; slots out of range are dropped."""
+    return jax.vmap(jax.vmap(lambda row, slots, new: row.at[slots].set(new, mode="drop")))(into, at, values)
+
+
+def add(into: Array, at: Int[Array, "B K S"], values: Array) -> Array:
+    """`into` with values added at slots `at`; slots out of range are dropped."""
+    return jax.vmap(jax.vmap(lambda row, slots, new: row.at[slots].add(new, mode="drop")))(into, at, values)
+
+
+def slot_numbers(like: Array) -> Int[Array, "B K S"]:
+    """0, 1, 2, ... along the slots of a [B, K, S] array, sharded like it."""
+    return jnp.zeros_like(like, jnp.int32) + jax.lax.broadcasted_iota(jnp.int32, like.shape, 2)

@@ -27,19 +27,19 @@ from rich.table import Table
 from eval.held_out import GROUPS, MOST, HeldOutClips, candidates, group_of
 from models import command
 from models.errors import UserError
-from models.interface import Params, define
+from models.layers.init import Params, abstract_params
 from models.smolav.config import LAYOUTS, Layout, SmolAVConfig
 from models.smolav.encoders import Encoders
 from models.smolav.modeling import MediaEmbedder
 from models.smolav.params import FOLDER, load_smolav
 from models.smolav.preprocess import Chat, EncodedMedia
-from models.text import load_smollm2_tokenizer
-from train import language_model
-from train.align import answer_words
-from train.batches import Batch, Packed, collate, question_rows
-from train.clips import Clip
-from train.losses import answer_logits, exact_answers
-from train.questions import ANSWERS, Question
+from models.text.tokenizers import load_smollm2_tokenizer
+from train.data.clips import Clip
+from train.data.questions import ANSWERS, Question
+from train.smolav import language_model
+from train.smolav.align import answer_words
+from train.smolav.batches import Batch, Packed, collate, question_rows
+from train.smolav.losses import answer_logits, exact_answers
 
 LENGTHS = (512, 1024)  # two compiled shapes: clips up to 14 seconds, and up to 30
 SLOTS = 28  # most questions per row
@@ -79,7 +79,7 @@ class Evaluator:
         self.encode: Callable[[str], list[int]] = lambda text: tokenizer.encode(text, add_special_tokens=False).ids
         self.chat = Chat.smollm2(self.encode)
         self.frozen = language_model.freeze(params["decoder"], dtype)
-        graph, _ = define(lambda: MediaEmbedder(config, rngs=nnx.Rngs(0)))
+        graph, _ = abstract_params(lambda: MediaEmbedder(config, rngs=nnx.Rngs(0)))
 
         def choose(media: Params, frozen: Params, batch: Batch) -> Int[jax.Array, "B P"]:
             return jnp.argmax(answer_logits(config, graph, {"media": media, "lora": {}}, frozen, batch), axis=-1)

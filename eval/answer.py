@@ -16,12 +16,12 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from acckv_jax import POLICIES, CachePolicy
 from eval.answering import Answer, answer_all, answer_one
+from eval.perf.roofline import measured_bandwidth
 from eval.policies import build_policy
 from eval.report import answer_tables
-from eval.roofline import measured_bandwidth
 from models import command
 from models.errors import UserError
-from models.interface import AVModel, Chunk
+from models.interface import AVModel, EmbeddedPrompt
 from models.registry import load_model
 
 Loader = Callable[[str, Callable[[str, int, int | None], None]], AVModel]
@@ -127,7 +127,7 @@ def choose_policies(
 
 def read_prefix(
     clip: Path, layout: str | None, model: AVModel, progress: Progress, report: Callable[[str], None], err: Console
-) -> Chunk:
+) -> EmbeddedPrompt:
     """Decodes and encodes a clip."""
     task = progress.add_task(f"decoding {clip.name}", total=None)
     media = model.read(clip, lambda done, total: progress.update(task, completed=done, total=total))

@@ -12,13 +12,13 @@ import numpy as np
 
 import acckv_jax
 from acckv_jax import CachePolicy, KVCache, Modality
+from eval.perf.roofline import step_bytes
+from eval.perf.timing import fastest
 from eval.policies import check_policies
 from eval.programs import decode, score
-from eval.roofline import step_bytes
-from eval.timing import fastest
 from models.batching import Batch, padded
 from models.errors import UserError
-from models.interface import AVModel, Chunk
+from models.interface import AVModel, EmbeddedPrompt
 
 STREAM = 8
 """Tokens between two looks at what was generated."""
@@ -89,12 +89,12 @@ def timed(function: Any, *args: Any, **static: Any) -> tuple[Any, float]:
     return result, time.perf_counter() - start
 
 
-def in_bucket(chunk: Chunk) -> Batch:
+def in_bucket(chunk: EmbeddedPrompt) -> Batch:
     """A chunk as a batch of one, padded to its bucket."""
     return padded([chunk], acckv_jax.bucket_length(len(chunk)))
 
 
-def check_fits(model: AVModel, prompt: Chunk, new_tokens: int) -> None:
+def check_fits(model: AVModel, prompt: EmbeddedPrompt, new_tokens: int) -> None:
     """Checks a prompt against the model's context.
 
     Raises:
@@ -115,7 +115,7 @@ def check_fits(model: AVModel, prompt: Chunk, new_tokens: int) -> None:
 
 def answer_one(
     model: AVModel,
-    prefix: Chunk,
+    prefix: EmbeddedPrompt,
     question: str,
     policy: tuple[str, CachePolicy],
     new_tokens: int,
@@ -148,7 +148,7 @@ def answer_one(
 
 def answer_all(
     model: AVModel,
-    prefix: Chunk,
+    prefix: EmbeddedPrompt,
     questions: Sequence[str],
     policies: dict[str, CachePolicy],
     new_tokens: int,
@@ -188,7 +188,7 @@ def answer_all(
 class Asked:
     """A prompt that was run: its tokens, the slots of its bucket, and what running it took."""
 
-    prompt: Chunk
+    prompt: EmbeddedPrompt
     question: str
     slots: int
     prefill_seconds: float

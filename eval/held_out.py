@@ -7,9 +7,9 @@ import numpy as np
 
 from models.smolav.encoders import Encoders
 from models.smolav.preprocess import EncodedMedia
-from train.clips import Clip, ClipConfig
-from train.features import ClipPool, PictureFeatures, PoolConfig, sources_for
-from train.questions import ANSWERS, Question
+from train.data.clips import Clip, ClipConfig
+from train.data.features import ClipPool, PictureFeatures, PoolConfig, sources_for
+from train.data.questions import ANSWERS, Question
 
 TEST_SEED = 20_000
 MOST = 1000  # clips; number i is always the same

@@ -25,13 +25,13 @@ from eval.mergenet_report import draw, summary, table
 from models import command
 from models.errors import UserError
 from models.readers.json_object import read_object
+from train.log import read_metrics
 from train.mergenet.arms import ARMS, SOURCE, TARGET
 from train.mergenet.command_line import DEFAULT, parse
 from train.mergenet.config import Recipe
 from train.mergenet.loop import RESULT, check_seeds, train
 from train.mergenet.task_config import TaskRecipe
 from train.mergenet.work import Run
-from train.metrics import read_metrics
 
 ALL = "all"
 BESIDE = ("mergenet", "plus")

@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Group
 from rich.table import Table
 
-from eval.statistics import Interval, detectable, mean_interval, paired_difference
+from eval.intervals import Interval, detectable, mean_interval, paired_difference
 from train.mergenet.arms import ARMS
 
 RIVAL = "dkd"

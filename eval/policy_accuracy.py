@@ -33,11 +33,11 @@ from eval.programs import decode, score
 from models import command
 from models.batching import Batch, padded
 from models.errors import UserError
-from models.interface import Chunk
+from models.interface import EmbeddedPrompt
 from models.smolav.config import LAYOUTS
 from models.smolav.model import SmolAVModel
-from train.clips import Clip
-from train.questions import Question, questions
+from train.data.clips import Clip
+from train.data.questions import Question, questions
 
 Loader = Callable[[], tuple[SmolAVModel, HeldOutClips]]
 
@@ -102,7 +102,7 @@ def _extend(params, batch, cache, *, step, policy):
 
 
 def answers(
-    model: SmolAVModel, prefix: Chunk, asked: list[Question], policies: dict[tuple[str, float], CachePolicy]
+    model: SmolAVModel, prefix: EmbeddedPrompt, asked: list[Question], policies: dict[tuple[str, float], CachePolicy]
 ) -> Iterator[tuple[tuple[str, float], list[str], list[str]]]:
     """Each policy's answers to all questions, and to the next question of the list asked after each; one prefill."""
     # Policies that differ in budget alone share their column sums.
@@ -138,7 +138,7 @@ def answers(
         )
 
 
-def _asked(chunks: Sequence[Chunk]) -> Batch:
+def _asked(chunks: Sequence[EmbeddedPrompt]) -> Batch:
     """Chunks that end in a question as a batch; a wider window than usual takes a longer one."""
     return padded(chunks, -(-max(len(c) for c in chunks) // QUESTION) * QUESTION)
 

@@ -11,7 +11,7 @@ from jaxtyping import Int
 
 import acckv_jax
 from acckv_jax import Prompt
-from models.interface import Chunk
+from models.interface import EmbeddedPrompt
 
 
 @jax.tree_util.register_dataclass
@@ -36,7 +36,7 @@ class Batch:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
-def padded(chunks: Sequence[Chunk], length: int) -> Batch:
+def padded(chunks: Sequence[EmbeddedPrompt], length: int) -> Batch:
     """Chunks as a ragged batch of `length` tokens.
 
     Raises:

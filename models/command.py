@@ -7,7 +7,7 @@ import jax
 from rich.console import Console
 
 from models.errors import UserError
-from models.package_index import cache_root
+from models.hub.package_index import cache_root
 
 
 def run(body: Callable[[], None]) -> int:
@@ -22,6 +22,15 @@ def run(body: Callable[[], None]) -> int:
         Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         return 2
     return 0
+
+
+def moved(new: str) -> int:
+    """Tells where an old command went; the exit status 2."""
+
+    def body() -> None:
+        raise UserError(f"This command is `python -m {new}` now, with the same options.")
+
+    return run(body)
 
 
 def check_output(out: Path | None) -> None:

@@ -2,7 +2,7 @@
 
 The decoder knows nothing of caches or policies. It projects, rotates, and hands each layer's q, k and v to `attend`,
 which answers with the attention output and that layer's next cache; so one definition serves prefill and decoding.
-Training runs the same layers without a cache, over frozen parameters, in `train.language_model`.
+Training runs the same layers without a cache, over frozen parameters, in `train.smolav.language_model`.
 """
 
 import dataclasses

@@ -1,23 +1,19 @@
-"""What the programs ask of a model, and how modules are held: a graph definition beside a plain dict of parameters."""
+"""What the programs ask of an audio-video language model."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import jax
 import numpy as np
-from flax import nnx
 from jaxtyping import Float, Int
 
 from acckv_jax import Modality, StepFn
-from models.media import Media, Progress
-
-Params = dict[Any, Any]
+from models.layers.init import Params
+from models.media.clip import Media, Progress
 
 
 @dataclasses.dataclass(frozen=True)
-class Chunk:
+class EmbeddedPrompt:
     """A prompt or a piece of one, unpadded.
 
     Attributes:
@@ -38,17 +34,17 @@ class Chunk:
     def __len__(self) -> int:
         return len(self.modality)
 
-    def split(self, at: int) -> tuple["Chunk", "Chunk"]:
+    def split(self, at: int) -> tuple["EmbeddedPrompt", "EmbeddedPrompt"]:
         """The first `at` tokens, and the rest."""
         head, tail = slice(None, at), slice(at, None)
         return self._part(head), self._part(tail)
 
-    def _part(self, part: slice) -> "Chunk":
+    def _part(self, part: slice) -> "EmbeddedPrompt":
         positions = None if self.positions is None else self.positions[:, part]
         inputs, modality = self.inputs[part], self.modality[part]
         return dataclasses.replace(self, inputs=inputs, modality=modality, positions=positions, whole=False)
 
-    def then(self, text: "Chunk") -> "Chunk":
+    def then(self, text: "EmbeddedPrompt") -> "EmbeddedPrompt":
         """This prompt, and text after it; both must hold embeddings, or both token ids.
 
         Raises:
@@ -61,9 +57,9 @@ class Chunk:
         inputs = np.concatenate([self.inputs, text.inputs])
         modality = np.concatenate([self.modality, text.modality])
         if self.positions is None:
-            return Chunk(inputs, modality)
+            return EmbeddedPrompt(inputs, modality)
         new = len(self) + self.delta + np.tile(np.arange(len(text)), (len(self.positions), 1))
-        return Chunk(inputs, modality, np.concatenate([self.positions, new], axis=1), self.delta)
+        return EmbeddedPrompt(inputs, modality, np.concatenate([self.positions, new], axis=1), self.delta)
 
     def count(self, modality: Modality) -> int:
         """Tokens of one modality."""
@@ -117,47 +113,14 @@ class AVModel(Protocol):
         """Decodes a clip, with the frames that the model wants."""
         ...
 
-    def prefix(self, media: Media, layout: str) -> Chunk:
+    def prefix(self, media: Media, layout: str) -> EmbeddedPrompt:
         """All that precedes the question, as embeddings."""
         ...
 
-    def question(self, text: str) -> Chunk:
+    def question(self, text: str) -> EmbeddedPrompt:
         """The question and what follows it up to the answer, as embeddings."""
         ...
 
     def text(self, tokens: list[int]) -> str:
         """Generated tokens as text, without the stop token."""
         ...
-
-
-class Keys(nnx.Rngs):
-    """The keys of `nnx.Rngs`, counted in Python: counting them while a large module is traced takes nnx seconds."""
-
-    def __init__(self, seed: int | jax.Array) -> None:
-        super().__init__(seed)
-        self.drawn = 0
-
-    def params(self) -> jax.Array:
-        """The next key."""
-        key = jax.random.fold_in(self.default.key[...], self.drawn)
-        self.drawn += 1
-        return key
-
-
-def define(make: Callable[[], nnx.Module]) -> tuple[nnx.GraphDef, Params]:
-    """The graph definition of a module and its parameters as shapes, without allocating any.
-
-    Args:
-        make: builds the module, for instance ``lambda: Decoder(config, rngs=Keys(0))``.
-
-    Returns:
-        The graph definition, and a nested dict of ``jax.ShapeDtypeStruct``.
-    """
-    graph, state = nnx.split(nnx.eval_shape(make))
-    return graph, nnx.to_pure_dict(state)
-
-
-def create(make: Callable[[], nnx.Module]) -> tuple[nnx.GraphDef, Params]:
-    """The graph definition of a module and its freshly initialised parameters."""
-    graph, state = nnx.split(make())
-    return graph, nnx.to_pure_dict(state)

@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from acckv_jax.sharding import MeshAxis, axis_size, dividing, mesh_spec
-from models.interface import Params
+from models.layers.init import Params
 from models.layers.linear import Embed, Linear
 
 STORED = "fsdp"
@@ -17,14 +17,14 @@ STORED = "fsdp"
 
 
 def define_on(mesh: Mesh, make: Callable[[], nnx.Module]) -> tuple[nnx.GraphDef, Params]:
-    """As `models.interface.define`, each shape with its sharding on a mesh: for loading, or compiling ahead of time.
+    """`models.layers.init.abstract_params`, each shape with its sharding on a mesh: to load, or to compile ahead.
 
     A kernel or an embedding is divided as its layer computes (`models.layers.linear`), and over "fsdp" along an axis
     that is left whole; each only where the mesh's axis divides the size. Everything else is replicated.
 
     Args:
         mesh: of any of the axes that the module's `ShardingRules` name, and "fsdp".
-        make: builds the module, for instance ``lambda: Decoder(config, rngs=Keys(0))``.
+        make: builds the module, for instance ``lambda: Decoder(config, rngs=FastRngs(0))``.
 
     Returns:
         The graph definition, and a nested dict of ``jax.ShapeDtypeStruct``.

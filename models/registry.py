@@ -7,8 +7,8 @@ from pathlib import Path
 from models.errors import UserError
 from models.hf.config import Section, model_type, read_config, reading
 from models.hf.source import Source, open_decoder
+from models.hub.package_index import DownloadProgress
 from models.interface import AVModel
-from models.package_index import DownloadProgress
 from models.qwen2_5_omni.model import QwenOmniModel
 from models.qwen2_5_omni.params import open_thinker
 from models.smolav.model import SmolAVModel

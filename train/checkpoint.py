@@ -7,7 +7,7 @@ import orbax.checkpoint as ocp
 import tensorstore
 
 from models.errors import UserError
-from models.interface import Params
+from models.layers.init import Params
 
 ARRAY = b".zarray"
 """What keys that describe an array end in."""

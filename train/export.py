@@ -21,9 +21,9 @@ from models.hf.export import save_params
 from models.registry import open_source
 from models.smolav.params import FOLDER, save_smolav, trained_shapes
 from train.checkpoint import manager, restore
-from train.config import DEFAULT_CONFIG, TrainConfig, read_config
-from train.loop import fresh_state
-from train.metrics import plot_metrics
+from train.log import plot_metrics
+from train.smolav.config import DEFAULT_CONFIG, TrainConfig, read_config
+from train.smolav.loop import fresh_state
 
 DTYPES = {"bf16": jnp.bfloat16, "fp32": jnp.float32}
 COMPANIONS = (".json", ".txt", ".jinja", ".model")

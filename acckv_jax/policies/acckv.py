@@ -21,12 +21,10 @@ from jaxtyping import Array, Bool, Float, Int
 from acckv_jax.attention import RowWeights
 from acckv_jax.budget import TEXT_NEEDS, TokenCounts, check_slots, rounded_share
 from acckv_jax.cache import LayerCache, take_slots
-from acckv_jax.gather import pick, put, slot_numbers
-from acckv_jax.merging import merged, nearest, unit, weighted_means
+from acckv_jax.merging import merged, nearest, unit, unrotated, weighted_means
 from acckv_jax.modality import Modality
 from acckv_jax.policy import CachePolicy, Rows, is_text, keep_between_steps
-from acckv_jax.rotation import unrotated
-from acckv_jax.selection import chosen_slots, grouped_slots, top
+from acckv_jax.selection import chosen_slots, grouped_slots, pick, put, slot_numbers, top
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,9 +9,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from acckv_jax.budget import TEXT_NEEDS, TokenCounts, check_slots
 from acckv_jax.cache import LayerCache
-from acckv_jax.gather import pick
 from acckv_jax.policy import CachePolicy, is_text
-from acckv_jax.selection import top
+from acckv_jax.selection import pick, top
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,9 +8,8 @@ from jaxtyping import Array, Bool, Float, Int
 from acckv_jax.attention import RowWeights
 from acckv_jax.budget import TokenCounts, check_slots
 from acckv_jax.cache import LayerCache
-from acckv_jax.gather import pick, put
 from acckv_jax.policy import CachePolicy, Rows
-from acckv_jax.selection import top
+from acckv_jax.selection import pick, put, top
 
 
 @dataclasses.dataclass(frozen=True)

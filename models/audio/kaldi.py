@@ -10,7 +10,7 @@ import functools
 import numpy as np
 from jaxtyping import Float
 
-from models.waveform import SAMPLE_RATE
+from models.media.waveform import SAMPLE_RATE
 
 FRAME, SHIFT = 400, 160
 POINTS = 512

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from models.errors import UserError
-from models.waveform import SAMPLE_RATE
+from models.media.waveform import SAMPLE_RATE
 
 WINDOW = 400  # 25 ms
 HOP = 160  # 10 ms

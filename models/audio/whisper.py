@@ -9,12 +9,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from models.interface import Params, define
+from models.hub.weights import fetch
 from models.layers.attention import attend
+from models.layers.init import Params, abstract_params
 from models.layers.linear import Linear
 from models.layers.norm import LayerNorm
 from models.readers.ctranslate2 import read_ctranslate2
-from models.weights import fetch
 
 EPSILON = 1e-5
 
@@ -130,7 +130,7 @@ def load_whisper_tiny_en() -> tuple[nnx.GraphDef, Params]:
     Raises:
         UserError: if the weights cannot be fetched or read.
     """
-    graph, _ = define(lambda: WhisperEncoder(WhisperEncoderConfig.tiny_en(), rngs=nnx.Rngs(0)))
+    graph, _ = abstract_params(lambda: WhisperEncoder(WhisperEncoderConfig.tiny_en(), rngs=nnx.Rngs(0)))
     return graph, whisper_params(read_ctranslate2(fetch("whisper-tiny-en")), WhisperEncoderConfig.tiny_en())
 
 

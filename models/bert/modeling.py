@@ -17,9 +17,9 @@ from jaxtyping import Array, Bool, Float, Int
 from acckv_jax.sharding import ShardingRules, head_axis
 from models.bert.config import BertConfig
 from models.errors import UserError
-from models.interface import Keys, Params, define
 from models.layers.attention import attend
 from models.layers.dropout import dropout, split
+from models.layers.init import FastRngs, Params, abstract_params
 from models.layers.linear import Embed, Linear
 from models.layers.norm import LayerNorm
 
@@ -222,7 +222,7 @@ class BertModel:
 
     def init(self, key: Array, dtype: jnp.dtype = jnp.dtype(jnp.float32)) -> Params:
         """Fresh parameters: a nested dict with keys "encoder" and, as the task has them, "pooler" and "head"."""
-        return nnx.to_pure_dict(nnx.state(self.module(Keys(key), dtype)))
+        return nnx.to_pure_dict(nnx.state(self.module(FastRngs(key), dtype)))
 
     def apply(
         self,
@@ -241,7 +241,7 @@ class BertModel:
 
 
 def _define(model: BertModel) -> tuple[nnx.GraphDef, Params]:
-    return define(lambda: model.module(Keys(0), jnp.dtype(jnp.float32)))
+    return abstract_params(lambda: model.module(FastRngs(0), jnp.dtype(jnp.float32)))
 
 
 @functools.cache

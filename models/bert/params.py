@@ -17,7 +17,7 @@ from models.hf.checkpoint import Checkpoint, open_checkpoint
 from models.hf.config import Section, reading
 from models.hf.source import Source
 from models.hf.tensors import Tensor, Tensors, linear, norm
-from models.interface import Keys, Params
+from models.layers.init import FastRngs, Params
 from models.placement import define_on
 
 LAYERS = {"bert": "encoder.layer", "distilbert": "transformer.layer"}
@@ -141,7 +141,7 @@ class BertSource:
         mesh = jax.sharding.get_mesh()
         placed = None
         if not mesh.empty:
-            _, shapes = define_on(mesh, lambda: self.model.module(Keys(0), dtype))
+            _, shapes = define_on(mesh, lambda: self.model.module(FastRngs(0), dtype))
             placed = jax.tree.map(lambda leaf: leaf.sharding, _parts(shapes, self.fresh))
         draw = jax.jit(lambda key: _parts(self.model.init(key, dtype), self.fresh), out_shardings=placed)
         return params | draw(key)
@@ -202,7 +202,7 @@ def open_bert(
         others += [f"{prefix}pooler.*", "pre_classifier.*"]
 
     def make(dtype: jnp.dtype) -> nnx.Module:
-        module = model.module(Keys(0), dtype)
+        module = model.module(FastRngs(0), dtype)
         for part in missing:
             setattr(module, part, None)
         return module

@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 from models.errors import UserError
 from models.hf.load import checkpoint_shape
 from models.hf.tensors import Tensor, Tensors
-from models.interface import Params
+from models.layers.init import Params
 from models.readers.safe_tensors import DTYPES
 
 SINGLE = "model.safetensors"

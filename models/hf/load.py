@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from models.errors import UserError
 from models.hf.checkpoint import Checkpoint, listing
 from models.hf.tensors import Path, Tensor, Tensors
-from models.interface import Params
+from models.layers.init import Params
 from models.readers.stored import Index, StoredArray
 
 FLOATS = {np.dtype(kind) for kind in (np.float32, np.float16, jnp.bfloat16)}
@@ -39,7 +39,7 @@ def load_params(
         checkpoint: an opened checkpoint.
         tensors: which tensor is which parameter; it names every leaf of `shapes` once.
         shapes: nested dict of ``jax.ShapeDtypeStruct``: from `models.placement.define_on` with shardings, or from
-            `models.interface.define` without, which puts every parameter whole on the default device.
+            `models.layers.init.abstract_params` without, which puts every parameter whole on the default device.
         prefix: taken off the checkpoint's names where they start with it.
         ignore: patterns (of `fnmatch`) of names that may be there and are not read.
         copies: patterns of names that may be there too and repeat a tensor -> the tensor's name. They are read only to

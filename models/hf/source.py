@@ -17,7 +17,7 @@ from models.hf.config import Section
 from models.hf.decoder import decoder_config, decoder_copies, decoder_tensors
 from models.hf.load import FLOATS, load_params
 from models.hf.tensors import Tensors
-from models.interface import Keys, Params, define
+from models.layers.init import FastRngs, Params, abstract_params
 from models.placement import define_on
 
 
@@ -82,7 +82,7 @@ class Source:
             return self.make(dtype)
 
         mesh = jax.sharding.get_mesh()
-        graph, shapes = define(make) if mesh.empty else define_on(mesh, make)
+        graph, shapes = abstract_params(make) if mesh.empty else define_on(mesh, make)
         prefix, ignore, copies = self.prefix, self.ignore, self.copies
         return graph, load_params(self.checkpoint, self.tensors, shapes, prefix=prefix, ignore=ignore, copies=copies)
 
@@ -98,7 +98,7 @@ def open_decoder(folder: Path, section: Section, *, attention_bias: bool) -> Sou
     section.check()
 
     def make(dtype: jnp.dtype) -> Decoder:
-        return Decoder(config, rngs=Keys(0), dtype=dtype)
+        return Decoder(config, rngs=FastRngs(0), dtype=dtype)
 
     copies = decoder_copies(config)
     return Source(open_checkpoint(folder), make, decoder_tensors(config), section.values, copies=copies)

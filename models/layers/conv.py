@@ -9,9 +9,9 @@ from flax import nnx
 from jax.nn.initializers import Initializer, variance_scaling
 from jaxtyping import Array, Float
 
-from models.interface import Params
 from models.layers.batch_norm import BatchNorm
 from models.layers.depthwise import DepthwiseConv
+from models.layers.init import Params
 
 HE = variance_scaling(2.0, "fan_out", "normal")
 """He et al. 2015 (arXiv 1502.01852), over the outputs: the ImageNet references."""

@@ -3,10 +3,10 @@
 import dataclasses
 from collections.abc import Sequence
 
-from models.chatml import ChatML
 from models.errors import UserError
 from models.qwen2_5_omni.config import ThinkerConfig
 from models.qwen2_5_omni.prompt import AudioItem, ImageItem, Tokens, VideoItem, expand
+from models.text.chatml import ChatML
 
 SYSTEM = (
     "You are Qwen, a virtual human developed by the Qwen Team, Alibaba Group, capable of perceiving auditory and "

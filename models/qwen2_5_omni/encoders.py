@@ -9,7 +9,8 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from acckv_jax import bucket_length
-from models.interface import Chunk, Params
+from models.interface import EmbeddedPrompt
+from models.layers.init import Params
 from models.qwen2_5_omni.audio import AudioBlocks, audio_blocks, audio_tokens
 from models.qwen2_5_omni.config import ThinkerConfig
 from models.qwen2_5_omni.images import batches, patch_grid
@@ -45,7 +46,7 @@ def embed_prompt(
     tokens: Tokens,
     video: Sequence[Float[np.ndarray, "V D"]] = (),
     audio: Sequence[Float[np.ndarray, "A D"]] = (),
-) -> Chunk:
+) -> EmbeddedPrompt:
     """A prompt with its media in it, from the features of all its pictures and videos, and of all its sounds.
 
     Raises:
@@ -58,7 +59,7 @@ def embed_prompt(
     padded = [np.pad(kind, ((0, room - len(kind)), (0, 0))) for kind in features]
     arrays = [np.pad(x, (0, room - len(tokens)))[None] for x in (tokens.ids, tokens.modality, tokens.row)]
     embedded = np.asarray(_embed(graph, params, *arrays, *padded))[0, : len(tokens)]
-    return Chunk(embedded, tokens.modality, tokens.positions, tokens.delta)
+    return EmbeddedPrompt(embedded, tokens.modality, tokens.positions, tokens.delta)
 
 
 def encode_frames(

@@ -7,10 +7,10 @@ from typing import Self
 import numpy as np
 from jaxtyping import UInt8
 
-from models.chatml import ChatML
 from models.hf.config import reading
-from models.interface import Chunk
-from models.media import Media, Progress, Sampling, read_clip
+from models.interface import EmbeddedPrompt
+from models.media.clip import Media, Progress, Sampling, read_clip
+from models.media.resize import resize_bicubic
 from models.over_decoder import OverDecoder
 from models.qwen2_5_omni import images
 from models.qwen2_5_omni.chat import LAYOUTS, Chat, clip_items
@@ -20,8 +20,8 @@ from models.qwen2_5_omni.params import open_thinker
 from models.qwen2_5_omni.positions import audio_tokens
 from models.qwen2_5_omni.prompt import AudioItem, ImageItem, Tokens, VideoItem
 from models.qwen2_5_omni.sound import mel_features
-from models.resize import resize_bicubic
-from models.text import load_tokenizer
+from models.text.chatml import ChatML
+from models.text.tokenizers import load_tokenizer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,7 +58,7 @@ class QwenOmniModel(OverDecoder):
         media = read_clip(clip, Sampling(images.FPS, frames.choose, resize=frames.resize), progress=progress)
         return dataclasses.replace(media, fps=frames.fps)
 
-    def prefix(self, media: Media, layout: str) -> Chunk:
+    def prefix(self, media: Media, layout: str) -> EmbeddedPrompt:
         """The system's turn, and the user's turn as far as its media go.
 
         Raises:
@@ -81,7 +81,7 @@ class QwenOmniModel(OverDecoder):
                 heard.append(encode_sound(*where, mel))
         return self._chunk(self.chat.prefix(clip_items(visual, audio, layout)), seen, heard)
 
-    def question(self, text: str) -> Chunk:
+    def question(self, text: str) -> EmbeddedPrompt:
         """The rest of the user's turn, and the start of the answer.
 
         Raises:
@@ -89,7 +89,7 @@ class QwenOmniModel(OverDecoder):
         """
         return self._text(self.chat.question(text))
 
-    def next_question(self, answer: str, text: str) -> Chunk:
+    def next_question(self, answer: str, text: str) -> EmbeddedPrompt:
         """A further question after an answer: the answer, its end, and a new turn of the user."""
         return self._text(self.chat.next_question(answer, text))
 
@@ -97,12 +97,14 @@ class QwenOmniModel(OverDecoder):
         """Generated tokens as text."""
         return self.chat.chatml.text(tokens)
 
-    def _chunk(self, tokens: Tokens, seen: list[np.ndarray], heard: list[np.ndarray]) -> Chunk:
+    def _chunk(self, tokens: Tokens, seen: list[np.ndarray], heard: list[np.ndarray]) -> EmbeddedPrompt:
         return embed_prompt(self.graph, self.all_params, tokens, seen, heard)
 
-    def _text(self, tokens: Tokens) -> Chunk:
+    def _text(self, tokens: Tokens) -> EmbeddedPrompt:
         chunk = self._chunk(tokens, [], [])
-        return Chunk(chunk.inputs, chunk.modality)  # its positions are those of the prompt that it is appended to
+        return EmbeddedPrompt(
+            chunk.inputs, chunk.modality
+        )  # its positions are those of the prompt that it is appended to
 
 
 class ClipFrames:

@@ -8,7 +8,7 @@ from models.hf.checkpoint import open_checkpoint
 from models.hf.config import Section
 from models.hf.decoder import HEAD
 from models.hf.source import Source
-from models.interface import Keys
+from models.layers.init import FastRngs
 from models.qwen2_5_omni.config import ThinkerConfig
 from models.qwen2_5_omni.modeling import Thinker, thinker_tensors
 
@@ -36,7 +36,7 @@ def open_thinker(folder: Path, section: Section) -> tuple[ThinkerConfig, Source]
     config = ThinkerConfig.from_hf(thinker, tied=tied)
 
     def make(dtype: jnp.dtype) -> Thinker:
-        return Thinker(config, rngs=Keys(0), dtype=dtype)
+        return Thinker(config, rngs=FastRngs(0), dtype=dtype)
 
     alone = thinker.values | {"model_type": "qwen2_5_omni_thinker", "architectures": [ARCHITECTURE]}
     return config, Source(checkpoint, make, thinker_tensors(config), alone, prefix=PREFIX, ignore=OTHERS)

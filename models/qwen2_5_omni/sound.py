@@ -5,7 +5,7 @@ from jaxtyping import Float
 
 from models.audio.log_mel import HOP, log_mel
 from models.errors import UserError
-from models.waveform import SAMPLE_RATE
+from models.media.waveform import SAMPLE_RATE
 
 LONGEST = 300  # seconds
 

@@ -11,11 +11,11 @@ from jaxtyping import Array, Float, UInt8
 
 from models.audio.log_mel import log_mel
 from models.audio.whisper import load_whisper_tiny_en
-from models.interface import Params
+from models.layers.init import Params
+from models.media.waveform import SAMPLE_RATE
 from models.smolav.config import SmolAVConfig
 from models.smolav.preprocess import pool_audio, pool_grid
 from models.vision.efficientnet_lite import load_efficientnet_lite0
-from models.waveform import SAMPLE_RATE
 
 WINDOW_SECONDS = 30  # Whisper was trained on exactly this much; shorter sound is padded, longer is cut into windows
 RATE = 50  # Whisper's vectors per second

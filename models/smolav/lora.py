@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from models.decoder import DecoderConfig
-from models.interface import Params
+from models.layers.init import Params
 
 TARGETS = ("q", "k", "v", "o")
 Lora = dict[str, dict[str, Array]]  # target -> {"a": [L, in, R], "b": [L, R, out]}

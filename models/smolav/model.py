@@ -13,16 +13,17 @@ from jaxtyping import Float
 from tokenizers import Tokenizer
 
 from models.errors import UserError
-from models.interface import Chunk, Params
-from models.media import Media, Progress, Sampling, read_clip
+from models.hub.package_index import DownloadProgress
+from models.hub.weights import fetch
+from models.interface import EmbeddedPrompt
+from models.layers.init import Params
+from models.media.clip import Media, Progress, Sampling, read_clip
 from models.over_decoder import OverDecoder
-from models.package_index import DownloadProgress
 from models.smolav.config import LAYOUTS, Layout, SmolAVConfig
 from models.smolav.encoders import FRAME_SIZE, Encoders
 from models.smolav.params import load_smolav
 from models.smolav.preprocess import Chat, EncodedMedia, Tokens, concatenate, media_rows, media_tokens, text_tokens
-from models.text import load_smollm2_tokenizer
-from models.weights import fetch
+from models.text.tokenizers import load_smollm2_tokenizer
 
 PRETRAINED = ("smollm2", "whisper-tiny-en", "efficientnet-lite0")
 
@@ -70,7 +71,7 @@ class SmolAVModel(OverDecoder):
         """Decodes a clip: one frame per second."""
         return read_clip(clip, Sampling(size=(FRAME_SIZE, FRAME_SIZE)), progress=progress)
 
-    def prefix(self, media: Media, layout: str) -> Chunk:
+    def prefix(self, media: Media, layout: str) -> EmbeddedPrompt:
         """Turn start and media.
 
         Raises:
@@ -83,7 +84,7 @@ class SmolAVModel(OverDecoder):
         sound = np.zeros(0, np.float32) if media.audio is None else media.audio
         return self.encoded_prefix(EncodedMedia(self.encoders.frames(frames), self.encoders.audio(sound)), chosen)
 
-    def encoded_prefix(self, encoded: EncodedMedia, layout: Layout) -> Chunk:
+    def encoded_prefix(self, encoded: EncodedMedia, layout: Layout) -> EmbeddedPrompt:
         """Turn start and media that the encoders have seen already.
 
         Raises:
@@ -94,7 +95,7 @@ class SmolAVModel(OverDecoder):
             raise UserError("The clip has neither a frame nor a tenth of a second of sound; choose a longer one.")
         return self._chunk(concatenate([text_tokens(self.chat.before), tokens]), encoded)
 
-    def question(self, text: str) -> Chunk:
+    def question(self, text: str) -> EmbeddedPrompt:
         """The question, and the start of the answer's turn.
 
         Raises:
@@ -105,7 +106,7 @@ class SmolAVModel(OverDecoder):
         ids = [*self.tokenizer.encode(text.strip()).ids, *self.chat.after]
         return self._chunk(text_tokens(ids), self._no_media())
 
-    def next_question(self, answer: str, text: str) -> Chunk:
+    def next_question(self, answer: str, text: str) -> EmbeddedPrompt:
         """A further question after an answer: the answer, its end, and a new turn of the user."""
         ids = [*self.tokenizer.encode(answer).ids, self.chat.end, *self.chat.before]
         return self._chunk(text_tokens(ids), self._no_media()).then(self.question(text))
@@ -120,7 +121,7 @@ class SmolAVModel(OverDecoder):
             np.zeros((0, self.config.audio_width), np.float32),
         )
 
-    def _chunk(self, tokens: Tokens, media: EncodedMedia) -> Chunk:
+    def _chunk(self, tokens: Tokens, media: EncodedMedia) -> EmbeddedPrompt:
         video, audio = media_rows(tokens, media)
         extra = -len(tokens) % 64  # few lengths, few compilations
 
@@ -129,4 +130,4 @@ class SmolAVModel(OverDecoder):
 
         inputs = (padded(x) for x in (tokens.ids, tokens.modality, tokens.seconds, video, audio))
         embedded = _embed(self.graph, self.all_params, *inputs)
-        return Chunk(np.asarray(embedded)[0, : len(tokens)], tokens.modality)
+        return EmbeddedPrompt(np.asarray(embedded)[0, : len(tokens)], tokens.modality)

@@ -1,6 +1,6 @@
 """Conversations with VideoLLaMA2.1 as tokens; the media stand in place of ``<video>`` in the user's turn."""
 
-from models.chatml import ChatML
+from models.text.chatml import ChatML
 
 SYSTEM = "You are a helpful assistant."
 """Qwen2's chat template puts this first where a conversation has no system turn, as upstream's have none."""

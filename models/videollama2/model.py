@@ -11,15 +11,16 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from acckv_jax import Modality, bucket_length
-from models.chatml import ChatML
 from models.errors import UserError
 from models.hf.config import reading
 from models.hf.decoder import decoder_tensors
-from models.interface import Chunk, Params
-from models.media import Media, Progress, Sampling, read_clip
+from models.interface import EmbeddedPrompt
+from models.layers.init import Params
+from models.media.clip import Media, Progress, Sampling, read_clip
+from models.media.resize import resize_bicubic
 from models.over_decoder import OverDecoder
-from models.resize import resize_bicubic
-from models.text import load_tokenizer
+from models.text.chatml import ChatML
+from models.text.tokenizers import load_tokenizer
 from models.videollama2.chat import before_media, first_question
 from models.videollama2.config import VideoLLaMA2Config
 from models.videollama2.params import open_videollama2
@@ -84,7 +85,7 @@ class VideoLLaMA2Model(OverDecoder):
 
         return read_clip(clip, Sampling(choose=choose, resize=square), progress=progress)
 
-    def prefix(self, media: Media, layout: str) -> Chunk:
+    def prefix(self, media: Media, layout: str) -> EmbeddedPrompt:
         """System turn, all video tokens, all audio tokens. A clip without sound, or without pictures, has fewer.
 
         Raises:
@@ -104,7 +105,7 @@ class VideoLLaMA2Model(OverDecoder):
             chunk = chunk.then(_chunk(_hear(self.graph, self.all_params, banks), Modality.AUDIO))
         return chunk
 
-    def question(self, text: str) -> Chunk:
+    def question(self, text: str) -> EmbeddedPrompt:
         """The question, and the start of the answer's turn.
 
         Raises:
@@ -112,7 +113,7 @@ class VideoLLaMA2Model(OverDecoder):
         """
         return self._text(first_question(self.chat, text))
 
-    def next_question(self, answer: str, text: str) -> Chunk:
+    def next_question(self, answer: str, text: str) -> EmbeddedPrompt:
         """A further question after an answer: the answer, its end, and a new turn of the user.
 
         Raises:
@@ -124,11 +125,11 @@ class VideoLLaMA2Model(OverDecoder):
         """Generated tokens as text."""
         return self.chat.text(tokens).strip()
 
-    def _text(self, ids: list[int]) -> Chunk:
+    def _text(self, ids: list[int]) -> EmbeddedPrompt:
         padded = np.zeros((1, bucket_length(len(ids))), np.int32)  # few lengths, few compilations
         padded[0, : len(ids)] = ids
         return _chunk(_embed(self.graph, self.all_params, padded)[0, : len(ids)], Modality.TEXT)
 
 
-def _chunk(embedded: Float[Array, "T D"], modality: Modality) -> Chunk:
-    return Chunk(np.asarray(embedded), np.full(len(embedded), modality, np.int32))
+def _chunk(embedded: Float[Array, "T D"], modality: Modality) -> EmbeddedPrompt:
+    return EmbeddedPrompt(np.asarray(embedded), np.full(len(embedded), modality, np.int32))

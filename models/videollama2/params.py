@@ -12,7 +12,7 @@ from models.hf.config import Section
 from models.hf.decoder import decoder_copies, decoder_tensors
 from models.hf.source import Source
 from models.hf.tensors import Tensors, linear
-from models.interface import Keys
+from models.layers.init import FastRngs
 from models.videollama2.config import VideoLLaMA2Config
 from models.videollama2.connector import stc_tensors
 from models.videollama2.modeling import VideoLLaMA2
@@ -50,7 +50,7 @@ def open_videollama2(folder: Path, section: Section) -> tuple[VideoLLaMA2Config,
     config = VideoLLaMA2Config.from_hf(section)
 
     def make(dtype: jnp.dtype) -> VideoLLaMA2:
-        return VideoLLaMA2(config, rngs=Keys(0), dtype=dtype)
+        return VideoLLaMA2(config, rngs=FastRngs(0), dtype=dtype)
 
     copies = {SHARED_BIAS.format("*"): SHARED_BIAS.format(0), **decoder_copies(config.decoder)}
     checkpoint = open_checkpoint(folder, PARTS)

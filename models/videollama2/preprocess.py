@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from models.audio.kaldi import fbank
-from models.waveform import SAMPLE_RATE
+from models.media.waveform import SAMPLE_RATE
 
 PIECES, PIECE_SECONDS = 8, 2  # how much of a clip's sound is heard: so many pieces, spread evenly
 SECONDS = 30  # that every sound is filled up to, with silence

@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from models.interface import Keys, Params
+from models.layers.init import FastRngs, Params
 from models.vision.classification import Outputs
 from models.vision.efficientnet_lite import EfficientNetLite, EfficientNetLiteConfig
 from models.vision.mobilenet_v2 import MobileNetV2, MobileNetV2Config
@@ -33,7 +33,7 @@ class Classifier:
 
     def init(self, key: Key[Array, ""]) -> tuple[Params, Params]:
         """Fresh parameters, and running statistics of a batch normalisation that has seen nothing; float32."""
-        _, params, stats = nnx.split(self.network(self.config, rngs=Keys(key)), nnx.Param, nnx.BatchStat)
+        _, params, stats = nnx.split(self.network(self.config, rngs=FastRngs(key)), nnx.Param, nnx.BatchStat)
         return nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
 
     def apply(
@@ -67,7 +67,7 @@ class Classifier:
 
 @functools.cache
 def _graph(classifier: Classifier) -> nnx.GraphDef:
-    module = nnx.eval_shape(lambda: classifier.network(classifier.config, rngs=Keys(0)))
+    module = nnx.eval_shape(lambda: classifier.network(classifier.config, rngs=FastRngs(0)))
     return nnx.split(module, nnx.Param, nnx.BatchStat)[0]
 
 

@@ -12,7 +12,7 @@ from models.hf.checkpoint import open_checkpoint
 from models.hf.config import Section, model_type, reading
 from models.hf.source import Source
 from models.hf.tensors import Tensors
-from models.interface import Keys, Params
+from models.layers.init import FastRngs, Params
 from models.vision.classification import HF_COUNTERS
 from models.vision.classifier import Classifier
 from models.vision.mobilenet_v2 import MobileNetV2, MobileNetV2Config, mobilenet_v2_tensors
@@ -39,7 +39,7 @@ def load_classifier(folder: Path) -> tuple[Classifier, Params, Params]:
         classifier = Classifier(network, configure(section))
 
     def make(dtype: jnp.dtype) -> nnx.Module:
-        return network(classifier.config, rngs=Keys(0), dtype=dtype)
+        return network(classifier.config, rngs=FastRngs(0), dtype=dtype)
 
     tensors = name_tensors(classifier.config)
     source = Source(open_checkpoint(folder), make, tensors, section.values, ignore=(HF_COUNTERS,))

@@ -2,8 +2,8 @@
 
 from eval.accuracy import Outcome, summary
 from eval.held_out import GROUPS, candidates, group_of
-from train.clips import Clip, PictureSpan, SoundSpan
-from train.questions import questions
+from train.data.clips import Clip, PictureSpan, SoundSpan
+from train.data.questions import questions
 
 CLIP = Clip(
     6,

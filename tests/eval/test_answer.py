@@ -11,8 +11,8 @@ from acckv_jax import POLICIES, bucket_length
 from eval.answer import DEMO, Options, main, parse_budget, run
 from eval.answering import answer_all, answer_one
 from eval.policies import build_policy
-from models.clip_writer import write_clip
 from models.errors import UserError
+from models.media.clip_writer import write_clip
 
 QUESTIONS = ("What is shown second?", "Which number is spoken last?")
 FIELDS = {

@@ -8,7 +8,7 @@ from eval.answering import answer_one
 from eval.held_out import GROUPS, HeldOutClips
 from eval.policies import build_policy
 from eval.policy_accuracy import Options, answers, main, one_of_each, run, variants
-from models.interface import Chunk
+from models.interface import EmbeddedPrompt
 from models.smolav.config import LAYOUTS
 
 
@@ -26,7 +26,7 @@ def test_without_pruning_answers_are_those_of_the_whole_prompt(small_model, clip
     assert found.keys() == {"full", "h2o"}
     assert found["full"] == found["h2o"]
 
-    def alone(before: Chunk, text: str) -> str:
+    def alone(before: EmbeddedPrompt, text: str) -> str:
         *_, answer = answer_one(small_model, before, text, ("full", build_policy("full", 1.0)), 4, 1e10)
         return answer.answer
 

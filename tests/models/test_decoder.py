@@ -11,10 +11,10 @@ from flax import nnx
 
 import acckv_jax
 from models.decoder import Decoder, DecoderConfig
-from models.interface import create, define
+from models.layers.init import abstract_params, init_params
 from models.layers.rope import rotate, rotation
-from models.smollm2 import load_smollm2
-from models.step import DecoderStep
+from models.over_decoder import DecoderStep
+from models.smolav.smollm2 import load_smollm2
 from tests.models.hf_decoder import hf_model
 from tests.tolerances import LOGITS, PUBLISHED
 
@@ -53,7 +53,7 @@ def check(config, graph, params, tolerance):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_equals_transformers(name):
     config = CONFIGS[name]
-    graph, params = create(lambda: Decoder(config, rngs=nnx.Rngs(0)))
+    graph, params = init_params(lambda: Decoder(config, rngs=nnx.Rngs(0)))
     noise = np.random.default_rng(1)
     params = jax.tree.map(lambda x: x + 0.1 * noise.standard_normal(x.shape).astype(np.float32), params)
     check(config, graph, params, LOGITS)
@@ -61,7 +61,7 @@ def test_equals_transformers(name):
 
 def test_smollm2_equals_transformers():
     config, params = load_smollm2()
-    graph, _ = define(lambda: Decoder(config, rngs=nnx.Rngs(0)))
+    graph, _ = abstract_params(lambda: Decoder(config, rngs=nnx.Rngs(0)))
     check(config, graph, params, PUBLISHED)
 
 

@@ -16,7 +16,7 @@ from transformers import (
 from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5OmniThinkerConfig
 
 from models.hf.decoder import decoder_tensors
-from models.interface import Keys, define
+from models.layers.init import FastRngs, abstract_params
 from models.qwen2_5_omni.config import ThinkerConfig
 from models.qwen2_5_omni.modeling import Thinker, thinker_tensors
 from models.videollama2.config import VideoLLaMA2Config
@@ -46,7 +46,7 @@ AUDIO = {"d_model": 1280, "encoder_layers": 32, "encoder_attention_heads": 20, "
 
 def shapes_of(make):
     """Shapes of a module's parameters, by path."""
-    return {path: leaf.shape for path, leaf in flatten_dict(define(make)[1]).items()}
+    return {path: leaf.shape for path, leaf in flatten_dict(abstract_params(make)[1]).items()}
 
 
 def count(shapes, *prefix):
@@ -84,14 +84,14 @@ def test_thinkers_are_those_of_transformers(config, text, total):
     parts = {"vision_config": VISION | {"out_hidden_size": width}, "audio_config": AUDIO | {"output_dim": width}}
     with torch.device("meta"):
         model = Qwen2_5OmniThinkerForConditionalGeneration(Qwen2_5OmniThinkerConfig(text_config=text, **parts))
-    shapes = shapes_of(lambda: Thinker(config, rngs=Keys(0), dtype=BF16))
+    shapes = shapes_of(lambda: Thinker(config, rngs=FastRngs(0), dtype=BF16))
     assert stored_shapes(thinker_tensors(config), shapes) == on_disk(model)
     assert count(shapes) == sum(parameter.numel() for parameter in model.parameters()) == total
 
 
 def test_parts_of_the_7b_thinker():
     """The decoder is a Qwen2.5-7B, of which its authors publish 7.61 billion parameters, 6.53 without embeddings."""
-    shapes = shapes_of(lambda: Thinker(ThinkerConfig.omni_7b(), rngs=Keys(0), dtype=BF16))
+    shapes = shapes_of(lambda: Thinker(ThinkerConfig.omni_7b(), rngs=FastRngs(0), dtype=BF16))
     assert (count(shapes, "vision"), count(shapes, "audio")) == (676_550_144, 639_647_232)
     embeddings = count(shapes, "decoder", "tokens") + count(shapes, "decoder", "head")
     assert count(shapes, "decoder") == 7_615_616_512
@@ -100,7 +100,7 @@ def test_parts_of_the_7b_thinker():
 
 def test_the_3b_decoder():
     """Qwen2.5-3B, published as 3.09 billion, 2.77 without embeddings; the thinker's output head is one of its own."""
-    shapes = shapes_of(lambda: Thinker(ThinkerConfig.omni_3b(), rngs=Keys(0), dtype=BF16))
+    shapes = shapes_of(lambda: Thinker(ThinkerConfig.omni_3b(), rngs=FastRngs(0), dtype=BF16))
     tied = count(shapes, "decoder") - count(shapes, "decoder", "head")
     assert tied == 3_085_938_688
     assert round((tied - count(shapes, "decoder", "tokens")) / 1e9, 2) == 2.77
@@ -109,7 +109,7 @@ def test_the_3b_decoder():
 def test_videollama2():
     """Qwen2-7B and SigLIP so400m as in transformers; BEATs and its projector as large as their published files."""
     config = VideoLLaMA2Config.videollama2_1_7b_av()
-    shapes = shapes_of(lambda: VideoLLaMA2(config, rngs=Keys(0), dtype=BF16))
+    shapes = shapes_of(lambda: VideoLLaMA2(config, rngs=FastRngs(0), dtype=BF16))
     with torch.device("meta"):
         decoder = Qwen2ForCausalLM(Qwen2Config(**QWEN2_7B, tie_word_embeddings=False))
         vision = SiglipVisionModel(

@@ -8,19 +8,19 @@ import numpy as np
 from flax import nnx
 
 from models.decoder import Decoder
-from models.interface import Params, create
+from models.layers.init import Params, init_params
 from models.smolav.config import SmolAVConfig
 from models.smolav.lora import init_lora
 from models.smolav.modeling import MediaEmbedder
 from models.smolav.preprocess import Chat
-from train import language_model
-from train.align import audio_labels
-from train.batches import BatchMaker
-from train.clips import Clip, ClipConfig, clip_at
-from train.config import Bucket, Stage, TrainConfig
-from train.features import PoolConfig
-from train.loop import Run
-from train.sources.items import Sounds, Sources, join_sounds
+from train.data.clips import Clip, ClipConfig, clip_at
+from train.data.features import PoolConfig
+from train.data.sources.items import Sounds, Sources, join_sounds
+from train.smolav import language_model
+from train.smolav.align import audio_labels
+from train.smolav.batches import BatchMaker
+from train.smolav.config import Bucket, Stage, TrainConfig
+from train.smolav.loop import Run
 
 MODEL = SmolAVConfig.tiny(video_grid=2, audio_rate=2)
 POOL = PoolConfig(ClipConfig(seconds=(3, 5), items=(2, 3)), count=6, seed=3)
@@ -91,8 +91,8 @@ def batch_maker(config: TrainConfig = CONFIG) -> BatchMaker:
 
 def tiny_run(workdir: Path, config: TrainConfig = CONFIG) -> tuple[Run, Params]:
     """A run of the tiny model, and its initial parameters."""
-    _, params = create(lambda: Decoder(MODEL.decoder, rngs=nnx.Rngs(0)))
-    graph, media = create(lambda: MediaEmbedder(MODEL, rngs=nnx.Rngs(1)))
+    _, params = init_params(lambda: Decoder(MODEL.decoder, rngs=nnx.Rngs(0)))
+    graph, media = init_params(lambda: MediaEmbedder(MODEL, rngs=nnx.Rngs(1)))
     batches = batch_maker(config)
     validation = {"clips": [batches.training(1000)]}
     trained = {"media": media, "lora": init_lora(jax.random.key(2), MODEL.decoder, MODEL.lora_rank)}

@@ -1,7 +1,7 @@
 """Scenario 2, with a substitute for X-VLM: questions about pictures (VQA v2) to retrieval (coco_captions).
 
 X-VLM (Swin and BERT, with fusion by cross-attention) is not in this project. In its place stand a SigLIP vision
-transformer and BERT, joined late (`models/picture_text.py`); answers are classes and not generated.
+transformer and BERT, joined late (`models/vision/image_text.py`); answers are classes and not generated.
 
 python -m train.mergenet --recipe mergenet_vqa_to_retrieval --source.weights BERT --target.weights BERT \
     --source.vision-weights SIGLIP --target.vision-weights SIGLIP --workdir runs/vqa_to_retrieval

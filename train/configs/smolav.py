@@ -1,9 +1,9 @@
 """SmolAV on two CPU cores: about an hour and a half at some 300 tokens per second."""
 
 from models.smolav.config import SmolAVConfig
-from train.clips import ClipConfig
-from train.config import Bucket, Stage, TrainConfig
-from train.features import PoolConfig
+from train.data.clips import ClipConfig
+from train.data.features import PoolConfig
+from train.smolav.config import Bucket, Stage, TrainConfig
 
 
 def clips(shortest: int, longest: int, *, augment: bool = True) -> ClipConfig:

@@ -1,6 +1,6 @@
 """Scenario 8 of MergeNet between senses: the trained SmolAV's ears into a fresh SmolAV's eyes, for CPUs.
 
-python -m train.mergenet.av --recipe smolav_branches --workdir runs/smolav_branches
+python -m eval.mergenet_smolav --recipe smolav_branches --workdir runs/smolav_branches
 """
 
 from mergenet_jax import MergeConfig, Pair

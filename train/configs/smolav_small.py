@@ -1,6 +1,6 @@
 """Scenario 8 of MergeNet: the trained SmolAV's projectors into a fresh SmolAV's narrow ones, for CPUs.
 
-python -m train.mergenet.av --recipe smolav_small --workdir runs/smolav_small
+python -m eval.mergenet_smolav --recipe smolav_small --workdir runs/smolav_small
 """
 
 from mergenet_jax import MergeConfig, Pair

@@ -13,7 +13,7 @@ from mergenet_jax import Learner, LossOutput, MergeConfig, MergeState, Pair, Tra
 from mergenet_jax.state import adapter_optimizer
 from mergenet_jax.transfer import started
 from models.errors import UserError
-from models.interface import Params
+from models.layers.init import Params
 from models.vision.classifier import Classifier
 from train.mergenet.classification import right
 from train.mergenet.config import SOURCE, TARGET, Recipe, turned

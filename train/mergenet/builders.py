@@ -17,10 +17,10 @@ import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 from tensorflow_datasets.core import registered
 
+from train.data.sources.store import read_member
 from train.mergenet.checks import checked
 from train.mergenet.coco import CocoCaptions
 from train.mergenet.vqa import VqaV2
-from train.sources.store import read_member
 
 PICTURE = 32 * 32 * 3  # bytes of a CIFAR picture: all red, all green, all blue
 

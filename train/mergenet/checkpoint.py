@@ -17,7 +17,7 @@ from models.hf.checkpoint import open_checkpoint
 from models.hf.export import save_params
 from models.hf.load import load_params
 from models.hf.tensors import Tensor, Tensors
-from models.interface import Params
+from models.layers.init import Params
 from models.readers.json_object import read_object
 from train.checkpoint import restore, save
 from train.mergenet.config import ModelSpec

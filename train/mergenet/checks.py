@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from models.errors import UserError
-from models.package_index import sha256_of
+from models.hub.package_index import sha256_of
 
 
 def checked(path: Path, sha256: str) -> Path:

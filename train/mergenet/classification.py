@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mergenet_jax import LossOutput
-from models.interface import Params
+from models.layers.init import Params
 from models.vision.classifier import Classifier
 from train.mergenet.distillation import cross_entropy
 

@@ -1,6 +1,6 @@
 """The data sets that recipes name, and their splits.
 
-CIFAR-10 comes from the package index (`train.sources.cifar10`), all others through tensorflow-datasets. Where the
+CIFAR-10 comes from the package index (`train.data.sources.cifar10`), all others through tensorflow-datasets. Where the
 official data have a training and a test set only, part of the training set validates and nothing is chosen on the test
 set; the official test sets of SQuAD and VQA are not public, so their development sets are our test sets. VQA's test
 pictures are all of COCO's val2014, so that captions to train on are those of train2014 alone, without `restval`.
@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from models.errors import UserError
+from train.data.sources import cifar10
+from train.data.sources.items import SPLITS, Pictures
 from train.mergenet.tfds_source import open_tfds
-from train.sources import cifar10
-from train.sources.items import SPLITS, Pictures
 
 
 @dataclasses.dataclass(frozen=True)

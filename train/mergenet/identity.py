@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from mergenet_jax import MergeConfig
 from models.hf.checkpoint import open_checkpoint
-from models.package_index import sha256_of
+from models.hub.package_index import sha256_of
 from train.mergenet.arms import find_arm, started_pairs
 from train.mergenet.config import Recipe
 from train.mergenet.task_config import TaskRecipe

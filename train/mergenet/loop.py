@@ -15,6 +15,7 @@ from mergenet_jax import check_finite
 from models.errors import UserError
 from models.readers.json_object import read_object
 from train.checkpoint import manager
+from train.log import MetricsLog
 from train.mergenet.arms import SOURCE, TARGET, check_direction, find_arm
 from train.mergenet.checkpoint import check_claim, claim, restore_state, save_state
 from train.mergenet.config import Recipe
@@ -24,7 +25,6 @@ from train.mergenet.program import Best, first_best
 from train.mergenet.report import averages, columns, panels, plot
 from train.mergenet.tasks.work import TaskWork
 from train.mergenet.work import AnyRecipe, Run, Scores, Work
-from train.metrics import MetricsLog
 
 RESULT = "result.json"
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mergenet_jax import MergeState
-from models.interface import Params
+from models.layers.init import Params
+from train.data.sources.items import Pictures
 from train.mergenet.arms import SOURCE, TARGET, Given, set_up
 from train.mergenet.checkpoint import export_classifier, load_exported
 from train.mergenet.config import ModelSpec, Recipe
@@ -18,7 +19,6 @@ from train.mergenet.data import load_pictures
 from train.mergenet.epochs import Epochs, in_order
 from train.mergenet.program import Program, make_program, per_seed
 from train.mergenet.work import Run, Scores
-from train.sources.items import Pictures
 
 EVALUATED = 250  # pictures at a time
 METRICS = {"top1": "top-1", "top5": "top-5"}

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from mergenet_jax import MergeState, train_step
-from models.interface import Params
+from models.layers.init import Params
 from train.mergenet.arms import Setup
 from train.mergenet.augment import STATISTICS, augment, normalise
 from train.mergenet.config import Recipe

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from train.metrics import read_metrics
+from train.log import read_metrics
 
 TITLES = {"top1": "share right"}
 OF_TRANSFERS = {

@@ -8,11 +8,11 @@ import optax
 
 from mergenet_jax import MergeConfig, Pair
 from models.errors import UserError
+from train.data.sources.items import SPLITS
 from train.mergenet.config import SOURCE, TARGET, Direction, exchanged
 from train.mergenet.tasks.interface import Task
 from train.mergenet.tasks.registry import make_task
 from train.mergenet.tasks.spec import TaskSpec
-from train.sources.items import SPLITS
 
 SMALL = {"train": 64, "validation": 16, "test": 16}
 

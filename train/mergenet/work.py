@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mergenet_jax import MergeState
-from models.interface import Params
+from models.layers.init import Params
 from train.mergenet.config import Recipe
 from train.mergenet.task_config import TaskRecipe
 

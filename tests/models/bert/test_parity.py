@@ -15,7 +15,7 @@ from models.bert.config import BertConfig
 from models.bert.modeling import Bert, BertModel
 from models.bert.params import bert_tensors, load_bert
 from models.hf.load import checkpoint_shape
-from models.interface import Keys, define
+from models.layers.init import FastRngs, abstract_params
 from tests.acckv_jax.contract_cases import QUICK
 from tests.models.bert.references import CONFIGS, MODELS, batch, reference, their_outputs
 from tests.tolerances import LOGITS
@@ -119,7 +119,7 @@ def params_of(model, config, task):
 
 @functools.cache
 def shapes_of(config, task):
-    _, shapes = define(lambda: Bert(config, task, rngs=Keys(0)))
+    _, shapes = abstract_params(lambda: Bert(config, task, rngs=FastRngs(0)))
     return {path: leaf.shape for path, leaf in flatten_dict(shapes).items()}
 
 

@@ -11,7 +11,7 @@ from flax import nnx
 from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5OmniAudioEncoderConfig
 from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAudioEncoder
 
-from models.interface import define
+from models.layers.init import abstract_params
 from models.qwen2_5_omni.audio import AudioTower, audio_blocks, audio_tensors
 from models.qwen2_5_omni.config import AudioConfig
 from models.qwen2_5_omni.positions import audio_tokens
@@ -33,7 +33,7 @@ def run_reference(reference, mels):
 
 
 def encoder(config):
-    graph, _ = define(lambda: AudioTower(config, rngs=nnx.Rngs(0)))
+    graph, _ = abstract_params(lambda: AudioTower(config, rngs=nnx.Rngs(0)))
     return jax.jit(lambda params, blocks: nnx.merge(graph, params)(blocks))
 
 
@@ -96,7 +96,7 @@ def test_sounds_do_not_hear_one_another(odd_blocks):
 
 def test_half_precision(odd_blocks):
     config, _, run, params = odd_blocks
-    graph, _ = define(lambda: AudioTower(config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16))
+    graph, _ = abstract_params(lambda: AudioTower(config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16))
     blocks = audio_blocks(random_mels(np.random.default_rng(0), [33], config), config, blocks=BLOCKS)
     halves = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     half = jax.jit(lambda p, x: nnx.merge(graph, p)(x))(halves, blocks)

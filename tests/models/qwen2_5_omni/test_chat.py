@@ -9,12 +9,12 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, Qwen2Tokenizer
 
 from acckv_jax import Modality
-from models.chatml import ChatML
 from models.errors import UserError
 from models.qwen2_5_omni.chat import LAYOUTS, Chat, Item, clip_items
 from models.qwen2_5_omni.config import ThinkerConfig
 from models.qwen2_5_omni.prompt import AudioItem, ImageItem, VideoItem, join
-from models.text import load_tokenizer
+from models.text.chatml import ChatML
+from models.text.tokenizers import load_tokenizer
 from tests.models.qwen2_5_omni.vocabulary import write_tokenizer
 
 START = (

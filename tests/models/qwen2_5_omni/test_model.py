@@ -15,9 +15,9 @@ from acckv_jax import POLICIES, Modality
 from eval.answer import Options, run
 from eval.answering import answer_all, answer_one
 from eval.policies import build_policy
-from models.clip_writer import write_clip
 from models.errors import UserError
-from models.media import Media
+from models.media.clip import Media
+from models.media.clip_writer import write_clip
 from models.qwen2_5_omni.model import ClipFrames, QwenOmniModel
 from models.registry import load_model, open_source
 from tests.models.qwen2_5_omni.checkpoints import CONFIG, write_omni, write_thinker

@@ -10,11 +10,11 @@ from transformers import WhisperFeatureExtractor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from models.errors import UserError
+from models.media.resize import resize_bicubic
+from models.media.waveform import SAMPLE_RATE
 from models.qwen2_5_omni import images
 from models.qwen2_5_omni.config import VisionConfig
 from models.qwen2_5_omni.sound import mel_features
-from models.resize import resize_bicubic
-from models.waveform import SAMPLE_RATE
 from tests.tolerances import FP32, LOGITS
 
 CONFIG = VisionConfig.published(3584)

@@ -9,7 +9,7 @@ import torch
 
 import acckv_jax as kv
 from models.batching import padded
-from models.interface import Chunk
+from models.interface import EmbeddedPrompt
 from models.qwen2_5_omni.config import ThinkerConfig
 from models.qwen2_5_omni.prompt import expand
 from tests.acckv_jax.contract_cases import CONTRACT
@@ -53,7 +53,10 @@ def run(ours, batch, second, policy):
 
 def conversation(ours, cases):
     chunks = [embedded(ours, case)[1] for case in cases]
-    second = [Chunk(np.array(SECOND), np.zeros(len(SECOND), int)), Chunk(np.array(SECOND[:3]), np.zeros(3, int))]
+    second = [
+        EmbeddedPrompt(np.array(SECOND), np.zeros(len(SECOND), int)),
+        EmbeddedPrompt(np.array(SECOND[:3]), np.zeros(3, int)),
+    ]
     return chunks, padded(chunks, LENGTH), padded(second, QUESTION)
 
 

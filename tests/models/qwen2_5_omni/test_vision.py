@@ -11,7 +11,7 @@ from flax import nnx
 from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5OmniVisionEncoderConfig
 from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniVisionEncoder
 
-from models.interface import define
+from models.layers.init import abstract_params
 from models.qwen2_5_omni.config import VisionConfig
 from models.qwen2_5_omni.vision import VisionTower, grid_plan, vision_tensors
 from tests.models.qwen2_5_omni.towers import DRAWS, STRUCTURES, loaded, randomise
@@ -32,7 +32,7 @@ def run_reference(reference, pixels, grids):
 
 
 def encoder(config):
-    graph, _ = define(lambda: VisionTower(config, rngs=nnx.Rngs(0)))
+    graph, _ = abstract_params(lambda: VisionTower(config, rngs=nnx.Rngs(0)))
     return jax.jit(lambda params, patches, plan: nnx.merge(graph, params)(patches, plan))
 
 
@@ -108,7 +108,7 @@ def test_plan():
 
 def test_half_precision(published_window):
     config, _, run, params = published_window
-    graph, _ = define(lambda: VisionTower(config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16))
+    graph, _ = abstract_params(lambda: VisionTower(config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16))
     pixels, plan = random_pixels(np.random.default_rng(0), (1, 18, 16), config), grid_plan(18, 16, config)
     halves = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     half = jax.jit(lambda p, x: nnx.merge(graph, p)(x, plan))(halves, pixels)

@@ -13,13 +13,14 @@ from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5O
 from models.decoder import Decoder
 from models.hf.checkpoint import open_checkpoint
 from models.hf.load import load_params
-from models.interface import Chunk, Params, define
+from models.interface import EmbeddedPrompt
+from models.layers.init import Params, abstract_params
+from models.over_decoder import DecoderStep
 from models.qwen2_5_omni.config import ThinkerConfig
 from models.qwen2_5_omni.encoders import embed_prompt, encode_frames, encode_sound
 from models.qwen2_5_omni.images import patchify
 from models.qwen2_5_omni.modeling import Thinker, thinker_tensors
 from models.qwen2_5_omni.prompt import AudioItem, ImageItem, Part, Tokens, VideoItem, expand
-from models.step import DecoderStep
 from tests.models.qwen2_5_omni.towers import randomise
 
 WORDS = 40  # ids below are ordinary tokens in tiny configurations
@@ -58,15 +59,15 @@ class Ours:
 
     @classmethod
     def of(cls, config: ThinkerConfig, params: Params) -> "Ours":
-        graph, _ = define(lambda: cls.make(config))
-        decoder, _ = define(lambda: Decoder(config.text, rngs=nnx.Rngs(0)))
+        graph, _ = abstract_params(lambda: cls.make(config))
+        decoder, _ = abstract_params(lambda: Decoder(config.text, rngs=nnx.Rngs(0)))
         return cls(config, graph, params, DecoderStep(decoder))
 
 
 def loaded_thinker(config: ThinkerConfig, reference: torch.nn.Module, folder: Path) -> Ours:
     """Ours with the reference's parameters, through a checkpoint on disk."""
     reference.save_pretrained(folder)
-    _, shapes = define(lambda: Ours.make(config))
+    _, shapes = abstract_params(lambda: Ours.make(config))
     return Ours.of(config, load_params(open_checkpoint(folder), thinker_tensors(config), shapes))
 
 
@@ -142,7 +143,7 @@ def theirs(case: Case, tokens: Tokens, config: ThinkerConfig) -> dict[str, objec
     return inputs
 
 
-def embedded(ours: Ours, case: Case) -> tuple[Tokens, Chunk]:
+def embedded(ours: Ours, case: Case) -> tuple[Tokens, EmbeddedPrompt]:
     """A prompt's tokens, and the prompt with its media encoded."""
     tokens = expand(case.parts, ours.config)
     where = ours.graph, ours.params, ours.config

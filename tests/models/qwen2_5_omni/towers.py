@@ -10,7 +10,7 @@ from flax import nnx
 from models.hf.checkpoint import open_checkpoint
 from models.hf.load import load_params
 from models.hf.tensors import Tensors
-from models.interface import Params, define
+from models.layers.init import Params, abstract_params
 
 STRUCTURES = int(os.environ.get("PARITY_CASES", "24")) // 4
 """Random sizes and options, each compiled once and tried with `DRAWS` random weights and inputs."""
@@ -40,6 +40,6 @@ def loaded(reference: torch.nn.Module, tensors: Tensors, make: Callable[[], nnx.
     """
     reference.save_pretrained(folder)
     name = next(iter(tensors.values())).path[0]
-    _, shapes = define(make)
+    _, shapes = abstract_params(make)
     bare = {tensor.split(".", 1)[1]: where for tensor, where in tensors.items()}
     return load_params(open_checkpoint(folder), bare, {name: shapes})[name]

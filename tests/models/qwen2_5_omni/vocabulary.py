@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from models.weights import fetch
+from models.hub.weights import fetch
 
 RENAMED = {
     151646: "<|AUDIO|>",

@@ -5,7 +5,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from models.hf.load import checkpoint_shape, joined_shape
 from models.hf.tensors import Tensors
-from models.interface import Params
+from models.layers.init import Params
 from tests.models.videollama2 import seeded
 
 

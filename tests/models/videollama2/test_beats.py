@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from models.audio.beats import Beats, BeatsConfig, beats_tensors, buckets
-from models.interface import define
+from models.layers.init import abstract_params
 from tests.acckv_jax.contract_cases import QUICK
 from tests.models.videollama2 import seeded
 from tests.models.videollama2.cases import BEATS, GOLDEN, beats_sizes
@@ -21,7 +21,7 @@ EXPECTED = np.load(GOLDEN / "videollama2_beats.npz")
 
 @functools.cache
 def encoder(config):
-    graph, shapes = define(lambda: Beats(config, rngs=nnx.Rngs(0)))
+    graph, shapes = abstract_params(lambda: Beats(config, rngs=nnx.Rngs(0)))
 
     @functools.partial(jax.jit, compiler_options=QUICK)
     def run(params, banks):

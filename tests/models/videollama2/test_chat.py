@@ -6,9 +6,9 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from models.chatml import ChatML
 from models.errors import UserError
-from models.text import load_tokenizer
+from models.text.chatml import ChatML
+from models.text.tokenizers import load_tokenizer
 from models.videollama2.chat import before_media, first_question
 from tests.models.qwen2_5_omni.vocabulary import write_tokenizer
 

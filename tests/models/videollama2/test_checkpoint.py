@@ -9,11 +9,11 @@ import torch
 from flax.traverse_util import flatten_dict
 
 from acckv_jax import Modality
-from models.clip_writer import write_clip
 from models.errors import UserError
 from models.hf.config import reading
 from models.hf.export import save_params
-from models.media import Media
+from models.media.clip import Media
+from models.media.clip_writer import write_clip
 from models.smolav.params import FOLDER as SMOLAV
 from models.videollama2.model import VideoLLaMA2Model
 from models.videollama2.params import open_videollama2

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models.interface import define
+from models.layers.init import abstract_params
 from models.videollama2.connector import STCConnector, stc_tensors
 from tests.acckv_jax.contract_cases import QUICK
 from tests.models.videollama2 import seeded
@@ -21,7 +21,7 @@ EXPECTED = np.load(GOLDEN / "videollama2_stc.npz")
 
 @functools.cache
 def connector(features, hidden):
-    graph, shapes = define(lambda: STCConnector(features, hidden, rngs=nnx.Rngs(0)))
+    graph, shapes = abstract_params(lambda: STCConnector(features, hidden, rngs=nnx.Rngs(0)))
     return jax.jit(lambda params, x: nnx.merge(graph, params)(x), compiler_options=QUICK), shapes
 
 

@@ -10,8 +10,8 @@ from flax import nnx
 
 import acckv_jax
 from models.decoder import Decoder
-from models.interface import define
-from models.step import DecoderStep
+from models.layers.init import abstract_params
+from models.over_decoder import DecoderStep
 from models.videollama2.config import VideoLLaMA2Config
 from models.videollama2.modeling import VideoLLaMA2
 from models.videollama2.params import videollama2_tensors
@@ -32,7 +32,7 @@ def causal(index, q, k, v, cache):
 
 @functools.cache
 def programs(config):
-    graph, shapes = define(lambda: VideoLLaMA2(config, rngs=nnx.Rngs(0)))
+    graph, shapes = abstract_params(lambda: VideoLLaMA2(config, rngs=nnx.Rngs(0)))
 
     @functools.partial(jax.jit, compiler_options=QUICK)
     def embed(params, before, after, frames, banks):
@@ -75,7 +75,7 @@ def test_logits_equal_upstream(number):
 @pytest.mark.parametrize("number", SHAPES)
 def test_cached_decoding_equals_upstreams_greedy_tokens(number):
     config, params, embedded = inputs(number)
-    step = DecoderStep(define(lambda: Decoder(config.decoder, rngs=nnx.Rngs(0)))[0])
+    step = DecoderStep(abstract_params(lambda: Decoder(config.decoder, rngs=nnx.Rngs(0)))[0])
     policy = acckv_jax.make_policy("full")
     tokens, layers = EXPECTED[f"tokens_{number}"], config.decoder.num_hidden_layers
     prompt = acckv_jax.make_prompt(np.zeros((1, embedded.shape[1]), int))
@@ -93,7 +93,7 @@ def test_cached_decoding_equals_upstreams_greedy_tokens(number):
 
 def test_published_size():
     config = VideoLLaMA2Config.videollama2_1_7b_av()
-    graph, shapes = define(lambda: VideoLLaMA2(config, rngs=nnx.Rngs(0)))
+    graph, shapes = abstract_params(lambda: VideoLLaMA2(config, rngs=nnx.Rngs(0)))
     counts = {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in shapes.items()}
     assert counts == {  # counted on upstream's classes at this size
         "decoder": 7_615_616_512,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from models.resize import resize_bicubic
+from models.media.resize import resize_bicubic
 from models.videollama2.preprocess import clip_banks, frame_numbers, pieces, pixels
 from tests.models.videollama2 import seeded
 from tests.models.videollama2.cases import GOLDEN, SOUNDS

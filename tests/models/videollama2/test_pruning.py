@@ -10,8 +10,9 @@ from flax import nnx
 import acckv_jax as kv
 from models.batching import padded
 from models.decoder import Decoder
-from models.interface import Chunk, define
-from models.step import DecoderStep
+from models.interface import EmbeddedPrompt
+from models.layers.init import abstract_params
+from models.over_decoder import DecoderStep
 from tests.acckv_jax.contract_cases import CONTRACT
 from tests.models.conversations import FULL, MOVED, STEPS, converse, masked_alike, read, talk
 from tests.models.hf_decoder import hf_model
@@ -33,10 +34,10 @@ def talks():
     audio = (case.frames // 16) * (case.bands // 16)
     counts = [case.before, config.video_tokens, audio, case.after]
     kinds = [kv.Modality.TEXT, kv.Modality.VIDEO, kv.Modality.AUDIO, kv.Modality.TEXT]
-    long = Chunk(embedded, np.repeat(kinds, counts))
+    long = EmbeddedPrompt(embedded, np.repeat(kinds, counts))
     chunks = [long, long.split(len(long) - 3)[0]]
-    second = [Chunk(np.array(part), np.zeros(len(part), int)) for part in (SECOND, SECOND[:3])]
-    step = DecoderStep(define(lambda: Decoder(config.decoder, rngs=nnx.Rngs(0)))[0])
+    second = [EmbeddedPrompt(np.array(part), np.zeros(len(part), int)) for part in (SECOND, SECOND[:3])]
+    step = DecoderStep(abstract_params(lambda: Decoder(config.decoder, rngs=nnx.Rngs(0)))[0])
     return config.decoder, params["decoder"], step, chunks, padded(chunks, LENGTH), padded(second, QUESTION)
 
 

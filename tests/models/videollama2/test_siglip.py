@@ -16,7 +16,7 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from models.hf.checkpoint import open_checkpoint
 from models.hf.load import load_params
-from models.interface import define
+from models.layers.init import abstract_params
 from models.vision.siglip import SiglipConfig, SiglipVision, siglip_tensors
 from tests.acckv_jax.contract_cases import QUICK
 from tests.models.videollama2 import seeded
@@ -33,7 +33,7 @@ SHAPES = [  # cases share them, to compile few programs
 
 @functools.cache
 def tower(config):
-    graph, shapes = define(lambda: SiglipVision(config, rngs=nnx.Rngs(0)))
+    graph, shapes = abstract_params(lambda: SiglipVision(config, rngs=nnx.Rngs(0)))
 
     @functools.partial(jax.jit, static_argnums=2, compiler_options=QUICK)
     def run(params, pixels, layers):

@@ -1,66 +1,8 @@
-"""Transfers parameters of the trained SmolAV into a fresh one's projectors, with controls, and asks questions of it.
+"""Where `python -m train.mergenet.av` went."""
 
-    python -m train.mergenet.av --workdir runs/smolav_small
-    python -m train.mergenet.av --recipe smolav_branches --arms none zero frozen --seeds 0 1 2 --workdir runs/branches
-    python -m train.mergenet.av --smoke --workdir runs/smoke
-
-Every setting of a recipe can be changed by its name. What a folder holds already is not run again, so that it can be
-killed at any moment, and arms and seeds can be added. A table of all results in the folder is printed at the end.
-"""
-
-import dataclasses
-import functools
-import json
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated
 
-import tyro
-
-from models import command
-from train.mergenet.av.config import AV_ARMS, PREFIX, Recipe
-from train.mergenet.av.run import Run, run
-from train.mergenet.av.table import sentences, table
-from train.mergenet.command_line import parse
-
-DEFAULT = "smolav_small"
-SMALL = {"arms": ("none", "frozen", "zero"), "seeds": (0, 1)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Runs arms and seeds of a recipe, and compares them."""
-
-    settings: Annotated[Recipe, tyro.conf.arg(name="")]
-    recipe: str = DEFAULT
-    """Name of a file smolav_*.py in train/configs."""
-    arms: tuple[str, ...] = AV_ARMS
-    """What to compare."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Each draws its own pictures, clips, initial values and order, the same for all arms."""
-    workdir: Path = Path("runs/smolav_small")
-    """Where ARM/seedN.json, results.json and results.md are written."""
-    smoke: bool = False
-    """A minute on a CPU instead: narrow projectors, a few steps, arms none, frozen and zero."""
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; 0, or 2 after a user's mistake."""
-    command.keep_compiled()
-    return command.run(lambda: _main(arguments, functools.partial(print, flush=True)))
-
-
-def _main(arguments: list[str] | None, say: Callable[[str], None]) -> None:
-    options = parse(
-        Options, arguments, "python -m train.mergenet.av", __doc__, prefix=PREFIX, recipe=DEFAULT, when_small=SMALL
-    )
-    results = run(Run(options.settings, options.arms, options.seeds, options.workdir, say=say))
-    text = "\n".join([table(results), "", *sentences(results)])
-    (options.workdir / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    (options.workdir / "results.md").write_text(text + "\n")
-    say(text)
-
+from models.command import moved
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(moved("eval.mergenet_smolav"))

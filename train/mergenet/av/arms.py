@@ -11,13 +11,13 @@ from jaxtyping import Array, Float
 
 from mergenet_jax import Learner, LossOutput, MergeConfig, MergeState, Transfer, init_state, train_step
 from mergenet_jax.transfer import started
-from models.interface import Params, define
+from models.layers.init import Params, abstract_params
 from models.smolav.config import SmolAVConfig
 from models.smolav.modeling import MediaEmbedder
-from train.align import Batch, alignment_loss, alignment_optimizer
 from train.mergenet.arms import SOURCE, TARGET, falling
 from train.mergenet.av.config import Recipe, find_arm
 from train.mergenet.sharing import share
+from train.smolav.align import Batch, alignment_loss, alignment_optimizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ def set_up(recipe: Recipe, name: str, sizes: dict[str, SmolAVConfig], table: Flo
     arm = find_arm(name)
 
     def learner(key: str, rate: float) -> Learner:
-        graph, _ = define(lambda: MediaEmbedder(sizes[key], rngs=nnx.Rngs(0)))
+        graph, _ = abstract_params(lambda: MediaEmbedder(sizes[key], rngs=nnx.Rngs(0)))
 
         def loss(params: Params, state: None, batch: Batch, key: Array) -> tuple[Array, LossOutput]:
             del state, key

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from mergenet_jax import LossOutput
 from models.bert.tokenizer import make_encoder
-from models.interface import Params
+from models.layers.init import Params
 from train.mergenet.tasks.bert import tokenizer_for
 from train.mergenet.tasks.interface import Data, Examples, Part, Split
 from train.mergenet.tasks.pictures import PictureTask, picture_reader

@@ -18,7 +18,7 @@ from models.bert.tokenizer import load_bert_tokenizer, make_encoder
 from models.errors import UserError
 from models.hf.config import reading
 from models.hf.export import save_params
-from models.interface import Params
+from models.layers.init import Params
 from train.mergenet.checkpoint import fresh_folder
 from train.mergenet.distillation import cross_entropy
 from train.mergenet.epochs import reader

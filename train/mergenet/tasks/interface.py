@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from mergenet_jax import LossOutput
 from models.errors import UserError
-from models.interface import Params
+from models.layers.init import Params
 from train.mergenet.data import open_examples
 from train.mergenet.epochs import Read
 from train.mergenet.fixtures.examples import open_fixtures
@@ -37,7 +37,7 @@ class Examples:
     """A task's examples, ready for the model.
 
     Attributes:
-        split: one of `train.sources.items.SPLITS` -> that part.
+        split: one of `train.data.sources.items.SPLITS` -> that part.
         tokenizer: of the texts.
     """
 

@@ -18,10 +18,10 @@ from models.hf.checkpoint import open_checkpoint
 from models.hf.config import Section, reading
 from models.hf.export import save_params
 from models.hf.load import load_params
-from models.interface import Keys, Params, define
-from models.picture_text import PictureTextModel
+from models.layers.init import FastRngs, Params, abstract_params
+from models.media.resize import resize_bilinear
 from models.readers.json_object import read_object
-from models.resize import resize_bilinear
+from models.vision.image_text import PictureTextModel
 from models.vision.siglip import SiglipConfig, SiglipVision, siglip_tensors
 from train.mergenet.checkpoint import fresh_folder, own_names
 from train.mergenet.tasks.bert import check_length
@@ -113,7 +113,7 @@ def load_vision(folder: Path, config: SiglipConfig) -> Params:
         filled.check()
     if found != config:
         raise UserError(f"The vision tower in {folder} is {found}, not {config}; name the folder of such a tower.")
-    _, shapes = define(lambda: SiglipVision(config, rngs=Keys(0)))
+    _, shapes = abstract_params(lambda: SiglipVision(config, rngs=FastRngs(0)))
     tensors = siglip_tensors(config)
     return load_params(open_checkpoint(folder), tensors, shapes, prefix="vision_model.", ignore=TEXT_TOWER)
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from mergenet_jax import LossOutput
 from models.bert.tokenizer import make_encoder
 from models.errors import UserError
-from models.interface import Params
+from models.layers.init import Params
 from train.mergenet.distillation import cross_entropy
 from train.mergenet.tasks.bert import tokenizer_for
 from train.mergenet.tasks.interface import Data, Examples, Part, Split

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from mergenet_jax import MergeState, train_step
-from models.interface import Params
+from models.layers.init import Params
 from train.mergenet.arms import SOURCE, TARGET, Given, set_up
 from train.mergenet.epochs import Epochs, in_order
 from train.mergenet.program import OF_SEEDS, begin, make_choice

@@ -1,0 +1,129 @@
+"""A model, a synthetic prompt, and the time of each stage of a policy on them."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import acckv_jax
+from acckv_jax import CachePolicy, KVCache, Modality, Prompt, Scored
+from eval.perf.timing import fastest
+from models.decoder import Decoder, DecoderConfig
+from models.errors import UserError
+from models.layers.init import Params, abstract_params, init_params
+from models.over_decoder import DecoderStep
+from models.smolav.smollm2 import load_smollm2
+
+TEXT = 64
+"""Text tokens of the synthetic prompt, half before and half after the media."""
+
+
+def random_qwen2() -> tuple[DecoderConfig, nnx.GraphDef, Params]:
+    """A random Qwen2: 8 layers, hidden 512."""
+    config = DecoderConfig(
+        vocab_size=2048,
+        hidden_size=512,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=64,
+        intermediate_size=1024,
+        rope_theta=1e6,
+        rms_norm_eps=1e-6,
+        max_position_embeddings=32768,
+        attention_bias=True,
+        tie_word_embeddings=False,
+    )
+    return config, *init_params(lambda: Decoder(config, rngs=nnx.Rngs(0)))
+
+
+def smollm2() -> tuple[DecoderConfig, nnx.GraphDef, Params]:
+    """SmolLM2-135M."""
+    config, params = load_smollm2()
+    graph, _ = abstract_params(lambda: Decoder(config, rngs=nnx.Rngs(0)))
+    return config, graph, params
+
+
+MODELS: dict[str, Callable[[], tuple[DecoderConfig, nnx.GraphDef, Params]]] = {
+    "qwen2": random_qwen2,
+    "smollm2": smollm2,
+}
+TAU = {"qwen2": 0.9, "smollm2": 0.6}
+"""Threshold of AccKV's gate for the model's family."""
+
+
+def modalities(tokens: int) -> np.ndarray:
+    """[1, tokens]: text, then seconds of 16 video and 10 audio tokens, then text."""
+    body = np.resize(np.repeat([Modality.VIDEO, Modality.AUDIO], [16, 10]), max(0, tokens - TEXT))
+    return np.concatenate([np.zeros(TEXT // 2), body, np.zeros(TEXT // 2)]).astype(np.int8)[None, :tokens]
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """A model and a prompt to measure with."""
+
+    step: DecoderStep
+    params: Params
+    layers: int
+    tokens: jax.Array
+    prompt: Prompt
+    steps: int
+    repeats: int
+
+    @classmethod
+    def make(cls, model: str, context: int, *, steps: int, repeats: int) -> "Bench":
+        """Loads a model and makes a prompt of `context` random tokens.
+
+        Args:
+            model: a key of MODELS.
+            context: tokens of the prompt, more than TEXT.
+            steps: decode steps of a run.
+            repeats: runs of which the fastest counts.
+
+        Raises:
+            UserError: if the prompt is too long for the model.
+        """
+        config, graph, params = MODELS[model]()
+        if context + steps > config.max_position_embeddings:
+            raise UserError(
+                f"--context and --steps must be at most {config.max_position_embeddings} together for "
+                f"{model}, not {context + steps}."
+            )
+        tokens = jax.random.randint(jax.random.key(0), (1, context), 0, config.vocab_size)
+        prompt = acckv_jax.make_prompt(modalities(context))
+        return cls(DecoderStep(graph), jax.device_put(params), config.num_hidden_layers, tokens, prompt, steps, repeats)
+
+    def prefill(self, policy: CachePolicy) -> tuple[tuple[jax.Array, Scored], float]:
+        """Logits and the whole prompt with the policy's sums, and seconds."""
+        scoring = jax.jit(functools.partial(acckv_jax.score, self.step, policies=(policy,), layers=self.layers))
+        return fastest(lambda: scoring(self.params, self.tokens, self.prompt), self.repeats)
+
+    def prune(self, scored: Scored, policy: CachePolicy) -> tuple[KVCache, float]:
+        """The pruned cache, and seconds."""
+        room = policy.decode_room(self.steps)
+        return fastest(lambda: acckv_jax.prune(scored, 0, policy, room=room), self.repeats)
+
+    def decode(self, logits: jax.Array, cache: KVCache, policy: CachePolicy) -> float:
+        """Seconds per decode step."""
+        loop = jax.jit(
+            functools.partial(acckv_jax.decode, self.step, policy=policy.while_decoding(), steps=self.steps),
+            donate_argnames="state",
+        )
+
+        def fresh() -> tuple[acckv_jax.DecodeState]:
+            return (acckv_jax.start_decoding(logits, jax.tree.map(jnp.copy, cache), jax.random.key(0)),)
+
+        _, seconds = fastest(lambda state: loop(self.params, state=state), self.repeats, fresh)
+        return seconds / self.steps
+
+    def prefill_temp_bytes(self, policy: CachePolicy) -> int:
+        """Scratch memory of the compiled prefill that prunes layer by layer."""
+        room = policy.decode_room(self.steps)
+        whole = jax.jit(functools.partial(acckv_jax.prefill, self.step, policy=policy, layers=self.layers, room=room))
+        memory: Any = whole.lower(self.params, self.tokens, self.prompt).compile().memory_analysis()
+        return memory.temp_size_in_bytes

@@ -1,0 +1,73 @@
+"""A run that is killed, and started again, has the losses and the parameters of a run that was not."""
+
+import csv
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from tests.train.synthetic import CONFIG, tiny_run, with_last_stage
+from train.log import read_metrics
+from train.smolav.loop import train
+
+LONG = with_last_stage(CONFIG, 4000)  # so many steps that the run is killed long before its end
+
+
+def _train_forever(workdir: str) -> None:
+    # As in conftest, whose eight devices change how a matrix product is divided, and so its last bit.
+    jax.config.update("jax_num_cpu_devices", 8)
+    run, trained = tiny_run(Path(workdir), LONG)
+    train(run, lambda: trained)
+
+
+def _newest(checkpoints: Path) -> int:
+    """The newest checkpoint's step, 0 without one."""
+    return max((int(p.name) for p in checkpoints.glob("*") if p.name.isdigit()), default=0)
+
+
+def _losses(workdir: Path) -> dict[tuple[str, str], str]:
+    with (workdir / "metrics.csv").open(newline="") as file:
+        return {(row["step"], row["kind"]): row["loss"] for row in csv.DictReader(file)}
+
+
+def test_killed_run_resumes_to_the_same_losses(tmp_path: Path) -> None:
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    process = multiprocessing.get_context("spawn").Process(target=_train_forever, args=(str(checkpoints.parent),))
+    process.start()
+    try:
+        while _newest(checkpoints) < 6:
+            assert process.is_alive(), "the run ended by itself"
+            time.sleep(0.05)
+    finally:
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    reached = _newest(checkpoints)
+    end = reached + 4
+
+    run, trained = tiny_run(tmp_path / "killed", LONG)
+    resumed = train(run, lambda: trained, stop_at=end)
+    run, trained = tiny_run(tmp_path / "whole", LONG)
+    whole = train(run, lambda: trained, stop_at=end)
+
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+    assert _losses(tmp_path / "killed") == _losses(tmp_path / "whole")
+
+
+def test_training_learns(tmp_path: Path) -> None:
+    said: list[str] = []
+    run, trained = tiny_run(tmp_path)
+    before = jax.tree.map(np.array, trained["media"]["video"])  # copies: the state is donated
+    after = train(type(run)(**{**vars(run), "say": said.append}), lambda: trained)
+    video = after["media"]["video"]
+    assert not np.array_equal(before["up"]["kernel"], np.asarray(video["up"]["kernel"]))
+    losses = [float(row["loss"]) for row in read_metrics(tmp_path / "metrics.csv") if row["kind"] == "train"]
+    assert len(losses) == CONFIG.steps
+    assert losses[-1] < losses[0] - 0.1, losses
+    np.testing.assert_array_equal(video["mean"], before["mean"])
+    assert (tmp_path / "metrics.png").is_file()
+    assert any("validation" in line for line in said)

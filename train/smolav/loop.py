@@ -1,0 +1,128 @@
+"""The training loop: batches in, steps, logs, validation, checkpoints."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from models.layers.init import Params
+from models.smolav.params import trained_shapes
+from train.checkpoint import manager, restore, save
+from train.log import MetricsLog, plot_metrics
+from train.smolav.batches import Batch, BatchMaker
+from train.smolav.config import TrainConfig
+from train.smolav.losses import answer_loss
+from train.smolav.optimizer import optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run works with.
+
+    Attributes:
+        config: the run's configuration.
+        graph: graph definition of the media embedder.
+        frozen: the language model's parameters as `language_model.freeze` gives them.
+        batches: makes training batches.
+        validation: per bucket the same batches every time.
+        workdir: folder for checkpoints, metrics and the plot.
+        say: prints a line.
+    """
+
+    config: TrainConfig
+    graph: nnx.GraphDef
+    frozen: Params
+    batches: BatchMaker
+    validation: dict[str, list[Batch]]
+    workdir: Path
+    say: Callable[[str], None] = print
+
+
+def make_step(config: TrainConfig, graph: nnx.GraphDef, tx: optax.GradientTransformation) -> Callable:
+    """A jitted `(state, frozen, batch) -> (state, metrics)`; the state is donated."""
+
+    def step(state: Params, frozen: Params, batch: Batch) -> tuple[Params, dict[str, jax.Array]]:
+        def loss(trained: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return answer_loss(config.model, graph, trained, frozen, batch)
+
+        gradient, metrics = jax.grad(loss, has_aux=True)(state["trained"])
+        with jax.numpy_dtype_promotion("standard"):  # optax raises Python floats to integer step counts
+            updates, optimizer_state = tx.update(gradient, state["optimizer"], state["trained"])
+        return {"trained": optax.apply_updates(state["trained"], updates), "optimizer": optimizer_state}, metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def make_evaluate(config: TrainConfig, graph: nnx.GraphDef) -> Callable:
+    """A jitted `(trained, frozen, batch) -> metrics`."""
+    return jax.jit(lambda trained, frozen, batch: answer_loss(config.model, graph, trained, frozen, batch)[1])
+
+
+def validate(evaluate: Callable, trained: Params, frozen: Params, batches: list[Batch]) -> dict[str, float]:
+    """Loss and exact match over validation batches, each batch weighted by its questions."""
+    weights = [float(np.sum(batch["target"][..., 0] >= 0)) for batch in batches]
+    found = [evaluate(trained, frozen, batch) for batch in batches]
+    return {name: float(np.average([float(metrics[name]) for metrics in found], weights=weights)) for name in found[0]}
+
+
+def fresh_state(config: TrainConfig, trained: Params) -> Params:
+    """The state before the first step."""
+    trained = jax.tree.map(jnp.asarray, trained)
+    return {"trained": trained, "optimizer": optimizer(config, trained).init(trained)}
+
+
+def train(run: Run, trained: Callable[[], Params], stop_at: int | None = None) -> Params:
+    """Trains from the newest checkpoint, or from the start, to the last step.
+
+    Args:
+        run: what to work with.
+        trained: makes the initial parameters; called only where no checkpoint is found.
+        stop_at: stops after so many steps of the whole run, with a checkpoint.
+
+    Returns:
+        The trained parameters.
+    """
+    config, last = run.config, min(run.config.steps, stop_at or run.config.steps)
+    checkpoints = manager(run.workdir / "checkpoints", config.keep)
+    found = restore(checkpoints, jax.eval_shape(lambda parts: fresh_state(config, parts), trained_shapes(config.model)))
+    if found is None:
+        start, state = 0, fresh_state(config, trained())
+    else:
+        start, state = found
+        run.say(f"resumed at step {start}")
+    log = MetricsLog(run.workdir / "metrics.csv", start)
+    step_fn = make_step(config, run.graph, optimizer(config, state["trained"]))
+    evaluate = make_evaluate(config, run.graph)
+    tokens, clock = 0, time.perf_counter()
+    for step, batch in _numbered(run.batches, start, last):
+        stage = config.stage_at(step)
+        state, metrics = step_fn(state, run.frozen, batch)
+        tokens += int(np.sum(batch["segment"] >= 0))
+        done = step + 1
+        if done % config.log_every == 0:
+            values = {name: round(float(value), 5) for name, value in metrics.items()}
+            speed = round(tokens / (time.perf_counter() - clock))
+            log.write(step=done, stage=stage.name, kind="train", tokens_per_second=speed, **values)
+            run.say(f"step {done} {stage.name} loss {values['loss']:.3f} exact {values['exact']:.2f} {speed} tokens/s")
+            tokens, clock = 0, time.perf_counter()
+        if done % config.validate_every == 0 or done == last:
+            values = validate(evaluate, state["trained"], run.frozen, run.validation[stage.validate])
+            values = {name: round(value, 5) for name, value in values.items()}
+            log.write(step=done, stage=stage.name, kind="validation", **values)
+            run.say(f"step {done} {stage.name} validation loss {values['loss']:.3f} exact {values['exact']:.3f}")
+            clock = time.perf_counter()
+        if done % config.save_every == 0 or done == last:
+            save(checkpoints, done, state)
+            plot_metrics(run.workdir / "metrics.csv", run.workdir / "metrics.png")
+    checkpoints.close()
+    return state["trained"]
+
+
+def _numbered(batches: BatchMaker, start: int, last: int) -> Iterator[tuple[int, Batch]]:
+    return zip(range(start, last), batches.stream(start), strict=False)
