@@ -1,5 +1,6 @@
 """An explicit, sharded KV cache and jitted policies that prune it."""
 
+from acckv_jax import jitted
 from acckv_jax.budget import TokenCounts, count_tokens
 from acckv_jax.cache import (
     CacheBytes,
@@ -10,29 +11,56 @@ from acckv_jax.cache import (
     compact,
     kept_counts,
 )
+from acckv_jax.decoder import Decoder, StepFn
 from acckv_jax.decoding import DecodeState, decode, decode_step, start_decoding
+from acckv_jax.generate import Generation, generate
 from acckv_jax.modality import Modality, Prompt, bucket_length, make_prompt
 from acckv_jax.policies import POLICIES, make_policy
-from acckv_jax.policy import CachePolicy, every_n_steps
+from acckv_jax.policies.acckv import AccKV
+from acckv_jax.policies.full import Full
+from acckv_jax.policies.h2o import H2O
+from acckv_jax.policies.knorm import Knorm
+from acckv_jax.policies.random import Random
+from acckv_jax.policies.snapkv import SnapKV
+from acckv_jax.policies.streaming_llm import StreamingLLM
+from acckv_jax.policy import CachePolicy, Context
 from acckv_jax.prefill import Scored, extend, prefill, prune, repeat_rows, score
+from acckv_jax.queries import QuerySet
 from acckv_jax.sampling import Sample, greedy
 from acckv_jax.sharding import ShardingRules
-from acckv_jax.step import StepFn
+from acckv_jax.wrappers import WRAPPERS, EvictEvery, PerLayer, Protected, Quantized, Wrapper
 
 __all__ = [
     "POLICIES",
+    "WRAPPERS",
+    "AccKV",
     "CacheBytes",
     "CachePolicy",
+    "Context",
     "DecodeState",
+    "Decoder",
+    "EvictEvery",
+    "Full",
+    "Generation",
+    "H2O",
     "KVCache",
+    "Knorm",
     "LayerCache",
     "Modality",
+    "PerLayer",
     "Prompt",
+    "Protected",
+    "Quantized",
+    "QuerySet",
+    "Random",
     "Sample",
     "Scored",
     "ShardingRules",
+    "SnapKV",
     "StepFn",
+    "StreamingLLM",
     "TokenCounts",
+    "Wrapper",
     "bucket_length",
     "cache_bytes",
     "check_finite",
@@ -40,9 +68,10 @@ __all__ = [
     "count_tokens",
     "decode",
     "decode_step",
-    "every_n_steps",
     "extend",
+    "generate",
     "greedy",
+    "jitted",
     "kept_counts",
     "make_policy",
     "make_prompt",

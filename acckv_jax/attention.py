@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from acckv_jax.cache import PER_SLOT, LayerCache
+from acckv_jax.cache import METADATA, LayerCache
 
 BLOCK = 64
 SEGMENTS = 8
@@ -21,32 +21,34 @@ SEGMENTS = 8
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class RowWeights:
-    """Weights of query rows in column sums: sum_i w[m, b, i] A[i, j], mean over the query heads of a KV head.
+class QueryWeights:
+    """Weights of query rows in a column sum: sum_i w[b, i] A[i, j], mean over the query heads of a KV head.
 
     Attributes:
-        weights: [M, B, T] float32; zero for padding rows.
+        weights: [B, T] float32; zero for padding rows.
         exclude_diagonal: leaves A[j, j] out (static).
     """
 
-    weights: Float[Array, "M B T"]
+    weights: Float[Array, "B T"]
     exclude_diagonal: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
-Sums = tuple[Float[Array, "M B K S"], ...]
+Sums = tuple[Float[Array, "B K S"], ...]
 
 
 def _rows(
     q: Float[Array, "B K G T H"],
     q_index: Int[Array, "B T"],
     layers: tuple[LayerCache, ...],
-    stats: tuple[RowWeights, ...],
+    statistics: tuple[QueryWeights, ...],
     log_multiplicity: bool,
 ) -> tuple[Float[Array, "B K G T H"], Sums]:
     """Attention of one block of rows over the slots of all `layers` together, and its share of the column sums."""
     parts, ages = [], []
     for layer in layers:
-        logits = jnp.einsum("bkgth,bksh->bkgts", q, layer.k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+        logits = (
+            jnp.einsum("bkgth,bksh->bkgts", q, layer.keys, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+        )
         if log_multiplicity:
             logits = logits + jnp.log(jnp.maximum(layer.multiplicity, 1.0))[:, :, None, None, :]
         age = q_index[:, None, :, None] - layer.index[:, :, None, :]  # [B, K, T, S]
@@ -60,43 +62,45 @@ def _rows(
     total = weights.sum(-1)  # [B, K, G, T]
     edges = list(itertools.accumulate(layer.slots for layer in layers))
     out = sum(
-        jnp.einsum("bkgts,bksh->bkgth", share.astype(layer.v.dtype), layer.v, preferred_element_type=jnp.float32)
+        jnp.einsum(
+            "bkgts,bksh->bkgth", share.astype(layer.values.dtype), layer.values, preferred_element_type=jnp.float32
+        )
         for share, layer in zip(jnp.split(weights, edges[:-1], axis=-1), layers, strict=True)
     )
-    out = (out / total[..., None]).astype(layers[0].v.dtype)
-    return out, tuple(_column_sums(stat, weights, total, jnp.concatenate(ages, axis=-1)) for stat in stats)
+    out = (out / total[..., None]).astype(layers[0].values.dtype)
+    return out, tuple(_column_sums(stat, weights, total, jnp.concatenate(ages, axis=-1)) for stat in statistics)
 
 
 def _column_sums(
-    stat: RowWeights, weights: Float[Array, "B K G T S"], total: Float[Array, "B K G T"], age: Int[Array, "B K T S"]
-) -> Float[Array, "M B K S"]:
-    """The rows' share of the column sums, one vector-matrix product each: faster than one product of all."""
+    stat: QueryWeights, weights: Float[Array, "B K G T S"], total: Float[Array, "B K G T"], age: Int[Array, "B K T S"]
+) -> Float[Array, "B K S"]:
+    """The rows' share of a column sum."""
     rows, heads, group, tokens, slots = weights.shape
     if stat.exclude_diagonal:
         weights = jnp.where(age[:, :, None] == 0, 0.0, weights)
-    flat = weights.reshape(rows, heads, group * tokens, slots)
-    share = stat.weights[:, :, None, None, :] / (total * group)[None]  # [M, B, K, G, T]
-    share = share.reshape(-1, rows, heads, group * tokens)
-    return jnp.stack([jnp.einsum("bkr,bkrs->bks", one, flat) for one in share])
+    share = stat.weights[:, None, None, :] / (total * group)  # [B, K, G, T]
+    share, flat = share.reshape(rows, heads, group * tokens), weights.reshape(rows, heads, group * tokens, slots)
+    return jnp.einsum("bkr,bkrs->bks", share, flat)
 
 
 def _head(layer: LayerCache, slots: int) -> LayerCache:
     """The first slots of a layer (static)."""
     return dataclasses.replace(
         layer,
-        **{name: getattr(layer, name)[:, :, :slots] for name in PER_SLOT},
+        **{name: getattr(layer, name)[:, :, :slots] for name in METADATA},
+        k=layer.keys[:, :, :slots],
+        v=layer.values[:, :, :slots],
     )
 
 
 def attend(
     q: Float[Array, "B T N H"],
-    layer: LayerCache,
+    cache: LayerCache | tuple[LayerCache, ...],
     q_index: Int[Array, "B T"],
-    stats: tuple[RowWeights, ...] = (),
+    statistics: tuple[QueryWeights, ...] = (),
     *,
     aligned: bool = False,
     log_multiplicity: bool = False,
-    recent: LayerCache | None = None,
 ) -> tuple[Float[Array, "B T N H"], Sums]:
     """Causal attention of new rows over cached slots (their own included).
 
@@ -104,22 +108,23 @@ def attend(
 
     Args:
         q: [B, T, N, H] rotated queries; N is a multiple of the K heads of the cache, heads of a group adjacent.
-        layer: slots to attend to, the rows' own tokens already among them.
+        cache: slots to attend to, the rows' own tokens already among them. For few rows (at most `BLOCK`) they may lie
+            in several caches of one layer; column sums then cover all, one after the other.
         q_index: [B, T] token indices of the rows.
-        stats: column sums wanted.
+        statistics: column sums wanted.
         aligned: promises that slot i holds the token of row i (a first prefill), so that later slots can be skipped.
         log_multiplicity: adds log(multiplicity) of a slot to its logits.
-        recent: further slots, of tokens after those of `layer`; column sums then cover both. For few rows only.
 
     Returns:
-        The output [B, T, N, H], and for each entry of `stats` its sums [M, B, K, S].
+        The output [B, T, N, H], and the column sum [B, K, S] of each entry of `statistics`.
     """
     rows, tokens, heads, size = q.shape
-    kv_heads = layer.k.shape[1]
+    layers = cache if isinstance(cache, tuple) else (cache,)
+    layer = layers[0]
+    kv_heads = layer.index.shape[1]
     grouped = q.reshape(rows, tokens, kv_heads, heads // kv_heads, size).transpose(0, 2, 3, 1, 4)
     if tokens <= BLOCK:
-        layers = (layer,) if recent is None else (layer, recent)
-        out, sums = _rows(grouped, q_index, layers, stats, log_multiplicity)
+        out, sums = _rows(grouped, q_index, layers, statistics, log_multiplicity)
         return out.transpose(0, 3, 1, 2, 4).reshape(q.shape), sums
 
     blocks = -(-tokens // BLOCK)
@@ -132,10 +137,9 @@ def attend(
     row_blocks = (
         split(grouped, 3),
         split(q_index, 1),
-        tuple(dataclasses.replace(s, weights=split(s.weights, 2)) for s in stats),
+        tuple(dataclasses.replace(s, weights=split(s.weights, 1)) for s in statistics),
     )
-    zero = jnp.zeros_like(layer.k[..., 0], dtype=jnp.float32)
-    totals = tuple(jnp.zeros((s.weights.shape[0], 1, 1, 1)) + zero[None] for s in stats)
+    totals = tuple(jnp.zeros_like(layer.mass) for _ in statistics)
     outs = []
     segments = min(SEGMENTS, blocks) if aligned else 1
     edges = [round(blocks * i / segments) for i in range(segments + 1)]

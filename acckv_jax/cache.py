@@ -5,6 +5,8 @@ slot holds, and the row's `length` and `delta` say which rotary position comes n
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from acckv_jax.modality import Modality
-from acckv_jax.selection import chosen_slots, pick
+from acckv_jax.selection import chosen_slots, gather_slots
+from acckv_jax.storage import Slots, SlotStorage, dense, encode_like, free_like, update_free
 
 
 @jax.tree_util.register_dataclass
@@ -21,38 +24,49 @@ class LayerCache:
     """One layer's slots; K heads are never repeated for grouped queries.
 
     Attributes:
-        k: [B, K, S, H] keys as cached (rotated).
-        v: [B, K, S, H] values.
+        k: [B, K, S, H] keys as cached (rotated), as an array or in another form of storage; read them by `keys`.
+        v: [B, K, S, H] values; read them by `values`.
         index: [B, K, S] token index in the uncompressed sequence.
         modality: [B, K, S] ids of `Modality`.
         valid: [B, K, S] whether the slot holds anything.
         multiplicity: [B, K, S] number of tokens that were averaged into the slot.
         mass: [B, K, S] accumulated attention, mean over the query heads of the group.
         budget: [B] slots that the row may hold after pruning.
-        fill: [] the next slot that `append` writes.
+        next_slot: [] the slot that `append` writes next.
         finite: [B] false once a NaN or infinity was seen in the row, or a token was written without room.
-        room: slots at the end that are kept for tokens to come (static).
+        reserved_slots: slots at the end that are kept for new tokens (static).
     """
 
-    k: Float[Array, "B K S H"]
-    v: Float[Array, "B K S H"]
+    k: Slots
+    v: Slots
     index: Int[Array, "B K S"]
     modality: Int[Array, "B K S"]
     valid: Bool[Array, "B K S"]
     multiplicity: Float[Array, "B K S"]
     mass: Float[Array, "B K S"]
     budget: Int[Array, " B"]
-    fill: Int[Array, ""]
+    next_slot: Int[Array, ""]
     finite: Bool[Array, " B"]
-    room: int = dataclasses.field(default=0, metadata={"static": True})
+    reserved_slots: int = dataclasses.field(default=0, metadata={"static": True})
 
     @property
     def slots(self) -> int:
         """S, allocated slots."""
-        return self.k.shape[2]
+        return self.index.shape[2]
+
+    @property
+    def keys(self) -> Float[Array, "B K S H"]:
+        """Keys in the model's type."""
+        return dense(self.k)
+
+    @property
+    def values(self) -> Float[Array, "B K S H"]:
+        """Values in the model's type."""
+        return dense(self.v)
 
 
-PER_SLOT = ("k", "v", "index", "modality", "valid", "multiplicity", "mass")
+STORED = ("k", "v")
+METADATA = ("index", "modality", "valid", "multiplicity", "mass")
 
 
 @jax.tree_util.register_dataclass
@@ -97,39 +111,65 @@ def full_layer(
         multiplicity=ones,
         mass=ones - 1,
         budget=valid.sum(-1, dtype=jnp.int32),
-        fill=jnp.int32(k.shape[1]),
+        next_slot=jnp.int32(k.shape[1]),
         finite=(jnp.isfinite(keys) & jnp.isfinite(values)).all((1, 2, 3)),
     )
 
 
-def reserve(layer: LayerCache, slots: int, *, spare: bool = True) -> LayerCache:
-    """Adds empty slots at the end; `spare` counts them as room that pruning leaves free."""
+def reserve(layer: LayerCache, slots: int) -> LayerCache:
+    """Adds empty slots at the end for new tokens; pruning leaves them free."""
     if slots == 0:
         return layer
 
-    def pad(x: Array) -> Array:
+    def pad(x: Array, _: int) -> Array:
         return jnp.pad(x, [(0, slots) if axis == 2 else (0, 0) for axis in range(x.ndim)])
 
-    grown = {name: pad(getattr(layer, name)) for name in PER_SLOT}
-    return dataclasses.replace(layer, **grown, room=layer.room + (slots if spare else 0))
+    return dataclasses.replace(_update_free(layer, pad), reserved_slots=layer.reserved_slots + slots)
+
+
+def widen(layer: LayerCache, slots: int) -> LayerCache:
+    """Adds empty slots at the end that are not reserved; keys and values become plain arrays."""
+    plain = dataclasses.replace(layer, k=layer.keys, v=layer.values)
+    return dataclasses.replace(reserve(plain, slots), reserved_slots=layer.reserved_slots)
+
+
+def store_like(layer: LayerCache, other: LayerCache) -> LayerCache:
+    """Stores the keys and values of `layer`, plain arrays, in the form that `other` has."""
+    stored = {name: encode_like(getattr(other, name), getattr(layer, name), layer.reserved_slots) for name in STORED}
+    return dataclasses.replace(layer, **stored)
+
+
+def _update_free(layer: LayerCache, update: Callable[..., Array], *new: LayerCache) -> LayerCache:
+    """Applies `update(old, *new, offset)` to every array of slots."""
+    stored = layer.slots - layer.reserved_slots
+    changed: dict[str, Any] = {}
+    for name in STORED:
+        others = tuple(dense(getattr(x, name)) for x in new)
+        changed[name] = update_free(
+            getattr(layer, name), stored, lambda x, offset, others=others: update(x, *others, offset)
+        )
+    for name in METADATA:
+        changed[name] = update(getattr(layer, name), *(getattr(x, name) for x in new), 0)
+    return dataclasses.replace(layer, **changed)
 
 
 def append(layer: LayerCache, new: LayerCache) -> LayerCache:
-    """Writes a chunk at `fill`: shape-preserving, in place when donated.
+    """Writes a chunk at `next_slot`: shape-preserving, in place when donated.
 
     The caller sees to it that there is room; else the last slots are overwritten and `finite` is lowered.
     """
-    written = {
-        name: jax.lax.dynamic_update_slice_in_dim(getattr(layer, name), getattr(new, name), layer.fill, axis=2)
-        for name in PER_SLOT
-    }
-    finite = layer.finite & new.finite & (layer.fill + new.slots <= layer.slots)
-    return dataclasses.replace(layer, **written, fill=layer.fill + new.slots, finite=finite)
+
+    def write(old: Array, chunk: Array, offset: int) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(old, chunk, layer.next_slot - offset, axis=2)
+
+    after = layer.next_slot + new.slots
+    finite = layer.finite & new.finite & (after <= layer.slots)
+    return dataclasses.replace(_update_free(layer, write, new), next_slot=after, finite=finite)
 
 
-def with_mass(layer: LayerCache, sums: tuple[Float[Array, "M B K S"], ...]) -> LayerCache:
+def with_mass(layer: LayerCache, sums: tuple[Float[Array, "B K S"], ...]) -> LayerCache:
     """Adds the first of the column sums to the accumulated attention, if there are any."""
-    return dataclasses.replace(layer, mass=layer.mass + sums[0][0]) if sums else layer
+    return dataclasses.replace(layer, mass=layer.mass + sums[0]) if sums else layer
 
 
 def flagged(layer: LayerCache, values: Float[Array, "B *rest"]) -> LayerCache:
@@ -138,40 +178,45 @@ def flagged(layer: LayerCache, values: Float[Array, "B *rest"]) -> LayerCache:
 
 
 def empty_like(layer: LayerCache, slots: int) -> LayerCache:
-    """A layer of `slots` empty slots, all of them room."""
-    empty = {name: jnp.zeros_like(getattr(layer, name)[:, :, :slots]) for name in PER_SLOT}
-    return dataclasses.replace(layer, **empty, fill=jnp.int32(0), room=slots)
+    """A layer of `slots` empty slots, all of them reserved."""
+    empty = {name: free_like(getattr(layer, name), slots) for name in STORED + METADATA}
+    return dataclasses.replace(layer, **empty, next_slot=jnp.int32(0), reserved_slots=slots)
 
 
 def join(layer: LayerCache, recent: LayerCache) -> LayerCache:
-    """Writes the slots of `recent` that are filled at `fill` of `layer`, where the caller knows there is room."""
+    """Writes the filled slots of `recent` at `next_slot` of `layer`, where the caller knows there is room."""
     slots = recent.slots
-    start = jnp.minimum(layer.fill, layer.slots - slots)  # an update further right would be moved here anyway
-    shift = layer.fill - start
 
-    def written(old: Array, new: Array) -> Array:
+    def written(old: Array, new: Array, offset: int) -> Array:
+        start = jnp.minimum(layer.next_slot - offset, old.shape[2] - slots)  # further right, it would be moved here
+        shift = layer.next_slot - offset - start
         before = jax.lax.dynamic_slice_in_dim(old, start, slots, axis=2)
         # From zeros of the window's own, so that it is sharded like the window.
         place = jnp.zeros_like(before, jnp.int32) + jax.lax.broadcasted_iota(jnp.int32, before.shape, 2)
         window = jnp.where(place < shift, before, jnp.roll(new, shift, axis=2))
         return jax.lax.dynamic_update_slice_in_dim(old, window, start, axis=2)
 
-    joined = {name: written(getattr(layer, name), getattr(recent, name)) for name in PER_SLOT}
-    return dataclasses.replace(layer, **joined, fill=layer.fill + recent.fill, finite=layer.finite & recent.finite)
+    joined = _update_free(layer, written, recent)
+    return dataclasses.replace(
+        joined, next_slot=layer.next_slot + recent.next_slot, finite=layer.finite & recent.finite
+    )
 
 
 def take_slots(
-    layer: LayerCache, slots: Int[Array, "B K C"], kept: Bool[Array, "B K C"], *, room: int = 0
+    layer: LayerCache, slots: Int[Array, "B K C"], kept: Bool[Array, "B K C"], *, reserved_slots: int = 0
 ) -> LayerCache:
-    """Gathers slots (in the given order) into a layer of C slots plus `room` empty ones; nothing is merged."""
-    taken = {name: pick(getattr(layer, name), slots) for name in PER_SLOT}
+    """Gathers slots (in the given order) into a layer of C slots and `reserved_slots` empty ones; nothing is merged."""
+    taken: dict[str, Any] = {name: gather_slots(getattr(layer, name), slots) for name in METADATA}
+    for name in STORED:
+        stored = getattr(layer, name)
+        taken[name] = encode_like(stored, gather_slots(dense(stored), slots), 0)
     taken["valid"] &= kept
-    layer = dataclasses.replace(layer, **taken, fill=jnp.int32(slots.shape[-1]), room=0)
-    return reserve(layer, room)
+    layer = dataclasses.replace(layer, **taken, next_slot=jnp.int32(slots.shape[-1]), reserved_slots=0)
+    return reserve(layer, reserved_slots)
 
 
 def compact(cache: KVCache) -> KVCache:
-    """Shrinks every layer to the slots that its fullest row and head really use; all of its room is free again.
+    """Shrinks every layer to the slots that its fullest row and head really use; all reserved slots are free again.
 
     Budgets shrink with the slots, so that a later prune between decode steps fits them.
 
@@ -181,7 +226,7 @@ def compact(cache: KVCache) -> KVCache:
     for layer in cache.layers:
         used = max(1, int(jax.device_get(layer.valid.sum(-1).max())))
         slots, kept, _ = chosen_slots(layer.valid, used)
-        small = take_slots(layer, slots, kept, room=layer.room)
+        small = take_slots(layer, slots, kept, reserved_slots=layer.reserved_slots)
         budget = jnp.minimum(layer.budget, used)
         shrunk.append(dataclasses.replace(small, budget=budget, finite=jnp.copy(layer.finite)))
     return KVCache(tuple(shrunk), jnp.copy(cache.length), jnp.copy(cache.delta))
@@ -191,13 +236,13 @@ def check_finite(cache: KVCache) -> KVCache:
     """Reads the NaN flags to the host.
 
     Raises:
-        ValueError: naming the rows in which a NaN or infinity was found, or a token had no room.
+        ValueError: naming the rows in which a NaN or infinity was found, or a token had no free slot.
     """
     finite = np.all([np.asarray(layer.finite) for layer in cache.layers], axis=0)
     if not finite.all():
         raise ValueError(
             f"scores or outputs of batch rows {np.flatnonzero(~finite).tolist()} are not finite, or tokens were "
-            "decoded without room; check the weights and inputs of these rows for NaN, and the room reserved."
+            "decoded without a free slot; check the weights and inputs of these rows for NaN, and the reserved slots."
         )
     return cache
 
@@ -207,32 +252,53 @@ class CacheBytes:
     """Allocated bytes of a cache, over all devices, each counted once.
 
     Attributes:
-        prompt: K and V of the slots that hold the prompt.
-        room: K and V of the slots kept for decoding.
+        prompt: K and V of the slots that hold the prompt, scales of quantised ones included.
+        reserved: K and V of the slots kept for new tokens.
         metadata: everything else.
     """
 
     prompt: int
-    room: int
+    reserved: int
     metadata: int
 
 
 def cache_bytes(cache: KVCache) -> CacheBytes:
     """Bytes of the live buffers of `cache`."""
-    prompt = room = metadata = 0
+    prompt = reserved = metadata = 0
     for layer in cache.layers:
-        kv = layer.k.nbytes + layer.v.nbytes
-        spare = kv * layer.room // layer.slots
-        prompt, room = prompt + kv - spare, room + spare
-        metadata += sum(leaf.nbytes for leaf in jax.tree.leaves(layer)) - kv
-    return CacheBytes(prompt, room, metadata)
+        for slots in (layer.k, layer.v):
+            stored, free = _slot_bytes(slots, layer)
+            prompt, reserved = prompt + stored, reserved + free
+        metadata += sum(leaf.nbytes for leaf in jax.tree.leaves(dataclasses.replace(layer, k=None, v=None)))
+    return CacheBytes(prompt, reserved, metadata)
+
+
+def _slot_bytes(slots: Slots, layer: LayerCache) -> tuple[int, int]:
+    """Bytes of the slots that hold the prompt, and of the reserved ones."""
+    if isinstance(slots, SlotStorage):
+        return slots.stored_bytes, slots.free.nbytes
+    free = slots.nbytes * layer.reserved_slots // layer.slots
+    return slots.nbytes - free, free
 
 
 def kept_counts(cache: KVCache) -> list[dict[str, float]]:
-    """Valid slots per layer and modality, averaged over rows and KV heads; read on the host."""
+    """Valid slots per layer and modality, averaged over rows and KV heads; read on the host.
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> from acckv_jax.testing import tiny_decoder
+        >>> decoder, params, inputs, prompt = tiny_decoder()
+        >>> _, cache = kv.jitted.prefill(decoder, params, inputs, prompt, kv.Random(budget=0.5))
+        >>> kv.kept_counts(cache)[0]["text"]
+        8.0
+    """
     counts = []
-    for layer in cache.layers:
-        valid, ids = np.asarray(layer.valid), np.asarray(layer.modality)
-        heads = valid.shape[0] * valid.shape[1]
-        counts.append({m.name.lower(): float((valid & (ids == m)).sum()) / heads for m in Modality})
+    for found in jax.device_get([_count(layer.valid, layer.modality) for layer in cache.layers]):
+        counts.append({m.name.lower(): float(n) for m, n in zip(Modality, found, strict=True)})
     return counts
+
+
+@jax.jit
+def _count(valid: Bool[Array, "B K S"], modality: Int[Array, "B K S"]) -> Float[Array, " M"]:
+    each = jnp.stack([(valid & (modality == m)).sum(dtype=jnp.int32) for m in Modality])
+    return each.astype(jnp.float32) / (valid.shape[0] * valid.shape[1])

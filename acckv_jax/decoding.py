@@ -1,10 +1,11 @@
 """Decoding as one loop over a cache, with pruning between steps.
 
-tokens, number, state = decode(step, params, start_decoding(logits, cache, key), policy, steps=64)
+tokens, number, state = decode(decoder, params, start_decoding(logits, cache, key), policy, steps=64)
 """
 
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -12,16 +13,16 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
-from acckv_jax.attention import RowWeights, attend
+from acckv_jax.attention import QueryWeights, attend
 from acckv_jax.cache import KVCache, LayerCache, append, empty_like, flagged, full_layer, join, with_mass
+from acckv_jax.decoder import Decoder
 from acckv_jax.modality import Modality
-from acckv_jax.policy import CachePolicy
+from acckv_jax.policy import CachePolicy, between_steps
 from acckv_jax.sampling import Sampler, greedy
-from acckv_jax.step import StepFn
 
 
 def decode_step(
-    step: StepFn,
+    decoder: Decoder,
     params: Any,
     tokens: Int[Array, " B"],
     cache: KVCache,
@@ -31,58 +32,78 @@ def decode_step(
     """One decode step: appends one token per row, attends, and lets the policy evict; shape-preserving.
 
     Args:
-        step: the decoder.
+        decoder: the decoder (static).
         params: its parameters.
         tokens: [B] the tokens to append.
         cache: the cache, with a free slot in every layer.
-        policy: evicts between steps if its `every` is set (static).
+        policy: evicts between steps if its `evict_every` is set (static).
         active: [B] false for rows that have ended: their token is not cached and their position stays.
 
     Returns:
         Logits [B, V] of the next token, and the cache.
 
     Raises:
-        ValueError: if no room was reserved for decoding.
+        ValueError: if no slot was reserved for decoding.
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> from acckv_jax.testing import tiny_decoder
+        >>> decoder, params, inputs, prompt = tiny_decoder()
+        >>> policy = kv.Knorm(budget=0.5)
+        >>> read = jax.jit(kv.prefill, static_argnames=("decoder", "policy", "reserved_slots"))
+        >>> logits, cache = read(decoder, params, inputs, prompt, policy, reserved_slots=4)
+        >>> write = jax.jit(kv.decode_step, static_argnums=(0, 4), donate_argnums=3)
+        >>> logits, cache = write(decoder, params, logits.argmax(-1).astype("int32"), cache, policy, prompt.length > 0)
+        >>> cache.length.tolist()
+        [65]
     """
     _check_free_slots(cache, 1)
-    logits, cache, _ = _append_token(step, params, tokens, cache, policy, active, None)
-    return logits, _between_steps(cache, policy)
+    logits, cache, _ = _append_token(decoder, params, tokens, cache, policy, active, ())
+    return logits, _evict(cache, policy)
 
 
 def _append_token(
-    step: StepFn,
+    decoder: Decoder,
     params: Any,
     tokens: Int[Array, " B"],
     cache: KVCache,
     policy: CachePolicy,
     active: Bool[Array, " B"],
-    before: tuple[LayerCache, ...] | None,
+    before: tuple[LayerCache, ...],
 ) -> tuple[Float[Array, "B V"], KVCache, tuple[LayerCache, ...]]:
     """`decode_step` without eviction, and over the slots of `before` too, of which only the mass changes."""
     index = cache.length[:, None]
     generated = jnp.full_like(index, Modality.GENERATED)
-    counted = (RowWeights(active.astype(jnp.float32)[None, :, None]),) if policy.tracks_mass and policy.every else ()
-    older: list[LayerCache] = []
+    counts = policy.mass_queries is not None and policy.evict_every > 0
+    counted = (QueryWeights(active.astype(jnp.float32)[:, None]),) if counts else ()
 
-    def attention(number: int, q: Array, k: Array, v: Array, past: LayerCache) -> tuple[Array, LayerCache]:
+    def attention(
+        _: int, q: Array, k: Array, v: Array, past: tuple[LayerCache, ...], carry: Any, **given: Array
+    ) -> tuple[Array, tuple[LayerCache, ...], Any]:
         q = jnp.where(active[:, None, None, None], q, 0)  # NaN of an ended row would stay in its mass
-        layer = append(past, full_layer(k, v, index, generated, active[:, None]))
-        if before is None:
-            out, sums = attend(q, layer, index, counted, log_multiplicity=policy.log_multiplicity)
-            return out, with_mass(flagged(layer, out), sums)
-        old = before[number]
-        out, sums = attend(q, old, index, counted, log_multiplicity=policy.log_multiplicity, recent=layer)
-        older.append(with_mass(old, tuple(x[..., : old.slots] for x in sums)))
-        return out, with_mass(flagged(layer, out), tuple(x[..., old.slots :] for x in sums))
+        *older, own = past
+        layer = append(own, full_layer(k, v, index, generated, active[:, None]))
+        layers = (*older, layer)
+        out, sums = attend(q, layers, index, counted, log_multiplicity=policy.log_multiplicity)
+        edges = list(itertools.accumulate(x.slots for x in layers))[:-1]
+        shares = zip(*(jnp.split(x, edges, axis=-1) for x in sums), strict=True) if sums else ((),) * len(layers)
+        *older, layer = (with_mass(x, share) for x, share in zip(layers, shares, strict=True))
+        return out, (*older, flagged(layer, out)), carry
 
-    logits, layers = step(
-        params, tokens[:, None], index + cache.delta[:, None], cache.layers, attention, jnp.zeros_like(cache.length)
+    caches = tuple(zip(*((before,) if before else ()), cache.layers, strict=True))
+    logits, caches, _ = decoder.step(
+        params, tokens[:, None], index + cache.delta[:, None], caches, (), attention, jnp.zeros_like(cache.length)
     )
-    return logits, KVCache(layers, cache.length + active.astype(jnp.int32), cache.delta), tuple(older)
+    *older, layers = zip(*caches, strict=True)
+    cache = KVCache(layers, cache.length + active.astype(jnp.int32), cache.delta)
+    return logits, cache, older[0] if older else ()
 
 
-def _between_steps(cache: KVCache, policy: CachePolicy) -> KVCache:
-    return dataclasses.replace(cache, layers=tuple(policy.between_steps(layer) for layer in cache.layers))
+def _evict(cache: KVCache, policy: CachePolicy) -> KVCache:
+    """Lets the policy evict in every layer that is full."""
+    number = len(cache.layers)
+    layers = (between_steps(policy, layer, cache.length, i, number) for i, layer in enumerate(cache.layers))
+    return dataclasses.replace(cache, layers=tuple(layers))
 
 
 _Progress = tuple[Array, Array, "DecodeState"]
@@ -107,71 +128,93 @@ class DecodeState:
 
 
 def start_decoding(
-    logits: Float[Array, "B V"], cache: KVCache, key: Array, *, sampler: Sampler = greedy, stop: tuple[int, ...] = ()
+    logits: Float[Array, "B V"],
+    cache: KVCache,
+    key: Array,
+    *,
+    sampler: Sampler = greedy,
+    stop_token_ids: tuple[int, ...] = (),
 ) -> DecodeState:
     """Chooses the first token from the prompt's logits."""
     key, draw = jax.random.split(key)
     token = sampler(logits, draw)
-    return DecodeState(cache, token, ~_ended(token, stop), key)
+    return DecodeState(cache, token, ~_ended(token, stop_token_ids), key)
 
 
 def decode(
-    step: StepFn,
+    decoder: Decoder,
     params: Any,
     state: DecodeState,
     policy: CachePolicy,
     *,
     steps: int,
+    limit: Int[Array, ""] | None = None,
     sampler: Sampler = greedy,
-    stop: tuple[int, ...] = (),
+    stop_token_ids: tuple[int, ...] = (),
 ) -> tuple[Int[Array, "B steps"], Int[Array, ""], DecodeState]:
     """Up to `steps` decode steps in one while loop that ends early when every row has ended, or the room is used up.
 
     Donate `state`: the loop then updates the cache in place. Rows that have ended repeat their last token.
 
     Args:
-        step: the decoder.
+        decoder: the decoder (static).
         params: its parameters.
         state: from `start_decoding` or from the call before; its cache needs `steps` free slots unless the policy
             evicts between steps.
         policy: of the cache (static).
         steps: most tokens to make (static).
+        limit: fewer than `steps`, if that is known at run time only.
         sampler: from logits to tokens (static).
-        stop: token ids that end a row (static).
+        stop_token_ids: ids that end a row (static).
 
     Returns:
         Tokens [B, steps], how many of the steps ran (fewer than asked for also if earlier calls have used up the room
         and the policy does not evict: see `extend`), and the next state. In a shard_map over rows each shard stops for
-        itself, so that the number and `fill` belong to the shard.
+        itself, so that the number and `next_slot` belong to the shard.
 
     Raises:
         ValueError: if less room was reserved than the steps need, or `steps` is below 1.
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> from acckv_jax.testing import tiny_decoder
+        >>> decoder, params, inputs, prompt = tiny_decoder()
+        >>> policy = kv.Knorm(budget=0.5)
+        >>> read = jax.jit(kv.prefill, static_argnames=("decoder", "policy", "reserved_slots"))
+        >>> logits, cache = read(decoder, params, inputs, prompt, policy, reserved_slots=4)
+        >>> state = kv.start_decoding(logits, cache, jax.random.key(0))
+        >>> write = jax.jit(kv.decode, static_argnames=("decoder", "policy", "steps"), donate_argnames="state")
+        >>> tokens, number, state = write(decoder, params, state, policy, steps=4)
+        >>> tokens.shape, int(number)
+        ((1, 4), 4)
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}.")
-    _check_free_slots(state.cache, 1 if policy.every else steps)
-    size = min(steps, *(layer.room for layer in state.cache.layers)) if policy.every else steps
+    _check_free_slots(state.cache, 1 if policy.evict_every else steps)
+    size = min(steps, *(layer.reserved_slots for layer in state.cache.layers)) if policy.evict_every else steps
+
+    most = jnp.int32(steps) if limit is None else jnp.minimum(limit, steps)
 
     def unfinished(carry: _Progress) -> Array:
         number, _, state = carry
-        return (number < steps) & state.active.any()
+        return (number < most) & state.active.any()
 
     def until_full(carry: _Progress) -> _Progress:
         number, tokens, state = carry
         old = state.cache.layers
-        limit = functools.reduce(jnp.minimum, [layer.slots - layer.fill for layer in old], jnp.int32(steps))
+        limit = functools.reduce(jnp.minimum, [layer.slots - layer.next_slot for layer in old], jnp.int32(steps))
         empty = dataclasses.replace(state.cache, layers=tuple(empty_like(layer, size) for layer in old))
 
         def has_room(carry: tuple[_Progress, tuple[LayerCache, ...]]) -> Array:
-            return unfinished(carry[0]) & (carry[0][2].cache.layers[0].fill < limit)
+            return unfinished(carry[0]) & (carry[0][2].cache.layers[0].next_slot < limit)
 
         def one_token(carry: tuple[_Progress, tuple[LayerCache, ...]]) -> tuple[_Progress, tuple[LayerCache, ...]]:
             (number, tokens, state), old = carry
-            logits, cache, old = _append_token(step, params, state.token, state.cache, policy, state.active, old)
+            logits, cache, old = _append_token(decoder, params, state.token, state.cache, policy, state.active, old)
             key, draw = jax.random.split(state.key)
             token = jnp.where(state.active, sampler(logits, draw), state.token)
             tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], number, axis=1)
-            active = state.active & ~_ended(token, stop)
+            active = state.active & ~_ended(token, stop_token_ids)
             return (number + 1, tokens, DecodeState(cache, token, active, key)), old
 
         # A loop that writes into what it reads makes XLA copy it at every step. So this one reads the slots there are
@@ -179,29 +222,30 @@ def decode(
         first = number, tokens, dataclasses.replace(state, cache=empty)
         (number, tokens, state), old = jax.lax.while_loop(has_room, one_token, (first, old))
         layers = tuple(join(a, b) for a, b in zip(old, state.cache.layers, strict=True))
-        cache = _between_steps(dataclasses.replace(state.cache, layers=layers), policy)
+        cache = _evict(dataclasses.replace(state.cache, layers=layers), policy)
         return number, tokens, dataclasses.replace(state, cache=cache)
 
     tokens = jnp.zeros_like(state.token)[:, None] + jnp.zeros((1, steps), jnp.int32)
     start = jnp.int32(0), tokens, state
-    number, tokens, state = jax.lax.while_loop(unfinished, until_full, start) if policy.every else until_full(start)
+    number, tokens, state = (
+        jax.lax.while_loop(unfinished, until_full, start) if policy.evict_every else until_full(start)
+    )
     return tokens, number, state
 
 
 def _check_free_slots(cache: KVCache, steps: int) -> None:
     """Checks the reserved room, and what is free of it where that is known on the host (outside jit)."""
-    fill = cache.layers[0].fill
-    known = not isinstance(fill, Tracer)
-    room = min((layer.slots - int(layer.fill) if known else layer.room) for layer in cache.layers)
+    known = not isinstance(cache.layers[0].next_slot, Tracer)
+    room = min((layer.slots - int(layer.next_slot) if known else layer.reserved_slots) for layer in cache.layers)
     if room < steps:
         raise ValueError(
             f"the cache has room for {room} new tokens, fewer than the {steps} to be decoded: reserve more with "
-            "room=policy.decode_room(steps) when the prompt is prefilled, pruned or extended."
+            "reserved_slots=policy.reserved_slots(steps) when the prompt is prefilled, pruned or extended."
         )
 
 
-def _ended(token: Int[Array, " B"], stop: tuple[int, ...]) -> Bool[Array, " B"]:
+def _ended(token: Int[Array, " B"], stop_token_ids: tuple[int, ...]) -> Bool[Array, " B"]:
     ended = jnp.zeros_like(token, dtype=bool)
-    for one in stop:
+    for one in stop_token_ids:
         ended = ended | (token == one)
     return ended

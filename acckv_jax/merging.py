@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from acckv_jax.cache import LayerCache
-from acckv_jax.selection import add
+from acckv_jax.selection import add_to_slots
 
 
 def unit(x: Float[Array, "*B H"]) -> Float[Array, "*B H"]:
@@ -95,7 +95,7 @@ def weighted_means(
     weight = jnp.where(layer.valid, layer.multiplicity, 0.0)
 
     def total(values: Array) -> Array:
-        return add(jnp.zeros_like(values[:, :, :capacity]), target, values)
+        return add_to_slots(jnp.zeros_like(values[:, :, :capacity]), target, values)
 
     count = total(weight)
     return total(x.astype(jnp.float32) * weight[..., None]) / jnp.maximum(count, 1.0)[..., None], count
@@ -105,9 +105,9 @@ def merged(
     layer: LayerCache, target: Int[Array, "B K S"], capacity: int
 ) -> tuple[Float[Array, "B K C H"], Float[Array, "B K C H"], Float[Array, "B K C"]]:
     """Keys and values [B, K, C, H] in the cache's types and multiplicities [B, K, C], merged by one assignment."""
-    keys, count = weighted_means(layer.k, layer, target, capacity)
-    values, _ = weighted_means(layer.v, layer, target, capacity)
-    return keys.astype(layer.k.dtype), values.astype(layer.v.dtype), count
+    keys, count = weighted_means(layer.keys, layer, target, capacity)
+    values, _ = weighted_means(layer.values, layer, target, capacity)
+    return keys.astype(layer.keys.dtype), values.astype(layer.values.dtype), count
 
 
 def unrotated(k: Float[Array, "B K S H"], index: Int[Array, "B K S"], theta: float) -> Float[Array, "B K S H"]:

@@ -2,66 +2,106 @@
 
 A policy is a frozen dataclass of options with pure methods. Being hashable by value it is a static argument of jitted
 functions, and two equal policies share one compiled program; a tuple of closures would compile anew for each.
+
+A policy is written at one of three levels, each a method with a default that uses the one before:
+
+    token_scores(layer, context) -> scores [B, K, S]      which tokens matter
+    select(scores, layer, context) -> mask [B, K, S]      which of them stay
+    compress(layer, context) -> (LayerCache, carry)       what becomes of the layer
+
+Wrappers (`acckv_jax.wrappers`) reach a policy through the context: `keep` are slots that must stay, `scores` replace
+its `token_scores`. docs/policy_protocol.md lists what each published policy needs of this protocol.
 """
 
 import dataclasses
 import math
 import types
-from typing import Any, ClassVar, Literal, get_args, get_origin
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from acckv_jax.attention import RowWeights
 from acckv_jax.budget import Budget, TokenCounts, check_budget, check_slots, row_slots, slots_of
 from acckv_jax.cache import LayerCache, take_slots
-from acckv_jax.modality import Modality
-from acckv_jax.selection import chosen_slots
+from acckv_jax.queries import QuerySet
+from acckv_jax.selection import chosen_slots, top_k_mask
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Rows:
-    """The query rows of a chunk of prompt.
+class Context:
+    """What a policy may read beside the layer itself.
 
     Attributes:
-        index: [B, T] token indices.
-        modality: [B, T] ids.
-        valid: [B, T] false for padding.
-        total: [B] tokens of the whole prompt; a very large number while more chunks are to come.
+        layer: [] number of the layer.
+        length: [B] tokens of the prompt; while decoding, tokens so far.
+        budget: [B] slots that each row may hold in this layer.
+        sums: [B, K, S] for each entry of `queries`; read them by `attention_sums`.
+        carry: what `compress` returned for the layer before; for the first layer, `CachePolicy.init_carry`.
+        inputs: by name, what the policy `needs`, aligned with the slots: `hidden_states` [B, S, D], `unrotated_q`
+            [B, S, N, H], `output_weights` [N, H, D]. Empty while decoding.
+        keep: [B, K, S] slots that must stay, or None.
+        scores: [B, K, S] in the place of the policy's own `token_scores`, or None.
+        queries: the sets that `sums` belong to (static).
+        num_layers: of the decoder (static).
+        capacity: slots of the result, the reserved ones not counted (static).
     """
 
-    index: Int[Array, "B T"]
-    modality: Int[Array, "B T"]
-    valid: Bool[Array, "B T"]
-    total: Int[Array, " B"]
+    layer: Int[Array, ""]
+    length: Int[Array, " B"]
+    budget: Int[Array, " B"]
+    sums: tuple[Float[Array, "B K S"], ...] = ()
+    carry: Any = ()
+    inputs: dict[str, Array] = dataclasses.field(default_factory=dict)
+    keep: Bool[Array, "B K S"] | None = None
+    scores: Float[Array, "B K S"] | None = None
+    queries: tuple[QuerySet, ...] = dataclasses.field(default=(), metadata={"static": True})
+    num_layers: int = dataclasses.field(default=1, metadata={"static": True})
+    capacity: int = dataclasses.field(default=0, metadata={"static": True})
+
+    def attention_sums(self, queries: QuerySet) -> Float[Array, "B K S"]:
+        """The column sums of a query set that the policy asked for.
+
+        Raises:
+            ValueError: if it did not.
+        """
+        if queries not in self.queries:
+            raise ValueError(f"no attention sums of {queries}: a policy names the sets it reads in its `queries`.")
+        return self.sums[self.queries.index(queries)]
 
 
 @dataclasses.dataclass(frozen=True)
 class CachePolicy:
-    """Base of all policies: keeps everything, asks for no statistics.
+    """Base of all policies. As it is, it scores all tokens alike, so the earliest stay.
 
-    A new policy overrides `row_weights` (which attention it wants summed) and `choose` (which tokens it keeps; or
-    `after_prefill`, if it also changes them), and `evict` if it can prune again while decoding. All methods but `check`
-    and `capacity` run inside jit.
+    A new policy overrides `token_scores`, and lists the attention that it reads in `queries`. All methods but `check`,
+    `needed_slots`, `capacity`, `reserved_slots` and `with_budget` run inside jit.
 
     Attributes:
         budget: fraction of the prompt (float) or number of slots (int) kept per layer, row and KV head.
-        every: decode steps between two prunes, for which there is room; 0: decoding never prunes.
+        evict_every: decode steps between two prunes, for which slots are reserved; 0: decoding never prunes.
         is_fraction: whether the budget is a fraction. 1 and 1.0 are equal, and so would be policies that keep one slot
             and everything, for which jit must not take the same program.
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> policy = kv.SnapKV(budget=0.2)
+        >>> policy.capacity(1000, layer=0)
+        200
     """
 
     budget: Budget = 1.0
-    every: int = 0
+    evict_every: int = 0
     is_fraction: bool = dataclasses.field(init=False, repr=False, default=True)
 
-    window: ClassVar[int] = 0
-    """Trailing rows of the prompt that must come in one chunk, because their weights depend on the prompt's length."""
+    can_evict: ClassVar[bool] = False
+    """Whether `evict` makes sense: whether the scores can be had between decode steps too."""
     log_multiplicity: ClassVar[bool] = False
     """Whether decoding adds log(multiplicity) to the logits of merged slots."""
-    tracks_mass: ClassVar[bool] = False
-    """Whether decoding adds each step's attention to `LayerCache.mass`."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Inputs beside q, k and v that the decoder must hand to `attend`, by name (see `acckv_jax.decoder.Attend`)."""
 
     def __post_init__(self) -> None:
         check_budget(self.budget)
@@ -69,10 +109,14 @@ class CachePolicy:
         for option in dataclasses.fields(self):
             if option.init and option.name != "budget":
                 check_option(option.name, getattr(self, option.name), option.type)
-        if self.every < 0:
-            raise ValueError(f"every is a number of decode steps, or 0 for no pruning in between, not {self.every}.")
-        if self.every and type(self).evict is CachePolicy.evict:
-            raise ValueError(f"{type(self).__name__} has no rule for pruning between decode steps; use every=0.")
+        if self.evict_every < 0:
+            raise ValueError(
+                f"evict_every is a number of decode steps, or 0 for no pruning in between, not {self.evict_every}."
+            )
+        if self.evict_every and not self.can_evict:
+            raise ValueError(f"{type(self).__name__} has no rule for pruning between decode steps; use evict_every=0.")
+
+    # On the host.
 
     def check(self, counts: TokenCounts) -> None:
         """Checks the budget against a prompt, on the host, before anything is compiled.
@@ -80,85 +124,125 @@ class CachePolicy:
         Raises:
             ValueError: naming the smallest budget that would do.
         """
-        check_slots(self.budget, counts, 1, "a row needs")
+        for budget in self.budgets:
+            check_slots(budget, counts, *self.needed_slots(counts))
 
-    def capacity(self, bucket: int) -> int:
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        """The budgets of the layers, each once."""
+        return (self.budget,)
+
+    def needed_slots(self, counts: TokenCounts) -> tuple[np.ndarray | int, str]:
+        """Slots [B] that the policy cannot do without, and what needs them, as the beginning of a sentence."""
+        return 1, "a row needs"
+
+    def capacity(self, bucket: int, layer: int) -> int:
         """Slots that a layer allocates for a prompt padded to `bucket` tokens."""
         return max(1, slots_of(self.budget, bucket))
 
-    def decode_room(self, new_tokens: int) -> int:
-        """Slots to allocate for `new_tokens` tokens of decoding."""
-        return min(self.every, new_tokens) if self.every else new_tokens
+    def reserved_slots(self, new_tokens: int) -> int:
+        """Slots to reserve for `new_tokens` tokens of decoding."""
+        return min(self.evict_every, new_tokens) if self.evict_every else new_tokens
 
-    def row_weights(self, rows: Rows) -> RowWeights | None:
-        """Weights of the chunk's rows in the column sums that `after_prefill` receives; None for no sums."""
+    def with_budget(self, budget: Budget) -> Self:
+        """The same policy with another budget."""
+        return dataclasses.replace(self, budget=budget)
+
+    def while_decoding(self) -> "CachePolicy":
+        """What of this policy decoding depends on. Policies that are equal in that share one compiled loop."""
+        return self if self.evict_every or self.log_multiplicity else CachePolicy()
+
+    # What is asked for.
+
+    @property
+    def queries(self) -> tuple[QuerySet, ...]:
+        """The sets of query rows whose column sums the policy reads."""
+        return ()
+
+    @property
+    def mass_queries(self) -> QuerySet | None:
+        """The one of `queries` that `LayerCache.mass` begins with; decoding then adds each step's attention to it."""
         return None
 
-    def after_prefill(
-        self,
-        layer: LayerCache,
-        sums: Float[Array, "M B K S"],
-        length: Int[Array, " B"],
-        capacity: int,
-        index: Int[Array, ""],
-    ) -> LayerCache:
+    @property
+    def window(self) -> int:
+        """Trailing tokens of the prompt that must come in one chunk, because their sums depend on its length."""
+        return max((queries.last or 0 for queries in self.queries), default=0)
+
+    def row_budget(self, length: Int[Array, " B"], bucket: int, layer: int | Array) -> Int[Array, " B"]:
+        """[B] slots that each row may hold in a layer."""
+        return row_slots(self.budget, length, bucket)
+
+    def init_carry(self, modality: Int[Array, "B S"]) -> Any:
+        """What the first layer's `compress` finds in `Context.carry`: any pytree.
+
+        Args:
+            modality: [B, S] ids of the prompt's slots.
+        """
+        return ()
+
+    # What is done.
+
+    def token_scores(self, layer: LayerCache, context: Context) -> Float[Array, "B K S"]:
+        """How much each slot matters; infinity is allowed. The scores of empty slots do not count."""
+        return jnp.zeros_like(layer.mass)
+
+    def select(self, scores: Float[Array, "B K S"], layer: LayerCache, context: Context) -> Bool[Array, "B K S"]:
+        """The slots to keep: those that must stay, and of the others the best that the budget allows.
+
+        Ties go to the earlier slot.
+        """
+        if context.keep is None:
+            return top_k_mask(scores, layer.valid, context.budget)
+        sure = layer.valid & context.keep
+        left = context.budget[:, None] - sure.sum(-1, dtype=jnp.int32)
+        return sure | top_k_mask(scores, layer.valid & ~sure, left)
+
+    def compress(self, layer: LayerCache, context: Context) -> tuple[LayerCache, Any]:
         """Prunes one layer once its prompt is complete.
 
         Args:
             layer: every token of the prompt, in time order, with padding anywhere.
-            sums: the column sums asked for; M = 0 if none were.
-            length: [B] tokens of the prompt.
-            capacity: slots of the result (static).
-            index: number of the layer.
+            context: see there.
 
         Returns:
-            A layer of `capacity` slots, its `budget` set.
+            A layer of `context.capacity` slots and those reserved, its `budget` set; and the next layer's carry.
         """
-        budget = self.row_budget(length, layer.slots)
-        return keep(layer, self.choose(layer, sums, length, budget, index), budget, capacity)
+        return self._select_and_keep(layer, context), context.carry
 
-    def choose(
-        self,
-        layer: LayerCache,
-        sums: Float[Array, "M B K S"],
-        length: Int[Array, " B"],
-        budget: Int[Array, " B"],
-        index: Int[Array, ""],
-    ) -> Bool[Array, "B K S"]:
-        """The tokens of the prompt to keep, `budget` [B] many; the other arguments are those of `after_prefill`."""
-        return layer.valid
+    def evict(self, layer: LayerCache, context: Context) -> LayerCache:
+        """Prunes a layer between decode steps to its budget; its reserved slots are free again afterwards."""
+        return self._select_and_keep(layer, context)
 
-    def between_steps(self, layer: LayerCache) -> LayerCache:
-        """Runs after every decode step, shape-preserving: evicts once no free slot is left, if `every` is set."""
-        if not self.every:
-            return layer
-        return jax.lax.cond(layer.fill >= layer.slots, self.evict, lambda x: x, layer)
+    def _select_and_keep(self, layer: LayerCache, context: Context) -> LayerCache:
+        scores = self.scores(layer, context)
+        return keep(layer, self.select(scores, layer, context), context)
 
-    def while_decoding(self) -> "CachePolicy":
-        """What of this policy decoding depends on; policies that are equal in that share one compiled loop."""
-        return self if self.every or self.log_multiplicity else CachePolicy()
+    def scores(self, layer: LayerCache, context: Context) -> Float[Array, "B K S"]:
+        """`token_scores`, or what a wrapper put in their place."""
+        return self.token_scores(layer, context) if context.scores is None else context.scores
 
-    def evict(self, layer: LayerCache) -> LayerCache:
-        """Prunes a layer in the midst of decoding to its budget; its `room` slots are free again afterwards.
 
-        `every` can be set only for policies that override this.
-        """
+def between_steps(
+    policy: CachePolicy, layer: LayerCache, length: Int[Array, " B"], number: int | Array, num_layers: int
+) -> LayerCache:
+    """Runs after every decode step, shape-preserving: evicts once no slot is free, if `evict_every` is set."""
+    if not policy.evict_every:
         return layer
+    capacity = layer.slots - layer.reserved_slots
+    context = Context(jnp.asarray(number, jnp.int32), length, layer.budget, num_layers=num_layers, capacity=capacity)
 
-    def row_budget(self, length: Int[Array, " B"], bucket: int) -> Int[Array, " B"]:
-        """[B] slots that each row may hold."""
-        return row_slots(self.budget, length, bucket)
+    def evict(layer: LayerCache) -> LayerCache:
+        return policy.evict(layer, context)
 
-
-def keep(layer: LayerCache, chosen: Bool[Array, "B K S"], budget: Int[Array, " B"], capacity: int) -> LayerCache:
-    """The chosen slots of a layer, in time order, in `capacity` slots plus the layer's room; sets the budget."""
-    slots, kept, _ = chosen_slots(chosen & layer.valid, capacity)
-    return dataclasses.replace(take_slots(layer, slots, kept, room=layer.room), budget=budget)
+    return jax.lax.cond(layer.next_slot >= layer.slots, evict, lambda x: x, layer)
 
 
-def keep_between_steps(layer: LayerCache, chosen: Bool[Array, "B K S"]) -> LayerCache:
-    """The chosen slots of a layer in the midst of decoding: its room is free again, its budget stays."""
-    return keep(layer, chosen, layer.budget, layer.slots - layer.room)
+def keep(layer: LayerCache, chosen: Bool[Array, "B K S"], context: Context) -> LayerCache:
+    """The chosen slots of a layer, in time order, in `context.capacity` slots and those reserved; sets the budget."""
+    slots, kept, _ = chosen_slots(chosen & layer.valid, context.capacity)
+    small = take_slots(layer, slots, kept, reserved_slots=layer.reserved_slots)
+    return dataclasses.replace(small, budget=context.budget)
 
 
 def check_option(name: str, value: Any, kind: Any) -> None:
@@ -177,21 +261,3 @@ def check_option(name: str, value: Any, kind: Any) -> None:
     if not known or (isinstance(value, float) and math.isnan(value)):
         names = " or ".join("None" if k is types.NoneType else k.__name__ for k in kinds)
         raise ValueError(f"{name} must be a proper {names}, not {value!r}.")
-
-
-def every_n_steps(policy: "CachePolicy", n: int) -> "CachePolicy":
-    """`policy` with its rule for eviction while decoding, after every `n` steps and at a fixed capacity.
-
-    The cache needs `policy.decode_room(steps)` free slots: eviction comes when the room is used up.
-
-    Raises:
-        ValueError: if `n` is below 1, or the policy has no such rule.
-    """
-    if n < 1:
-        raise ValueError(f"n must be at least 1 decode step, not {n}.")
-    return dataclasses.replace(policy, every=n)
-
-
-def is_text(modality: Int[Array, "*B"]) -> Bool[Array, "*B"]:
-    """True for text of the prompt (special tokens included), not for generated tokens."""
-    return modality == Modality.TEXT

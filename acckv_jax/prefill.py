@@ -1,6 +1,6 @@
 """Reading a prompt and pruning it, as pure functions over any decoder that follows `StepFn`.
 
-    logits, cache = prefill(step, params, inputs, prompt, policy, layers=30, room=64)
+    logits, cache = prefill(decoder, params, inputs, prompt, policy, reserved_slots=64)
 
 `prefill` compresses each layer before the next one runs. `score` and `prune` are the same in two parts, for many
 budgets or many questions over one prompt; `extend` appends to a cache that was pruned. All run inside a caller's jit,
@@ -9,62 +9,77 @@ scan, vmap and shard_map; host checks are apart.
 
 import dataclasses
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from acckv_jax.attention import RowWeights, attend
-from acckv_jax.cache import KVCache, LayerCache, append, flagged, full_layer, reserve, with_mass
+from acckv_jax.attention import QueryWeights, attend
+from acckv_jax.cache import KVCache, LayerCache, append, flagged, full_layer, reserve, store_like, widen, with_mass
+from acckv_jax.decoder import Decoder
 from acckv_jax.modality import Prompt
-from acckv_jax.policy import CachePolicy, Rows
-from acckv_jax.step import StepFn
+from acckv_jax.policy import CachePolicy, Context
+from acckv_jax.queries import UNFINISHED, Queries, QuerySet
 
-UNFINISHED = 2**30
-"""Stands for the length of a prompt of which more is to come."""
+TOKENWISE = ("hidden_states", "unrotated_q")
+"""Inputs of policies that have one entry per token; the others are parameters of the layer."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """A prompt (or its beginning) in full, with the column sums that policies will prune by.
+    """A prompt (or its beginning) in full, with the statistics that policies will prune by.
 
     Attributes:
         cache: every token, with padding between chunks.
-        sums: per policy, per layer: column sums [M, B, K, S], or None for a policy that wants none.
-        policies: those whose sums they are (static).
+        sums: per layer, for each of `queries`: column sums [B, K, S].
+        inputs: per layer, what policies need beside keys, values and attention, by name, aligned with the slots.
+        queries: whose sums they are (static).
+        window: trailing tokens that must come in one chunk (static).
         complete: whether this is the whole prompt (static).
     """
 
     cache: KVCache
-    sums: tuple[tuple[Float[Array, "M B K S"] | None, ...], ...]
-    policies: tuple[CachePolicy, ...] = dataclasses.field(metadata={"static": True})
+    sums: tuple[tuple[Float[Array, "B K S"], ...], ...]
+    inputs: tuple[dict[str, Array], ...]
+    queries: tuple[QuerySet, ...] = dataclasses.field(metadata={"static": True})
+    window: int = dataclasses.field(metadata={"static": True})
     complete: bool = dataclasses.field(metadata={"static": True})
+
+    def attention_sums(self, queries: QuerySet) -> tuple[Float[Array, "B K S"], ...]:
+        """The column sums of one query set, per layer.
+
+        Raises:
+            ValueError: if the prompt was not scored for it.
+        """
+        if queries not in self.queries:
+            raise ValueError(f"the prompt was not scored for {queries}, only for {_listed(self.queries)}.")
+        at = self.queries.index(queries)
+        return tuple(sums[at] for sums in self.sums)
 
 
 def prefill(
-    step: StepFn,
+    decoder: Decoder,
     params: Any,
     inputs: Any,
     prompt: Prompt,
     policy: CachePolicy,
     *,
-    layers: int,
-    room: int = 0,
+    reserved_slots: int = 0,
     positions: Int[Array, "B T"] | Int[Array, "A B T"] | None = None,
     delta: Int[Array, " B"] | None = None,
 ) -> tuple[Float[Array, "B V"], KVCache]:
     """Runs a prompt and prunes each layer before the next one runs; the logits are those of the uncompressed model.
 
     Args:
-        step: the decoder.
+        decoder: the decoder (static).
         params: its parameters.
         inputs: the prompt as the decoder takes it, padded on the right to T tokens.
         prompt: modalities and lengths; check it first with `policy.check`.
         policy: what to keep (static).
-        layers: number of layers (static).
-        room: slots for tokens to come (static), see `CachePolicy.decode_room`.
+        reserved_slots: slots for new tokens (static), see `CachePolicy.reserved_slots`.
         positions: rotary positions, if they are not 0..T-1.
         delta: [B] position of the first new token minus its index, if not 0.
 
@@ -72,27 +87,41 @@ def prefill(
         Logits [B, V] of each row's last token, and the pruned cache.
 
     Raises:
-        ValueError: if `room` is negative, or the decoder attends with another number of tokens than the prompt has.
+        ValueError: if `reserved_slots` is negative, the decoder attends with another number of tokens than the prompt
+            has, or it does not hand on what the policy needs.
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> from acckv_jax.testing import tiny_decoder
+        >>> decoder, params, inputs, prompt = tiny_decoder()
+        >>> read = jax.jit(kv.prefill, static_argnames=("decoder", "policy", "reserved_slots"))
+        >>> logits, cache = read(decoder, params, inputs, prompt, kv.Knorm(budget=0.5), reserved_slots=4)
+        >>> [layer.slots for layer in cache.layers]  # half of 64, and 4
+        [36, 36]
     """
-    _check_room(room)
-    rows = _rows(prompt, jnp.zeros_like(prompt.length), prompt.length)
-    weights = policy.row_weights(rows)
+    _check_reserved(reserved_slots)
+    queries = _queries(prompt, jnp.zeros_like(prompt.length), prompt.length)
+    weights = _weights(policy.queries, queries)
 
-    def attention(index: int, q: Array, k: Array, v: Array, _: None) -> tuple[Array, LayerCache]:
-        full = _chunk(k, v, rows)
-        out, sums = attend(_clean(q, rows), full, rows.index, () if weights is None else (weights,), aligned=True)
-        full = _flagged(full, sums, out, rows)
-        capacity = policy.capacity(full.slots)
-        used = sums[0] if sums else None
-        pruned = _prune_layer(full, used, prompt.length, jnp.int32(index), policy, capacity, room)
+    def attention(
+        layer: int, q: Array, k: Array, v: Array, _: None, carry: Any, **given: Array
+    ) -> tuple[Array, LayerCache, Any]:
+        full = _chunk(k, v, queries)
+        out, sums = attend(_clean(q, queries), full, queries.index, weights, aligned=True)
+        full = _flagged(full, sums, out, queries)
+        found = _needed((policy,), given)
+        pruned, carry = _prune_layer(
+            policy, full, sums, found, carry, prompt.length, layer, decoder.num_layers, reserved_slots
+        )
         # Else XLA puts off what no later layer needs, such as all layers' NaN flags, and keeps what they are made from.
-        return jax.lax.optimization_barrier((out, pruned))
+        return jax.lax.optimization_barrier((out, pruned, carry))
 
-    logits, cached = step(
+    logits, cached, _ = decoder.step(
         params,
         inputs,
-        rows.index if positions is None else positions,
-        (None,) * layers,
+        queries.index if positions is None else positions,
+        (None,) * decoder.num_layers,
+        policy.init_carry(prompt.modality),
         attention,
         prompt.length - 1,
     )
@@ -100,30 +129,28 @@ def prefill(
 
 
 def score(
-    step: StepFn,
+    decoder: Decoder,
     params: Any,
     inputs: Any,
     prompt: Prompt,
-    policies: tuple[CachePolicy, ...],
+    policies: Iterable[CachePolicy],
     *,
-    layers: int,
     before: Scored | None = None,
     complete: bool = True,
     positions: Int[Array, "B T"] | Int[Array, "A B T"] | None = None,
     delta: Int[Array, " B"] | None = None,
 ) -> tuple[Float[Array, "B V"], Scored]:
-    """Runs a chunk of a prompt after what came `before`, keeping all of it and the sums of all `policies`.
+    """Runs a chunk of a prompt after what came `before`, keeping all of it and the statistics of all `policies`.
 
     Column sums are additive over chunks, so a prompt in chunks gives what it gives in one piece. The last
     `policy.window` tokens of every row must come in one chunk (of ragged rows only the longest can be checked here).
 
     Args:
-        step: the decoder.
+        decoder: the decoder (static).
         params: its parameters.
         inputs: the chunk as the decoder takes it, padded on the right to T tokens.
         prompt: modalities and lengths of the chunk.
-        policies: whose sums are wanted (static); the same for all chunks.
-        layers: number of layers (static).
+        policies: whose statistics are wanted (static), whatever their budgets; the same for all chunks.
         before: the chunks before, if any.
         complete: whether this chunk is the last (static).
         positions: rotary positions of the chunk, if they are not those that follow `before`.
@@ -134,9 +161,21 @@ def score(
 
     Raises:
         ValueError: if the chunk cannot follow `before`, is too short for a policy's window, or is not of the size that
-            the decoder attends with.
+            the decoder attends with, or the decoder does not hand on what a policy needs.
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> from acckv_jax.testing import tiny_decoder
+        >>> decoder, params, inputs, prompt = tiny_decoder()
+        >>> read = jax.jit(kv.score, static_argnames=("decoder", "policies"))
+        >>> logits, scored = read(decoder, params, inputs, prompt, (kv.H2O(), kv.SnapKV(window_size=8)))
+        >>> len(scored.queries), scored.cache.layers[0].slots
+        (2, 64)
     """
-    if before is not None and (before.policies != policies or before.complete):
+    policies = tuple(policies)
+    sets = tuple(dict.fromkeys(queries for policy in policies for queries in policy.queries))
+    window = max((policy.window for policy in policies), default=0)
+    if before is not None and (before.queries != sets or before.complete):
         raise ValueError(
             "a chunk must follow an incomplete prompt (complete=False) that was scored by the same policies."
         )
@@ -149,58 +188,84 @@ def score(
     start = jnp.zeros_like(prompt.length) if before is None else before.cache.length
     shift = jnp.zeros_like(start) if before is None else before.cache.delta
     total = start + prompt.length
-    rows = _rows(prompt, start, total if complete else jnp.full_like(total, UNFINISHED))
-    weights = tuple(policy.row_weights(rows) for policy in policies)
-    wanted = tuple(w for w in weights if w is not None)
-    collected: list[tuple[Array, ...]] = []
+    queries = _queries(prompt, start, total if complete else jnp.full_like(total, UNFINISHED))
+    weights = _weights(sets, queries)
 
-    def attention(index: int, q: Array, k: Array, v: Array, past: LayerCache | None) -> tuple[Array, LayerCache]:
-        full = _chunk(k, v, rows)
+    def attention(
+        layer: int, q: Array, k: Array, v: Array, past: Any, carry: Any, **given: Array
+    ) -> tuple[Array, tuple, Any]:
+        full, found = _chunk(k, v, queries), _needed(policies, given)
         if past is not None:
-            full = append(reserve(past, k.shape[1], spare=False), full)
-        out, sums = attend(_clean(q, rows), full, rows.index, wanted, aligned=past is None)
-        collected.append(sums)
-        return out, _flagged(full, sums, out, rows)
+            cached, old_sums, old_inputs = past
+            full = append(widen(cached, k.shape[1]), full)
+            found = {name: _joined(name, old_inputs[name], x) for name, x in found.items()}
+        out, sums = attend(_clean(q, queries), full, queries.index, weights, aligned=past is None)
+        full = _flagged(full, sums, out, queries)
+        if past is not None:
+            sums = tuple(
+                new + jnp.pad(old, ((0, 0), (0, 0), (0, k.shape[1]))) for new, old in zip(sums, old_sums, strict=True)
+            )
+        return out, (full, sums, found), carry
 
-    past = (None,) * layers if before is None else before.cache.layers
-    logits, cached = step(
+    past = (
+        (None,) * decoder.num_layers
+        if before is None
+        else tuple(zip(before.cache.layers, before.sums, before.inputs, strict=True))
+    )
+    logits, layers, _ = decoder.step(
         params,
         inputs,
-        rows.index + shift[:, None] if positions is None else positions,
+        queries.index + shift[:, None] if positions is None else positions,
         past,
+        (),
         attention,
         prompt.length - 1,
     )
+    cached, sums, found = zip(*layers, strict=True)
     cache = _owned(KVCache(cached, total, shift if delta is None else delta))
-    return logits, Scored(cache, _add_sums(weights, collected, before), policies, complete)
+    return logits, Scored(cache, sums, found, sets, window, complete)
 
 
-def prune(scored: Scored, number: int, policy: CachePolicy, *, room: int = 0) -> KVCache:
-    """Prunes a complete prompt by policy; `scored` stays as it is, for other budgets.
+def prune(scored: Scored, policy: CachePolicy, *, reserved_slots: int = 0) -> KVCache:
+    """Prunes a complete prompt by a policy; `scored` stays as it is, for other budgets and policies.
 
     Outside jit one compiled program serves all layers of equal size.
 
     Args:
         scored: the prompt.
-        number: which of the policies given to `score` has the sums that `policy` needs (static).
-        policy: that policy, or the same with another budget or other options that its sums do not depend on (static).
-        room: slots for tokens to come (static).
+        policy: one of those given to `score`, or any other that reads no more statistics than they do (static).
+        reserved_slots: slots for new tokens (static).
 
     Raises:
-        ValueError: if the prompt is not complete, or the sums of that number are not those that `policy` needs.
+        ValueError: if the prompt is not complete, or was not scored for what the policy reads.
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> from acckv_jax.testing import tiny_decoder
+        >>> decoder, params, inputs, prompt = tiny_decoder()
+        >>> _, scored = jax.jit(kv.score, static_argnums=(0, 4))(decoder, params, inputs, prompt, (kv.H2O(),))
+        >>> [kv.prune(scored, kv.H2O(budget=budget)).layers[0].slots for budget in (0.5, 16)]
+        [32, 16]
     """
-    _check_room(room)
+    _check_reserved(reserved_slots)
     if not scored.complete:
         raise ValueError("only a complete prompt can be pruned: the last call of score needs complete=True.")
-    if not 0 <= number < len(scored.policies) or not _same_sums(scored.policies[number], policy):
-        names = ", ".join(f"{i}: {type(p).__name__}" for i, p in enumerate(scored.policies))
+    missing = [queries for queries in policy.queries if queries not in scored.queries]
+    if missing or policy.window > scored.window:
         raise ValueError(
-            f"{type(policy).__name__} cannot prune by the sums of number {number}; the prompt was scored for {names}."
+            f"{type(policy).__name__} cannot prune by the sums of this prompt: it reads {_listed(policy.queries)}, and "
+            f"the prompt was scored for {_listed(scored.queries)}."
         )
     cache, pruned = scored.cache, []
-    for index, (layer, sums) in enumerate(zip(cache.layers, scored.sums[number], strict=True)):
-        capacity = policy.capacity(layer.slots)
-        pruned.append(_prune_layer(layer, sums, cache.length, jnp.int32(index), policy, capacity, room))
+    decoder_layers = len(cache.layers)
+    carry = policy.init_carry(cache.layers[0].modality[:, 0])
+    for number, (layer, sums, inputs) in enumerate(zip(cache.layers, scored.sums, scored.inputs, strict=True)):
+        chosen = tuple(sums[scored.queries.index(queries)] for queries in policy.queries)
+        found = _needed((policy,), inputs)
+        small, carry = _prune_layer(
+            policy, layer, chosen, found, carry, cache.length, number, decoder_layers, reserved_slots
+        )
+        pruned.append(small)
     return _owned(dataclasses.replace(cache, layers=tuple(pruned)))
 
 
@@ -209,20 +274,51 @@ def _owned(cache: KVCache) -> KVCache:
     return dataclasses.replace(cache, length=jnp.copy(cache.length), delta=jnp.copy(cache.delta))
 
 
-@functools.partial(jax.jit, static_argnames=("policy", "capacity", "room"))
 def _prune_layer(
-    layer: LayerCache,
-    sums: Array | None,
-    length: Int[Array, " B"],
-    index: Int[Array, ""],
     policy: CachePolicy,
-    capacity: int,
-    room: int,
-) -> LayerCache:
-    if sums is None:
-        sums = jnp.zeros((0, *layer.index.shape))
-    pruned = reserve(policy.after_prefill(layer, sums, length, capacity, index), room)
-    return jax.tree.map(jnp.copy, pruned)  # a policy that keeps all hands on its input, see `_owned`
+    layer: LayerCache,
+    sums: tuple[Array, ...],
+    inputs: dict[str, Array],
+    carry: Any,
+    length: Int[Array, " B"],
+    number: int | Array,
+    num_layers: int,
+    reserved_slots: int,
+) -> tuple[LayerCache, Any]:
+    """One layer, compressed, and the carry for the next one."""
+    context = Context(
+        jnp.asarray(number, jnp.int32),
+        length,
+        policy.row_budget(length, layer.slots, number),
+        sums,
+        carry,
+        inputs,
+        queries=policy.queries,
+        num_layers=num_layers,
+        capacity=_capacity(policy, layer.slots, number, num_layers),
+    )
+    return _compress(layer, context, policy, reserved_slots)
+
+
+def _capacity(policy: CachePolicy, bucket: int, number: int | Array, num_layers: int) -> int:
+    """The capacity of a layer, whose number may be traced if all layers have the same."""
+    if isinstance(number, int):
+        return policy.capacity(bucket, number)
+    found = {policy.capacity(bucket, layer) for layer in range(num_layers)}
+    if len(found) > 1:
+        raise ValueError(
+            f"{type(policy).__name__} gives layers different capacities, {sorted(found)}, and a decoder that scans "
+            "over its layers has one program for all of them; use one with a loop over layers."
+        )
+    return found.pop()
+
+
+@functools.partial(jax.jit, static_argnames=("policy", "reserved_slots"))
+def _compress(layer: LayerCache, context: Context, policy: CachePolicy, reserved_slots: int) -> tuple[LayerCache, Any]:
+    if policy.mass_queries is not None:
+        layer = dataclasses.replace(layer, mass=context.attention_sums(policy.mass_queries))
+    small, carry = policy.compress(layer, context)
+    return jax.tree.map(jnp.copy, (reserve(small, reserved_slots), carry))  # what is kept whole is copied: see `_owned`
 
 
 def repeat_rows(scored: Scored, times: int) -> Scored:
@@ -230,6 +326,14 @@ def repeat_rows(scored: Scored, times: int) -> Scored:
 
     Raises:
         ValueError: if the prompt has more than one row, or `times` is below 1.
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> from acckv_jax.testing import tiny_decoder
+        >>> decoder, params, inputs, prompt = tiny_decoder()
+        >>> _, scored = jax.jit(kv.score, static_argnums=(0, 4))(decoder, params, inputs, prompt, (kv.H2O(),))
+        >>> kv.repeat_rows(scored, 3).cache.length.tolist()
+        [64, 64, 64]
     """
     if times < 1:
         raise ValueError(f"times must be at least 1, not {times}.")
@@ -237,39 +341,39 @@ def repeat_rows(scored: Scored, times: int) -> Scored:
     if rows != 1:
         raise ValueError(f"only a prompt of one row can be repeated, and this one has {rows}.")
 
-    def repeated(x: Array, axis: int) -> Array:
-        if not x.ndim:
-            return jnp.copy(x)
-        return jnp.concatenate([x] * times, axis=axis)
+    def repeated(x: Array) -> Array:
+        return jnp.concatenate([x] * times) if x.ndim else jnp.copy(x)
 
-    cache = jax.tree.map(lambda x: repeated(x, 0), scored.cache)
-    return dataclasses.replace(scored, cache=cache, sums=jax.tree.map(lambda x: repeated(x, 1), scored.sums))
+    inputs = tuple({name: repeated(x) if name in TOKENWISE else x for name, x in one.items()} for one in scored.inputs)
+    return dataclasses.replace(
+        scored, cache=jax.tree.map(repeated, scored.cache), sums=jax.tree.map(repeated, scored.sums), inputs=inputs
+    )
 
 
 def extend(
-    step: StepFn,
+    decoder: Decoder,
     params: Any,
     inputs: Any,
     prompt: Prompt,
     cache: KVCache,
     policy: CachePolicy,
     *,
-    room: int = 0,
+    reserved_slots: int = 0,
     positions: Int[Array, "B T"] | Int[Array, "A B T"] | None = None,
     delta: Int[Array, " B"] | None = None,
 ) -> tuple[Float[Array, "B V"], KVCache]:
     """Appends tokens (a second question) to a cache that may have been pruned; nothing is dropped.
 
-    The layers grow by T slots, the rows' budgets by their new tokens, and positions go on from the uncompressed length.
+    The layers grow by T slots, the rows' budgets by their new tokens, and positions follow the uncompressed length.
 
     Args:
-        step: the decoder.
+        decoder: the decoder (static).
         params: its parameters.
         inputs: the new tokens as the decoder takes them, padded on the right to T tokens.
         prompt: their modalities and lengths.
         cache: the cache.
         policy: of the cache (static).
-        room: further slots for tokens to come (static), beside those that are still free.
+        reserved_slots: further slots for new tokens (static), beside those that are still free.
         positions: rotary positions of the new tokens, if they do not simply follow.
         delta: [B] position of the next token minus its index, if not as before.
 
@@ -277,90 +381,98 @@ def extend(
         Logits [B, V] of each row's last new token, and the cache.
 
     Raises:
-        ValueError: if `room` is negative, or the decoder attends with another number of tokens than the prompt has.
+        ValueError: if `reserved_slots` is negative, or the decoder attends with another number of tokens than the
+            prompt has.
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> from acckv_jax.testing import tiny_decoder
+        >>> decoder, params, inputs, prompt = tiny_decoder()
+        >>> policy = kv.Knorm(budget=0.5)
+        >>> _, cache = jax.jit(kv.prefill, static_argnums=(0, 4))(decoder, params, inputs, prompt, policy)
+        >>> question = kv.make_prompt(np.zeros((1, 8), int))
+        >>> _, cache = jax.jit(kv.extend, static_argnums=(0, 5))(
+        ...     decoder, params, inputs[:, :8], question, cache, policy
+        ... )
+        >>> cache.layers[0].slots, cache.length.tolist()
+        (40, [64])
     """
-    _check_room(room)
-    rows = _rows(prompt, cache.length, cache.length + prompt.length)
-    ones = (RowWeights(rows.valid.astype(jnp.float32)[None]),) if policy.tracks_mass else ()
+    _check_reserved(reserved_slots)
+    queries = _queries(prompt, cache.length, cache.length + prompt.length)
+    ones = (QueryWeights(queries.valid.astype(jnp.float32)),) if policy.mass_queries is not None else ()
 
-    def attention(index: int, q: Array, k: Array, v: Array, past: LayerCache) -> tuple[Array, LayerCache]:
-        new = _chunk(k, v, rows)
-        layer = append(reserve(reserve(past, new.slots, spare=False), room), new)
-        out, sums = attend(_clean(q, rows), layer, rows.index, ones, log_multiplicity=policy.log_multiplicity)
-        layer = _flagged(with_mass(layer, sums), sums, out, rows)
+    def attention(
+        _: int, q: Array, k: Array, v: Array, past: LayerCache, carry: Any, **given: Array
+    ) -> tuple[Array, LayerCache, Any]:
+        new = _chunk(k, v, queries)
+        layer = append(reserve(widen(past, new.slots), reserved_slots), new)
+        out, sums = attend(_clean(q, queries), layer, queries.index, ones, log_multiplicity=policy.log_multiplicity)
+        layer = _flagged(with_mass(layer, sums), sums, out, queries)
         layer = dataclasses.replace(layer, budget=layer.budget + prompt.length)
-        return out, layer
+        return out, store_like(layer, past), carry
 
-    where = rows.index + cache.delta[:, None] if positions is None else positions
-    logits, layers = step(params, inputs, where, cache.layers, attention, prompt.length - 1)
-    return logits, _owned(KVCache(layers, rows.total, cache.delta if delta is None else delta))
+    where = queries.index + cache.delta[:, None] if positions is None else positions
+    logits, layers, _ = decoder.step(params, inputs, where, cache.layers, (), attention, prompt.length - 1)
+    return logits, _owned(KVCache(layers, queries.total, cache.delta if delta is None else delta))
 
 
-def _rows(prompt: Prompt, start: Int[Array, " B"], total: Int[Array, " B"]) -> Rows:
+def _queries(prompt: Prompt, start: Int[Array, " B"], total: Int[Array, " B"]) -> Queries:
     index = start[:, None] + jnp.arange(prompt.modality.shape[1], dtype=jnp.int32)[None, :]
-    return Rows(index, prompt.modality, prompt.valid, total)
+    return Queries(index, prompt.modality, prompt.valid, total)
 
 
-def _check_room(room: int) -> None:
-    if room < 0:
-        raise ValueError(f"room is a number of slots, at least 0, not {room}.")
+def _weights(sets: tuple[QuerySet, ...], queries: Queries) -> tuple[QueryWeights, ...]:
+    return tuple(QueryWeights(one.weights(queries), one.exclude_diagonal) for one in sets)
 
 
-def _chunk(k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], rows: Rows) -> LayerCache:
+def _listed(sets: tuple[QuerySet, ...]) -> str:
+    return ", ".join(map(str, sets)) or "none"
+
+
+def _check_reserved(reserved_slots: int) -> None:
+    if reserved_slots < 0:
+        raise ValueError(f"reserved_slots is a number of slots, at least 0, not {reserved_slots}.")
+
+
+def _needed(policies: tuple[CachePolicy, ...], given: dict[str, Array]) -> dict[str, Array]:
+    """What the policies need of what the decoder gave.
+
+    Raises:
+        ValueError: naming what is missing.
+    """
+    for policy in policies:
+        for name in policy.needs:
+            if name not in given:
+                raise ValueError(
+                    f"{type(policy).__name__} needs {name}, which this decoder does not hand on; call "
+                    f"attend(layer, q, k, v, cache, carry, {name}=...), or choose another policy."
+                )
+    return {name: given[name] for policy in policies for name in policy.needs}
+
+
+def _joined(name: str, old: Array, new: Array) -> Array:
+    return jnp.concatenate([old, new], axis=1) if name in TOKENWISE else new
+
+
+def _chunk(k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], queries: Queries) -> LayerCache:
     """The layer of a chunk, after checking that inputs and prompt are of one size."""
-    if k.shape[:2] != rows.index.shape:
+    rows, tokens = queries.index.shape
+    if k.shape[:2] != (rows, tokens):
         raise ValueError(
-            f"the prompt has {rows.index.shape[0]} rows of {rows.index.shape[1]} tokens, but the decoder attends with "
-            f"{k.shape[0]} rows of {k.shape[1]}: pad the inputs to the prompt's size."
+            f"the prompt has {rows} rows of {tokens} tokens, but the decoder attends with {k.shape[0]} rows of "
+            f"{k.shape[1]}: pad the inputs to the prompt's size."
         )
-    return full_layer(k, v, rows.index, rows.modality, rows.valid)
+    return full_layer(k, v, queries.index, queries.modality, queries.valid)
 
 
-@functools.cache
-def _same_sums(ours: CachePolicy, other: CachePolicy) -> bool:
-    """Whether two policies ask for the same column sums, as tried on a row of every modality; or the other for none."""
-    if ours == other:
-        return True
-    with jax.ensure_compile_time_eval():
-        index = jnp.arange(256, dtype=jnp.int32)[None]
-        rows = Rows(index, index % 3, index >= 0, jnp.array([256], jnp.int32))
-        first, second = ours.row_weights(rows), other.row_weights(rows)
-        if first is None or second is None:
-            return second is None
-        alike = first.weights.shape == second.weights.shape and first.exclude_diagonal == second.exclude_diagonal
-        return alike and bool((first.weights == second.weights).all())
-
-
-def _clean(q: Float[Array, "B T N H"], rows: Rows) -> Float[Array, "B T N H"]:
+def _clean(q: Float[Array, "B T N H"], queries: Queries) -> Float[Array, "B T N H"]:
     """Queries of padding become zero: a NaN there would survive its weight of zero in the column sums."""
-    return jnp.where(rows.valid[..., None, None], q, 0)
+    return jnp.where(queries.valid[..., None, None], q, 0)
 
 
-def _flagged(layer: LayerCache, sums: tuple[Array, ...], out: Float[Array, "B T N H"], rows: Rows) -> LayerCache:
+def _flagged(layer: LayerCache, sums: tuple[Array, ...], out: Float[Array, "B T N H"], queries: Queries) -> LayerCache:
     """`flagged` by the outputs of real rows and the scores of real slots (keys and values were looked at before)."""
-    layer = flagged(layer, jnp.where(rows.valid[..., None, None], out, 0))
+    layer = flagged(layer, jnp.where(queries.valid[..., None, None], out, 0))
     for x in sums:
-        layer = flagged(layer, jnp.where(layer.valid[None], x, 0).swapaxes(0, 1))
+        layer = flagged(layer, jnp.where(layer.valid, x, 0))
     return layer
-
-
-def _add_sums(
-    weights: tuple[RowWeights | None, ...], collected: list[tuple[Array, ...]], before: Scored | None
-) -> tuple[tuple[Array | None, ...], ...]:
-    """Sorts sums by policy and adds those of earlier chunks, whose slots come first."""
-    result, position = [], 0
-    for number, wanted in enumerate(weights):
-        if wanted is None:
-            result.append((None,) * len(collected))
-            continue
-        mine = [sums[position] for sums in collected]
-        position += 1
-        if before is not None:
-            old = before.sums[number]
-            mine = [
-                new + jnp.pad(past, ((0, 0), (0, 0), (0, 0), (0, new.shape[-1] - past.shape[-1])))
-                for new, past in zip(mine, old, strict=True)
-                if past is not None
-            ]
-        result.append(tuple(mine))
-    return tuple(result)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 
-def top(
+def top_k_mask(
     scores: Float[Array, "B K S"], among: Bool[Array, "B K S"], count: Int[Array, " B"] | Int[Array, "B K"]
 ) -> Bool[Array, "B K S"]:
     """True for the `count` best slots of each row (or row and head) out of `among`, all of them if there are fewer.
@@ -60,21 +60,21 @@ def grouped_slots(
         place = jnp.where(member, before + jnp.cumsum(member, axis=-1, dtype=jnp.int32) - 1, place)
         before = before + member.sum(-1, keepdims=True, dtype=jnp.int32)
     slot = slot_numbers(place)
-    slots = put(jnp.zeros_like(slot[..., :capacity]), place, slot)
+    slots = scatter_slots(jnp.zeros_like(slot[..., :capacity]), place, slot)
     return slots, slot_numbers(slots) < before, place
 
 
-def pick(x: Array, at: Int[Array, "B K C"]) -> Array:
+def gather_slots(x: Array, at: Int[Array, "B K C"]) -> Array:
     """x[b, k, at[b, k, c]] for x [B, K, S] or [B, K, S, H]."""
     return jax.vmap(jax.vmap(lambda row, slots: row[slots]))(x, at)
 
 
-def put(into: Array, at: Int[Array, "B K S"], values: Array) -> Array:
+def scatter_slots(into: Array, at: Int[Array, "B K S"], values: Array) -> Array:
     """`into` with values written at slots `at`; slots out of range are dropped."""
     return jax.vmap(jax.vmap(lambda row, slots, new: row.at[slots].set(new, mode="drop")))(into, at, values)
 
 
-def add(into: Array, at: Int[Array, "B K S"], values: Array) -> Array:
+def add_to_slots(into: Array, at: Int[Array, "B K S"], values: Array) -> Array:
     """`into` with values added at slots `at`; slots out of range are dropped."""
     return jax.vmap(jax.vmap(lambda row, slots, new: row.at[slots].add(new, mode="drop")))(into, at, values)
 

@@ -1,15 +1,18 @@
 """All policies, by name."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from acckv_jax.policies.acckv import AccKV, acckv_plus
+from acckv_jax.policies.acckv import AccKV
 from acckv_jax.policies.full import Full
 from acckv_jax.policies.h2o import H2O
+from acckv_jax.policies.knorm import Knorm
 from acckv_jax.policies.random import Random
 from acckv_jax.policies.snapkv import SnapKV
 from acckv_jax.policies.streaming_llm import StreamingLLM
 from acckv_jax.policy import CachePolicy
+from acckv_jax.wrappers import WRAPPERS
 
 POLICIES: dict[str, Callable[..., CachePolicy]] = {
     "full": Full,
@@ -17,20 +20,37 @@ POLICIES: dict[str, Callable[..., CachePolicy]] = {
     "streaming_llm": StreamingLLM,
     "h2o": H2O,
     "snapkv": SnapKV,
+    "knorm": Knorm,
     "acckv": AccKV,
-    "acckv_plus": acckv_plus,
+    "acckv_plus": AccKV.plus,
 }
 
 
 def make_policy(name: str, **options: Any) -> CachePolicy:
-    """A policy by name.
+    """A policy by name, for command lines; wrappers are written around it, such as "protected(snapkv)".
+
+    An option belongs to the outermost wrapper that has it, or else to the policy.
 
     Raises:
         ValueError: on an unknown name or option, naming those there are.
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> kv.make_policy("protected(knorm)", budget=0.2, first=8)
+        Protected(inner=Knorm(budget=0.2, evict_every=0), first=8, last=16)
     """
-    if name not in POLICIES:
-        raise ValueError(f"unknown policy {name!r}; choose one of {', '.join(POLICIES)}.")
+    outer, bracket, rest = name.partition("(")
     try:
+        if bracket and outer in WRAPPERS and rest.endswith(")"):
+            wrapper = WRAPPERS[outer]
+            own = {f.name for f in dataclasses.fields(wrapper) if f.init and f.name != "inner"} & options.keys()
+            inner = make_policy(rest[:-1], **{key: value for key, value in options.items() if key not in own})
+            return wrapper(inner, **{key: options[key] for key in own})
+        if name not in POLICIES:
+            raise ValueError(
+                f"unknown policy {name!r}; choose one of {', '.join(POLICIES)}, or write one inside a wrapper "
+                f"({', '.join(WRAPPERS)}) such as protected(snapkv)."
+            )
         return POLICIES[name](**options)
     except TypeError as error:
         raise ValueError(f"policy {name!r} does not take these options: {error}.") from error

@@ -11,25 +11,32 @@ choice is an option below, with the project's default. One prune per layer, righ
 """
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from acckv_jax.attention import RowWeights
-from acckv_jax.budget import TEXT_NEEDS, TokenCounts, check_slots, rounded_share
+from acckv_jax.budget import TEXT_NEEDS, TokenCounts, rounded_share
 from acckv_jax.cache import LayerCache, take_slots
 from acckv_jax.merging import merged, nearest, unit, unrotated, weighted_means
 from acckv_jax.modality import Modality
-from acckv_jax.policy import CachePolicy, Rows, is_text, keep_between_steps
-from acckv_jax.selection import chosen_slots, grouped_slots, pick, put, slot_numbers, top
+from acckv_jax.policy import CachePolicy, Context, keep
+from acckv_jax.queries import QuerySet, is_text
+from acckv_jax.selection import (
+    chosen_slots,
+    gather_slots,
+    grouped_slots,
+    scatter_slots,
+    slot_numbers,
+    top_k_mask,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class AccKV(CachePolicy):
-    """The options of AccKV. The defaults are the paper-faithful preset; `acckv_plus` is the strongest variant found.
+    """The options of AccKV. The defaults are the paper-faithful preset; `AccKV.plus` is the strongest variant found.
 
     Attributes:
         rows: query rows whose attention scores a token: all rows, or the text rows.
@@ -51,6 +58,11 @@ class AccKV(CachePolicy):
         unrotated_theta: base of the 1-D RoPE to undo before cosines are taken; None: keys as cached.
         log_multiplicity: decoding adds log(multiplicity) to a merged slot's logit (an extension).
         recent: generated tokens that a prune between decode steps never drops.
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> kv.AccKV(budget=0.2, tau=0.6).merge
+        'pivot'
     """
 
     rows: Literal["all", "text"] = "all"
@@ -71,7 +83,7 @@ class AccKV(CachePolicy):
     unrotated_theta: float | None = None
     log_multiplicity: bool = False  # pyright: ignore[reportIncompatibleVariableOverride]
     recent: int = 16
-    tracks_mass: ClassVar[bool] = True
+    can_evict: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,59 +98,79 @@ class AccKV(CachePolicy):
         if self.cross_modal_merge and self.merge != "pivot":
             raise ValueError(f"cross_modal_merge needs merge='pivot', not {self.merge!r}.")
 
-    def check(self, counts: TokenCounts) -> None:
+    @classmethod
+    def plus(cls, **options: Any) -> Self:
+        """The strongest variant found for SmolAV (models/smolav/variants.json); any option can be overridden.
+
+        Example:
+            >>> import acckv_jax as kv
+            >>> kv.AccKV.plus(budget=0.2).split
+            'weighted'
+        """
+        preset = {"rows": "text", "n_min": 64, "split": "weighted", "gate": "none", "log_multiplicity": True}
+        return cls(**(preset | options))
+
+    def needed_slots(self, counts: TokenCounts) -> tuple[np.ndarray | int, str]:
         """Text and `b_min` further slots (with summary slots: one for each modality) must fit."""
         least = np.int64(self.b_min)
         if self.merge == "summary":
             least = np.maximum(least, (counts.video > 0).astype(int) + (counts.audio > 0))
-        least = np.maximum(counts.text + np.minimum(counts.video + counts.audio, least), 1)
-        check_slots(self.budget, counts, least, TEXT_NEEDS)
+        return np.maximum(counts.text + np.minimum(counts.video + counts.audio, least), 1), TEXT_NEEDS
 
-    def row_weights(self, rows: Rows) -> RowWeights:
+    @property
+    def queries(self) -> tuple[QuerySet, ...]:
         """Redistributed sums, raw sums of the text rows, and if need be redistributed sums of the text rows."""
-        valid = rows.valid.astype(jnp.float32)
-        text = valid * is_text(rows.modality).astype(jnp.float32)
-        position = (rows.index + 1).astype(jnp.float32)
-        stats = [position * (valid if self.rows == "all" else text), text]
-        if self.priority_stat == "redistributed":
-            stats.append(position * text)
-        return RowWeights(jnp.stack(stats), self.exclude_diagonal)
+        sets = [self._redistributed, self.mass_queries, *([self._priority] if self.priority_stat != "raw" else [])]
+        return tuple(dict.fromkeys(sets))
 
-    def after_prefill(
-        self,
-        layer: LayerCache,
-        sums: Float[Array, "M B K S"],
-        length: Int[Array, " B"],
-        capacity: int,
-        index: Int[Array, ""],
-    ) -> LayerCache:
+    @property
+    def mass_queries(self) -> QuerySet:
+        """Raw attention of the text rows; decoding adds that of the generated tokens."""
+        return QuerySet("text", exclude_diagonal=self.exclude_diagonal)
+
+    @property
+    def _redistributed(self) -> QuerySet:
+        return QuerySet(self.rows, weight="position", exclude_diagonal=self.exclude_diagonal)
+
+    @property
+    def _priority(self) -> QuerySet:
+        return QuerySet("text", weight="position", exclude_diagonal=self.exclude_diagonal)
+
+    def token_scores(self, layer: LayerCache, context: Context) -> Float[Array, "B K S"]:
+        """Redistributed attention (step 1)."""
+        return context.attention_sums(self._redistributed) / self._share(layer)
+
+    def compress(self, layer: LayerCache, context: Context) -> tuple[LayerCache, Any]:
         """Steps 1 to 5 on one layer."""
-        layer = dataclasses.replace(layer, mass=sums[1])
-        budget = self.row_budget(length, layer.slots)
-        share = self._share(layer)
-        score = sums[0] / share
-        weight = self._weights(layer, sums[-1] / share if self.priority_stat == "redistributed" else sums[1])
-        selected, whole = self._select(layer, score, weight, budget)
-        chosen, owner = self._assign(layer, selected, capacity)
+        budget, capacity = context.budget, context.capacity
+        score, seen = self.scores(layer, context), _with_kept_as_text(layer, context)
+        if self.priority_stat == "redistributed":
+            weight = self._weights(layer, context.attention_sums(self._priority) / self._share(layer))
+        else:
+            weight = self._weights(layer, context.attention_sums(self.mass_queries))
+        selected, whole = self._select(seen, score, weight, budget)
+        chosen, owner = self._assign(seen, selected, capacity)
         if self.gate != "none":
             high = jnp.where(whole, -1, _high_priority(weight))
-            chosen, owner = self._calibrate(layer, score, high, selected, chosen, owner, budget, capacity)
+            chosen, owner = self._calibrate(seen, score, high, selected, chosen, owner, budget, capacity)
         slots, kept, place = chosen_slots(chosen, capacity)
         target = _follow(place, owner, capacity)
         keys, values, count = merged(layer, target, capacity)
-        pruned = take_slots(layer, slots, kept, room=layer.room)
-        return dataclasses.replace(pruned, k=keys, v=values, multiplicity=count, budget=budget)
+        pruned = take_slots(layer, slots, kept, reserved_slots=layer.reserved_slots)
+        return dataclasses.replace(pruned, k=keys, v=values, multiplicity=count, budget=budget), context.carry
 
-    def evict(self, layer: LayerCache) -> LayerCache:
+    def evict(self, layer: LayerCache, context: Context) -> LayerCache:
         """Between decode steps: text whole, modality floors, recent tokens, and the largest accumulated mass."""
-        text = layer.valid & is_text(layer.modality)
-        free = layer.budget[:, None] - text.sum(-1, dtype=jnp.int32)  # [B, K]
-        generated = layer.valid & (layer.modality == Modality.GENERATED)
+        seen = _with_kept_as_text(layer, context)
+        text = seen.valid & is_text(seen.modality)
+        free = context.budget[:, None] - text.sum(-1, dtype=jnp.int32)  # [B, K]
+        generated = seen.valid & (seen.modality == Modality.GENERATED)
         recent_slots = jnp.minimum(self.recent, free // 2)
-        sure = text | top(layer.index.astype(jnp.float32), generated, recent_slots)
-        sure |= self._best_of_each(layer, layer.mass, free - recent_slots)
-        score = jnp.where(sure, jnp.inf, layer.mass)
-        return keep_between_steps(layer, top(score, layer.valid, layer.budget))
+        sure = text | top_k_mask(seen.index.astype(jnp.float32), generated, recent_slots)
+        score = layer.mass if context.scores is None else context.scores
+        sure |= self._best_of_each(seen, score, free - recent_slots)
+        chosen = top_k_mask(jnp.where(sure, jnp.inf, score), seen.valid, context.budget)
+        return keep(layer, chosen, context)
 
     def _share(self, layer: LayerCache) -> Float[Array, "B K S"]:
         """max(n_min, counted rows at or after each column): the divisor that makes a sum a mean (step 1)."""
@@ -174,7 +206,7 @@ class AccKV(CachePolicy):
         video, audio = _members(layer)
         sizes = (m.sum(-1, dtype=jnp.int32) for m in (video, audio))
         best_video, best_audio = (
-            top(score, m, self._floor(n, free, layer.slots)) for m, n in zip((video, audio), sizes, strict=True)
+            top_k_mask(score, m, self._floor(n, free, layer.slots)) for m, n in zip((video, audio), sizes, strict=True)
         )
         return best_video | best_audio
 
@@ -187,7 +219,7 @@ class AccKV(CachePolicy):
         if self.split == "joint":
             weighted = jnp.where(video, weight[:, 0][:, None, None], weight[:, 1][:, None, None]) * score
             weighted = jnp.where(self._best_of_each(layer, score, free), jnp.inf, weighted)
-            media = top(weighted, video | audio, free)
+            media = top_k_mask(weighted, video | audio, free)
         else:
             videos, audios = (m.sum(-1, dtype=jnp.int32) for m in (video, audio))
             if self.split == "weighted":
@@ -200,7 +232,7 @@ class AccKV(CachePolicy):
                 jnp.maximum(least_video, free - audios),
                 jnp.minimum(videos, free - least_audio),
             )
-            media = top(score, video, slots) | top(score, audio, free - slots)
+            media = top_k_mask(score, video, slots) | top_k_mask(score, audio, free - slots)
         whole = ((video | audio).sum(-1) <= _free(layer, budget, summary=False))[..., None]
         text = layer.valid & is_text(layer.modality)
         return jnp.where(whole, layer.valid, text | media), whole
@@ -226,20 +258,20 @@ class AccKV(CachePolicy):
             rows, is_row, _ = grouped_slots(jnp.where(lost, kind, -1), kinds, losses)
             pivots, is_pivot, _ = grouped_slots(jnp.where(selected, kind, -1), kinds, capacity)
             to = nearest(
-                pick(view, rows),
-                pick(view, pivots),
-                jnp.where(is_row, pick(kind, rows), -1),
-                jnp.where(is_pivot, pick(kind, pivots), -2),
+                gather_slots(view, rows),
+                gather_slots(view, pivots),
+                jnp.where(is_row, gather_slots(kind, rows), -1),
+                jnp.where(is_pivot, gather_slots(kind, pivots), -2),
             )
             padded = jnp.pad(pivots, ((0, 0), (0, 0), (0, 1)), constant_values=none)
-            owner = put(owner, jnp.where(is_row, rows, none), pick(padded, to))
+            owner = scatter_slots(owner, jnp.where(is_row, rows, none), gather_slots(padded, to))
         return selected, owner
 
     def _view(self, layer: LayerCache) -> Float[Array, "B K S H"]:
         """Keys as cosines see them."""
         if self.unrotated_theta is None:
-            return layer.k
-        return unrotated(layer.k, layer.index, self.unrotated_theta)
+            return layer.keys
+        return unrotated(layer.keys, layer.index, self.unrotated_theta)
 
     def _calibrate(
         self,
@@ -259,7 +291,7 @@ class AccKV(CachePolicy):
         cosine = self._agreement(layer, is_high, group >= 0, chosen, owner, capacity)
         if self.gate == "quantile":
             number = low.sum(-1, dtype=jnp.int32)
-            dropped = low & ~top(cosine, low, number - rounded_share(self.quantile, number, layer.slots))
+            dropped = low & ~top_k_mask(cosine, low, number - rounded_share(self.quantile, number, layer.slots))
         else:
             dropped = low & (cosine < self.tau)
         if self.floor_after_gate:
@@ -268,10 +300,10 @@ class AccKV(CachePolicy):
             size = jnp.sum(group == 1 - high, -1, dtype=jnp.int32)
             least = jnp.minimum(self._floor(size, free, layer.slots), tokens.sum(-1, dtype=jnp.int32))
             missing = least - (tokens & ~dropped).sum(-1, dtype=jnp.int32)
-            dropped = dropped & ~top(score, tokens & dropped, missing)
+            dropped = dropped & ~top_k_mask(score, tokens & dropped, missing)
         if not self.refill:
             return chosen & ~dropped, owner
-        refilled = top(score, is_high & ~selected, dropped.sum(-1, dtype=jnp.int32))
+        refilled = top_k_mask(score, is_high & ~selected, dropped.sum(-1, dtype=jnp.int32))
         slot = slot_numbers(owner)
         owner = jnp.where(refilled, slot, owner)
         if self.merge == "summary":
@@ -301,19 +333,14 @@ class AccKV(CachePolicy):
         number = jnp.maximum(is_high.sum(-1), 1)[..., None].astype(jnp.float32)
         mean = jnp.where(is_high[..., None], unit(view), 0.0).sum(2) / number  # [B, K, H]
         cosine = jnp.einsum("bkch,bkh->bkc", unit(keys), mean)
-        return pick(cosine, jnp.minimum(place, capacity - 1))
+        return gather_slots(cosine, jnp.minimum(place, capacity - 1))
 
 
-def acckv_plus(**options: object) -> AccKV:
-    """The strongest variant found for SmolAV (models/smolav/variants.json); any option can be overridden."""
-    preset: dict[str, object] = {
-        "rows": "text",
-        "n_min": 64,
-        "split": "weighted",
-        "gate": "none",
-        "log_multiplicity": True,
-    }
-    return AccKV(**(preset | options))  # pyright: ignore[reportArgumentType]
+def _with_kept_as_text(layer: LayerCache, context: Context) -> LayerCache:
+    """The layer as the choice of slots sees it: what must stay counts as text, which is kept whole."""
+    if context.keep is None:
+        return layer
+    return dataclasses.replace(layer, modality=jnp.where(context.keep, jnp.int8(Modality.TEXT), layer.modality))
 
 
 def _media_group(layer: LayerCache) -> Int[Array, "B K S"]:
@@ -364,4 +391,4 @@ def _exact_share(video: Int[Array, "B K"], audio: Int[Array, "B K"], free: Int[A
 def _follow(place: Int[Array, "B K S"], owner: Int[Array, "B K S"], capacity: int) -> Int[Array, "B K S"]:
     """The place of each token's owner; `capacity` (nowhere) for tokens without one."""
     padded = jnp.pad(place, ((0, 0), (0, 0), (0, 1)), constant_values=capacity)
-    return pick(padded, owner)
+    return gather_slots(padded, owner)

@@ -3,13 +3,14 @@
 import dataclasses
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+from jaxtyping import Array, Float, Int
 
-from acckv_jax.attention import RowWeights
-from acckv_jax.budget import TokenCounts, check_slots
+from acckv_jax.budget import TokenCounts
 from acckv_jax.cache import LayerCache
-from acckv_jax.policy import CachePolicy, Rows
-from acckv_jax.selection import pick, put, top
+from acckv_jax.policy import CachePolicy, Context
+from acckv_jax.queries import QuerySet
+from acckv_jax.selection import gather_slots, scatter_slots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +20,11 @@ class SnapKV(CachePolicy):
     Attributes:
         window_size: rows at the end of the prompt that observe, and are kept.
         kernel_size: tokens that a score is averaged over (odd), zeros beyond the ends.
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> kv.SnapKV(budget=0.2, window_size=16).queries
+        (QuerySet(rows='all', last=16, weight='one', exclude_diagonal=False),)
     """
 
     window_size: int = 32
@@ -31,34 +37,21 @@ class SnapKV(CachePolicy):
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd and positive, not {self.kernel_size}.")
 
-    @property
-    def window(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The observing rows must come in one chunk."""
-        return self.window_size
-
-    def check(self, counts: TokenCounts) -> None:
+    def needed_slots(self, counts: TokenCounts) -> tuple[np.ndarray | int, str]:
         """The window must fit."""
-        need = "SnapKV's window (window_size can be made smaller) needs"
-        check_slots(self.budget, counts, self.window_size, need)
+        return self.window_size, "SnapKV's window (window_size can be made smaller) needs"
 
-    def row_weights(self, rows: Rows) -> RowWeights:
-        """The last rows of the prompt count."""
-        observing = rows.valid & (rows.index >= (rows.total - self.window_size)[:, None])
-        return RowWeights(observing.astype(jnp.float32)[None] / self.window_size)
+    @property
+    def queries(self) -> tuple[QuerySet, ...]:
+        """The last rows of the prompt."""
+        return (QuerySet(last=self.window_size),)
 
-    def choose(
-        self,
-        layer: LayerCache,
-        sums: Float[Array, "M B K S"],
-        length: Int[Array, " B"],
-        budget: Int[Array, " B"],
-        index: Int[Array, ""],
-    ) -> Bool[Array, "B K S"]:
-        """The window and the tokens of largest pooled score."""
-        window = layer.index >= (length - self.window_size)[:, None, None]
-        score = jnp.where(window | ~layer.valid, 0.0, sums[0])
-        score = jnp.where(window, jnp.inf, pooled(score, layer.index, layer.valid, self.kernel_size))
-        return top(score, layer.valid, budget)
+    def token_scores(self, layer: LayerCache, context: Context) -> Float[Array, "B K S"]:
+        """Pooled attention of the window; the window itself comes first."""
+        window = layer.index >= (context.length - self.window_size)[:, None, None]
+        mean = context.attention_sums(self.queries[0]) / self.window_size
+        score = jnp.where(window | ~layer.valid, 0.0, mean)
+        return jnp.where(window, jnp.inf, pooled(score, layer.index, layer.valid, self.kernel_size))
 
 
 def pooled(
@@ -67,8 +60,8 @@ def pooled(
     """Mean over `kernel` neighbouring tokens, by token index: padding between chunks does not count as a token."""
     slots = score.shape[-1]
     at = jnp.where(valid, index, slots)
-    dense = put(jnp.zeros_like(score), at, score)
+    dense = scatter_slots(jnp.zeros_like(score), at, score)
     half = kernel // 2
     padded = jnp.pad(dense, ((0, 0), (0, 0), (half, half)))
     mean = jnp.stack([padded[..., i : i + slots] for i in range(kernel)]).mean(0)
-    return pick(mean, jnp.minimum(at, slots - 1))
+    return gather_slots(mean, jnp.minimum(at, slots - 1))

@@ -1,0 +1,74 @@
+"""What the library asks of a decoder."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from jax import Array
+from jaxtyping import Float, Int
+
+Attend = Callable[..., tuple[Array, Any, Any]]
+"""`attend(layer, q [B,T,N,H], k [B,T,K,H], v [B,T,K,H], cache, carry, **inputs) -> (output [B,T,N,H], cache, carry)`.
+
+`layer` is the layer's number, a Python int or a traced one. `cache` is what the decoder was handed for this layer, the
+returned one is what it hands back for it. `carry` passes from layer to layer. `inputs` is optional and serves policies
+that ask for more than attention (`CachePolicy.needs`): `hidden_states` [B, T, D] the layer's input, `unrotated_q`
+[B, T, N, H] the queries before rotation, `output_weights` [N, H, D] the output projection W_O.
+"""
+
+
+class StepFn(Protocol):
+    """A decoder's forward pass, with attention left to the caller.
+
+    It computes q, k and v of each layer (rotated), calls `attend` once per layer in order, and returns the logits of
+    one row per sequence. It must be hashable by value, or the same object in every call.
+    """
+
+    def __call__(
+        self,
+        params: Any,
+        inputs: Any,
+        positions: Int[Array, "B T"] | Int[Array, "A B T"],
+        caches: tuple[Any, ...],
+        carry: Any,
+        attend: Attend,
+        logit_positions: Int[Array, " B"],
+    ) -> tuple[Float[Array, "B V"], tuple[Any, ...], Any]:
+        """Runs the decoder.
+
+        Args:
+            params: the model's parameters.
+            inputs: token ids [B, T], or whatever else the caller passed (embeddings, for instance).
+            positions: rotary positions of the T tokens.
+            caches: one entry per layer, for `attend`.
+            carry: for `attend` of the first layer; each layer hands it to the next.
+            attend: attention over the cache.
+            logit_positions: for each sequence, which of its T tokens the logits are wanted of.
+
+        Returns:
+            Logits [B, V], the entries that `attend` returned for each layer, and the carry of the last layer.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """A decoder as the library takes it. It is hashable, so it can be a static argument of jit.
+
+    Attributes:
+        step: the forward pass.
+        num_layers: how many times `step` calls `attend`.
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> def step(params, inputs, positions, caches, carry, attend, logit_positions):
+        ...     x = params["embed"][inputs][:, :, None]  # one head
+        ...     out, cache, carry = attend(0, x, x, x, caches[0], carry)
+        ...     rows = jax.vmap(lambda states, row: states[row])(out[:, :, 0], logit_positions)
+        ...     return rows @ params["embed"].T, (cache,), carry
+        >>> kv.Decoder(step, num_layers=1).num_layers
+        1
+    """
+
+    step: StepFn
+    num_layers: int

@@ -1,0 +1,110 @@
+"""What every wrapper is: a policy around another one."""
+
+import dataclasses
+from typing import Any, Self
+
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from acckv_jax.budget import Budget, TokenCounts
+from acckv_jax.cache import LayerCache
+from acckv_jax.policy import CachePolicy, Context
+from acckv_jax.queries import QuerySet
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrapper(CachePolicy):
+    """A policy that changes what another one does; by itself it changes nothing.
+
+    A new wrapper overrides what it changes, and reaches the inner policy through the context: `keep` and `scores`.
+
+    Attributes:
+        inner: the policy inside. Budget and `evict_every` are its own.
+    """
+
+    budget: Budget = dataclasses.field(init=False, repr=False)
+    evict_every: int = dataclasses.field(init=False, repr=False)
+    inner: CachePolicy
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.inner, CachePolicy):
+            raise ValueError(f"{type(self).__name__} wraps a policy such as SnapKV(budget=0.2), not {self.inner!r}.")
+        object.__setattr__(self, "budget", self.inner.budget)
+        object.__setattr__(self, "evict_every", self.inner.evict_every)
+        object.__setattr__(self, "is_fraction", self.inner.is_fraction)
+
+    # Class variables of policies are the inner one's here.
+
+    @property
+    def can_evict(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the inner policy."""
+        return self.inner.can_evict
+
+    @property
+    def log_multiplicity(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the inner policy."""
+        return self.inner.log_multiplicity
+
+    @property
+    def needs(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the inner policy."""
+        return self.inner.needs
+
+    @property
+    def queries(self) -> tuple[QuerySet, ...]:
+        """As the inner policy."""
+        return self.inner.queries
+
+    @property
+    def mass_queries(self) -> QuerySet | None:
+        """As the inner policy."""
+        return self.inner.mass_queries
+
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        """As the inner policy."""
+        return self.inner.budgets
+
+    def needed_slots(self, counts: TokenCounts) -> tuple[np.ndarray | int, str]:
+        """As the inner policy."""
+        return self.inner.needed_slots(counts)
+
+    def capacity(self, bucket: int, layer: int) -> int:
+        """As the inner policy."""
+        return self.inner.capacity(bucket, layer)
+
+    def reserved_slots(self, new_tokens: int) -> int:
+        """As the inner policy."""
+        return self.inner.reserved_slots(new_tokens)
+
+    def with_budget(self, budget: Budget) -> Self:
+        """The same wrapper around the inner policy with another budget."""
+        return dataclasses.replace(self, inner=self.inner.with_budget(budget))
+
+    def while_decoding(self) -> CachePolicy:
+        """As the inner policy: for wrappers that change nothing while decoding."""
+        return self.inner.while_decoding()
+
+    def row_budget(self, length: Int[Array, " B"], bucket: int, layer: int | Array) -> Int[Array, " B"]:
+        """As the inner policy."""
+        return self.inner.row_budget(length, bucket, layer)
+
+    def init_carry(self, modality: Int[Array, "B S"]) -> Any:
+        """As the inner policy."""
+        return self.inner.init_carry(modality)
+
+    def token_scores(self, layer: LayerCache, context: Context) -> Float[Array, "B K S"]:
+        """As the inner policy."""
+        return self.inner.token_scores(layer, context)
+
+    def select(self, scores: Float[Array, "B K S"], layer: LayerCache, context: Context) -> Bool[Array, "B K S"]:
+        """As the inner policy."""
+        return self.inner.select(scores, layer, context)
+
+    def compress(self, layer: LayerCache, context: Context) -> tuple[LayerCache, Any]:
+        """As the inner policy."""
+        return self.inner.compress(layer, context)
+
+    def evict(self, layer: LayerCache, context: Context) -> LayerCache:
+        """As the inner policy."""
+        return self.inner.evict(layer, context)

@@ -1,0 +1,60 @@
+"""Protection of the first and last tokens, for any policy."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from acckv_jax.budget import TokenCounts
+from acckv_jax.cache import LayerCache
+from acckv_jax.policy import CachePolicy, Context
+from acckv_jax.wrappers.base import Wrapper
+
+
+@dataclasses.dataclass(frozen=True)
+class Protected(Wrapper):
+    """Never drops the first and the last tokens; the inner policy chooses among the others.
+
+    The protected tokens count in the budget. While decoding, the last tokens are the last generated ones.
+
+    Attributes:
+        inner: the policy inside.
+        first: tokens kept at the beginning of the sequence.
+        last: tokens kept at its end.
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> kv.Protected(kv.Knorm(budget=0.2), first=4, last=16)
+        Protected(inner=Knorm(budget=0.2, evict_every=0), first=4, last=16)
+    """
+
+    first: int = 4
+    last: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.first < 0 or self.last < 0:
+            raise ValueError(f"first and last are numbers of tokens, at least 0, not {self.first} and {self.last}.")
+
+    def needed_slots(self, counts: TokenCounts) -> tuple[np.ndarray | int, str]:
+        """The protected tokens must fit beside what the inner policy cannot do without."""
+        need, _ = self.inner.needed_slots(counts)
+        name = type(self.inner).__name__
+        return need + self.first + self.last, f"{self.first} first and {self.last} last tokens beside {name}'s own need"
+
+    def while_decoding(self) -> CachePolicy:
+        """The whole wrapper where the inner policy evicts."""
+        return self if self.evict_every else self.inner.while_decoding()
+
+    def compress(self, layer: LayerCache, context: Context) -> tuple[LayerCache, Any]:
+        """As the inner policy, among the other tokens."""
+        return self.inner.compress(layer, self._protect(layer, context))
+
+    def evict(self, layer: LayerCache, context: Context) -> LayerCache:
+        """As the inner policy, among the other tokens."""
+        return self.inner.evict(layer, self._protect(layer, context))
+
+    def _protect(self, layer: LayerCache, context: Context) -> Context:
+        ends = (layer.index < self.first) | (layer.index >= (context.length - self.last)[:, None, None])
+        keep = layer.valid & ends
+        return dataclasses.replace(context, keep=keep if context.keep is None else context.keep | keep)
