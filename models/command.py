@@ -46,5 +46,6 @@ def check_output(out: Path | None) -> None:
 
 
 def keep_compiled() -> None:
-    """Keeps this process's compiled programs in the user's cache, where later ones find them."""
-    jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))
+    """Keeps this process's compiled programs in the user's cache, or where JAX_COMPILATION_CACHE_DIR says."""
+    if not jax.config.values["jax_compilation_cache_dir"]:
+        jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))

@@ -1,17 +1,42 @@
-"""Eight CPU devices, strict promotion of dtypes and ranks, and meshes."""
+"""Eight CPU devices, strict promotion of dtypes and ranks, a cache of compiled programs, and meshes."""
 
 import os
 from collections.abc import Iterator
 
-os.environ["JAX_PLATFORMS"] = "cpu"  # in the environment, so that processes started by tests stay on the CPU too
+# In the environment, so that processes started by tests stay on the CPU too.
+os.environ["JAX_PLATFORMS"] = "cpu"
+# Where XLA prefers not to use some instructions, it logs this as an error for every program that comes from the cache.
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 import jax
 import pytest
 from jax.sharding import AxisType, Mesh
 
+from tests import programs
+
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+programs.keep()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--count-programs", action="store_true", help="tell how many programs were compiled, and where")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        programs.forget_unused()
+    if config.getoption("--count-programs"):
+        config.pluginmanager.register(programs.Counter(config))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With --dist loadgroup a file's tests share a worker, and so its fixtures and programs, unless they say else."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.parent.name}/{item.path.stem}"))
 
 
 @pytest.fixture(autouse=True, scope="module")
