@@ -14,15 +14,16 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+import models
 from acckv_jax import POLICIES, CachePolicy
 from eval.answering import Answer, answer_all, answer_one
 from eval.perf.roofline import measured_bandwidth
 from eval.policies import build_policy
 from eval.report import answer_tables
 from models import command
+from models.acckv_tau import TAU
 from models.errors import UserError
 from models.interface import AVModel, EmbeddedPrompt
-from models.registry import load_model
 
 Loader = Callable[[str, Callable[[str, int, int | None], None]], AVModel]
 DEMO = Path(__file__).parent.parent / "models" / "smolav" / "demo"
@@ -71,7 +72,7 @@ def parse_budget(text: str) -> float | int:
         ) from error
 
 
-def run(options: Options, out: Console, err: Console, load: Loader = load_model) -> None:
+def run(options: Options, out: Console, err: Console, load: Loader = models.load) -> None:
     """Loads, reads, answers and prints; `load` finds a model by name.
 
     Raises:
@@ -93,7 +94,7 @@ def run(options: Options, out: Console, err: Console, load: Loader = load_model)
         report = reporter(progress)
         report(f"loading {options.model}")
         model = load(options.model, download_reporter(progress))
-        policies = choose_policies(options, budget, compare=compare, tau=model.tau)
+        policies = choose_policies(options, budget, compare=compare, tau=TAU[model.family])
         prefix = read_prefix(clip, options.layout, model, progress, report, err)
         report("measuring memory bandwidth")
         bandwidth = measured_bandwidth()
@@ -130,12 +131,12 @@ def read_prefix(
 ) -> EmbeddedPrompt:
     """Decodes and encodes a clip."""
     task = progress.add_task(f"decoding {clip.name}", total=None)
-    media = model.read(clip, lambda done, total: progress.update(task, completed=done, total=total))
+    media = model.load_media(clip, lambda done, total: progress.update(task, completed=done, total=total))
     progress.update(task, total=1, completed=1)
     for note in media.notes:
         err.print(note)
     report("encoding pictures and sound")
-    return model.prefix(media, layout or model.layouts[0])
+    return model.encode_media(media, layout or model.layouts[0])
 
 
 def stream(pieces: Iterator[str | Answer], progress: Progress, out: Console, *, quiet: bool) -> Iterator[Answer]:

@@ -100,7 +100,7 @@ def check_fits(model: AVModel, prompt: EmbeddedPrompt, new_tokens: int) -> None:
     Raises:
         UserError: saying how to shorten it.
     """
-    over = len(prompt) + new_tokens - model.context
+    over = len(prompt) + new_tokens - model.max_context
     if over > 0:
         media = len(prompt) - prompt.count(Modality.TEXT)
         share = max(0, 100 * (media - over) // max(media, 1))
@@ -109,7 +109,7 @@ def check_fits(model: AVModel, prompt: EmbeddedPrompt, new_tokens: int) -> None:
             ways.append(f"ask for at most {new_tokens - over} new tokens")
         raise UserError(
             f"The prompt has {len(prompt)} tokens and the answer up to {new_tokens}, but {model.name} reads at most "
-            f"{model.context}: {' or '.join(ways or ['ask a shorter question'])}."
+            f"{model.max_context}: {' or '.join(ways or ['ask a shorter question'])}."
         )
 
 
@@ -128,7 +128,7 @@ def answer_one(
         The answer's text in pieces as it is generated, and last the `Answer`.
     """
     name, chosen = policy
-    prompt = prefix.then(model.question(question))
+    prompt = prefix.then(model.encode_question(question))
     check_fits(model, prompt, new_tokens)
     check_policies({name: chosen}, prompt.modality)
     batch = in_bucket(prompt)
@@ -139,7 +139,7 @@ def answer_one(
         batch,
         step=model.step,
         policy=chosen,
-        layers=model.layers,
+        layers=model.num_layers,
         room=_room(chosen, new_tokens),
     )
     asked = Asked(prompt, question, batch.prompt.modality.shape[1], seconds, 0.0)
@@ -160,13 +160,13 @@ def answer_all(
     The last rows that a policy's window needs are run again with each question, so that each answer is what the
     question gives alone.
     """
-    prompts = [prefix.then(model.question(question)) for question in questions]
+    prompts = [prefix.then(model.encode_question(question)) for question in questions]
     for prompt in prompts:
         check_fits(model, prompt, new_tokens)
         check_policies(policies, prompt.modality)
     window = max(policy.window for policy in policies.values())
     shared_tokens = max(1, len(prefix) - window)
-    shared: dict[str, Any] = {"step": model.step, "policies": tuple(policies.values()), "layers": model.layers}
+    shared: dict[str, Any] = {"step": model.step, "policies": tuple(policies.values()), "layers": model.num_layers}
     report("prefill of the clip")
     head = in_bucket(prefix.split(shared_tokens)[0])
     (_, clip), clip_seconds = timed(score, model.params, head, None, complete=False, **shared)
@@ -215,18 +215,18 @@ def _generate(
     slot_bytes = sum((layer.k.nbytes + layer.v.nbytes) // layer.slots for layer in cache.layers)
     least = step_bytes(model.params, cache) / bandwidth
     spare = jax.tree.map(jnp.copy, cache)
-    state = acckv_jax.start_decoding(logits, cache, jax.random.key(0), stop=model.stop)
+    state = acckv_jax.start_decoding(logits, cache, jax.random.key(0), stop=model.stop_token_ids)
     options = {"step": model.step, "policy": chosen.while_decoding()}
     tokens, shown = [int(state.token[0])], ""
     while True:
-        text = model.text(tokens[:new_tokens])
+        text = model.detokenize(tokens[:new_tokens])
         finished = len(tokens) >= new_tokens or not bool(state.active[0])
         if finished or not text.endswith("\ufffd"):  # half a character: wait for the rest
             yield text[len(shown) :]
             shown = text
         if finished:
             break
-        made, number, state = decode(model.params, state, steps=STREAM, stop=model.stop, **options)
+        made, number, state = decode(model.params, state, steps=STREAM, stop=model.stop_token_ids, **options)
         tokens += np.asarray(made)[0, : int(number)].tolist()
         _check_finite(model, logits, state.cache)
     rate = _tokens_per_second(model, options, logits, spare)

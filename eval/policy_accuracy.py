@@ -31,6 +31,7 @@ from eval.held_out import GROUPS, MOST, HeldOutClips, group_of
 from eval.policies import build_policy, check_policies
 from eval.programs import decode, score
 from models import command
+from models.acckv_tau import TAU
 from models.batching import Batch, padded
 from models.errors import UserError
 from models.interface import EmbeddedPrompt
@@ -108,14 +109,14 @@ def answers(
     # Policies that differ in budget alone share their column sums.
     distinct = dict.fromkeys(dataclasses.replace(policy, budget=1.0) for policy in policies.values())
     sums = {policy: number for number, policy in enumerate(distinct)}
-    shared: dict[str, Any] = {"step": model.step, "policies": tuple(sums), "layers": model.layers}
+    shared: dict[str, Any] = {"step": model.step, "policies": tuple(sums), "layers": model.num_layers}
     window = max(policy.window for policy in sums)
     shared_tokens = max(1, len(prefix) - window)
     head = prefix.split(shared_tokens)[0]
     length = next(n for n in LENGTHS if len(head) <= n)
     _, clip = score(model.params, padded([head], length), None, complete=False, **shared)
     rows = [*asked, *asked[:1] * (len(GROUPS) - len(asked))]
-    whole = [prefix.then(model.question(q.text)) for q in rows]
+    whole = [prefix.then(model.encode_question(q.text)) for q in rows]
     labelled = {f"{label} at budget {budget:g}": policy for (label, budget), policy in policies.items()}
     for prompt in whole:
         check_policies(labelled, prompt.modality[:-1])
@@ -125,7 +126,7 @@ def answers(
     _, scored = score(model.params, _asked([c for c, _ in held_back]), repeated, complete=True, **shared)
     last = padded([c for _, c in held_back], 1)
     following = [*asked[1:], *asked[:1], *asked[:1] * (len(rows) - len(asked))]
-    second = _asked([model.next_question(q.answer, f.text) for q, f in zip(rows, following, strict=True)])
+    second = _asked([model.encode_next_question(q.answer, f.text) for q, f in zip(rows, following, strict=True)])
     for name, policy in policies.items():
         cache = acckv_jax.prune(scored, sums[dataclasses.replace(policy, budget=1.0)], policy, room=ANSWER)
         run = functools.partial(_extend, step=model.step, policy=policy.while_decoding())
@@ -147,9 +148,9 @@ def _greedy(
     model: SmolAVModel, policy: CachePolicy, logits: jax.Array, cache: acckv_jax.KVCache, count: int
 ) -> list[str]:
     """Greedy answers of the first `count` rows."""
-    state = acckv_jax.start_decoding(logits, cache, jax.random.key(0), stop=model.stop)
+    state = acckv_jax.start_decoding(logits, cache, jax.random.key(0), stop=model.stop_token_ids)
     first = np.asarray(state.token)[:, None]
-    options = {"step": model.step, "policy": policy.while_decoding(), "steps": ANSWER - 1, "stop": model.stop}
+    options = {"step": model.step, "policy": policy.while_decoding(), "steps": ANSWER - 1, "stop": model.stop_token_ids}
     made, number, _ = decode(model.params, state, **options)
     tokens = np.concatenate([first, np.asarray(made)[:, : int(number)]], axis=1)
     return [_text(model, row) for row in tokens[:count]]
@@ -158,8 +159,8 @@ def _greedy(
 def _text(model: SmolAVModel, row: np.ndarray) -> str:
     """An answer up to its end; unfinished ones are marked, so that they count as wrong."""
     tokens = row.tolist()
-    end = next((i for i, token in enumerate(tokens) if token in model.stop), None)
-    return model.text(tokens[:end]).strip() if end is not None else model.text(tokens) + "..."
+    end = next((i for i, token in enumerate(tokens) if token in model.stop_token_ids), None)
+    return model.detokenize(tokens[:end]).strip() if end is not None else model.detokenize(tokens) + "..."
 
 
 def load_all() -> tuple[SmolAVModel, HeldOutClips]:
@@ -180,13 +181,13 @@ def measure(options: Options, load: Loader) -> dict[str, Any]:
     if options.first < 0 or last > MOST:
         wanted = f"{options.first} to {last - 1}"
         raise UserError(f"--first and --clips must choose among clips 0 to {MOST - 1}, not {wanted}.")
-    policies = variants(options, SmolAVModel.tau)
+    policies = variants(options, TAU[SmolAVModel.family])
     model, clips = load()
     protocols = ("first", "second")
     right = {(name, turn): {group: [] for group in GROUPS} for name in policies for turn in protocols}
     held_out = clips.numbered(range(options.first, last))
     for index, clip, media in track(held_out, "clips", options.clips, console=Console(stderr=True)):
-        prefix = model.encoded_prefix(media, LAYOUTS[index % len(LAYOUTS)])
+        prefix = model.encode_features(media, LAYOUTS[index % len(LAYOUTS)])
         asked = one_of_each(clip, index)
         for name, *turns in answers(model, prefix, asked, policies):
             for turn, expected, found in zip(protocols, (asked, [*asked[1:], *asked[:1]]), turns, strict=True):

@@ -75,6 +75,11 @@ class AVModel(Protocol):
         ...
 
     @property
+    def family(self) -> str:
+        """Name of its folder: a key of tables such as `models.acckv_tau.TAU`."""
+        ...
+
+    @property
     def step(self) -> StepFn:
         """The decoder for `acckv_jax`."""
         ...
@@ -85,12 +90,12 @@ class AVModel(Protocol):
         ...
 
     @property
-    def layers(self) -> int:
+    def num_layers(self) -> int:
         """Number of decoder layers."""
         ...
 
     @property
-    def context(self) -> int:
+    def max_context(self) -> int:
         """Most tokens that the decoder can tell apart."""
         ...
 
@@ -100,27 +105,22 @@ class AVModel(Protocol):
         ...
 
     @property
-    def stop(self) -> tuple[int, ...]:
+    def stop_token_ids(self) -> tuple[int, ...]:
         """Token ids that end an answer."""
         ...
 
-    @property
-    def tau(self) -> float:
-        """Threshold of AccKV's gate for this family of decoders."""
-        ...
-
-    def read(self, clip: Path, progress: Progress | None = None) -> Media:
+    def load_media(self, clip: Path, progress: Progress | None = None) -> Media:
         """Decodes a clip, with the frames that the model wants."""
         ...
 
-    def prefix(self, media: Media, layout: str) -> EmbeddedPrompt:
+    def encode_media(self, media: Media, layout: str) -> EmbeddedPrompt:
         """All that precedes the question, as embeddings."""
         ...
 
-    def question(self, text: str) -> EmbeddedPrompt:
+    def encode_question(self, text: str) -> EmbeddedPrompt:
         """The question and what follows it up to the answer, as embeddings."""
         ...
 
-    def text(self, tokens: list[int]) -> str:
+    def detokenize(self, tokens: list[int]) -> str:
         """Generated tokens as text, without the stop token."""
         ...

@@ -67,12 +67,12 @@ class OverDecoder:
         return self.all_params["decoder"]
 
     @property
-    def layers(self) -> int:
+    def num_layers(self) -> int:
         """Number of decoder layers."""
         return self.decoder.num_hidden_layers
 
     @property
-    def context(self) -> int:
+    def max_context(self) -> int:
         """Most tokens that the decoder can tell apart."""
         return self.decoder.max_position_embeddings
 

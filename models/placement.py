@@ -16,7 +16,7 @@ STORED = "fsdp"
 """Mesh axis that parameters are divided over for storage only: layers gather them from it where they compute."""
 
 
-def define_on(mesh: Mesh, make: Callable[[], nnx.Module]) -> tuple[nnx.GraphDef, Params]:
+def abstract_params_on(mesh: Mesh, make: Callable[[], nnx.Module]) -> tuple[nnx.GraphDef, Params]:
     """`models.layers.init.abstract_params`, each shape with its sharding on a mesh: to load, or to compile ahead.
 
     A kernel or an embedding is divided as its layer computes (`models.layers.linear`), and over "fsdp" along an axis

@@ -37,7 +37,7 @@ CHECKPOINTS: dict[str, Callable[[Path, Section], Source]] = {
 """How a checkpoint of each model_type is opened, to be read, divided over a mesh, or written anew."""
 
 
-def load_model(name: str, progress: DownloadProgress | None = None) -> AVModel:
+def load(name: str, progress: DownloadProgress | None = None) -> AVModel:
     """A model by name, or the checkpoint in a folder; `progress` is told of downloads.
 
     Raises:

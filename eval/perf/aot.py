@@ -33,7 +33,7 @@ from models.decoder import Decoder, DecoderConfig
 from models.errors import UserError
 from models.layers.init import FastRngs, Params
 from models.over_decoder import DecoderStep
-from models.placement import define_on
+from models.placement import abstract_params_on
 from models.qwen2_5_omni.config import ThinkerConfig
 from models.qwen2_5_omni.modeling import Thinker
 from models.videollama2.config import VideoLLaMA2Config
@@ -122,8 +122,8 @@ class Plan:
     @classmethod
     def make(cls, preset: Preset, mesh: Mesh, context: int, steps: int) -> "Plan":
         """Defines the model on a mesh."""
-        graph, params = define_on(mesh, lambda: Decoder(preset.decoder, rngs=FastRngs(0), dtype=DTYPE))
-        _, whole = define_on(mesh, preset.make)
+        graph, params = abstract_params_on(mesh, lambda: Decoder(preset.decoder, rngs=FastRngs(0), dtype=DTYPE))
+        _, whole = abstract_params_on(mesh, preset.make)
         del whole["decoder"]
         return cls(preset, mesh, DecoderStep(graph), params, device_bytes(whole), context, steps)
 

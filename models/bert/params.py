@@ -18,7 +18,7 @@ from models.hf.config import Section, reading
 from models.hf.source import Source
 from models.hf.tensors import Tensor, Tensors, linear, norm
 from models.layers.init import FastRngs, Params
-from models.placement import define_on
+from models.placement import abstract_params_on
 
 LAYERS = {"bert": "encoder.layer", "distilbert": "transformer.layer"}
 DENSE = {
@@ -141,7 +141,7 @@ class BertSource:
         mesh = jax.sharding.get_mesh()
         placed = None
         if not mesh.empty:
-            _, shapes = define_on(mesh, lambda: self.model.module(FastRngs(0), dtype))
+            _, shapes = abstract_params_on(mesh, lambda: self.model.module(FastRngs(0), dtype))
             placed = jax.tree.map(lambda leaf: leaf.sharding, _parts(shapes, self.fresh))
         draw = jax.jit(lambda key: _parts(self.model.init(key, dtype), self.fresh), out_shardings=placed)
         return params | draw(key)

@@ -38,8 +38,8 @@ def load_params(
     Args:
         checkpoint: an opened checkpoint.
         tensors: which tensor is which parameter; it names every leaf of `shapes` once.
-        shapes: nested dict of ``jax.ShapeDtypeStruct``: from `models.placement.define_on` with shardings, or from
-            `models.layers.init.abstract_params` without, which puts every parameter whole on the default device.
+        shapes: nested dict of ``jax.ShapeDtypeStruct``: from `models.placement.abstract_params_on` with shardings, or
+            from `models.layers.init.abstract_params` without, which puts every parameter whole on the default device.
         prefix: taken off the checkpoint's names where they start with it.
         ignore: patterns (of `fnmatch`) of names that may be there and are not read.
         copies: patterns of names that may be there too and repeat a tensor -> the tensor's name. They are read only to

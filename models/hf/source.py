@@ -18,7 +18,7 @@ from models.hf.decoder import decoder_config, decoder_copies, decoder_tensors
 from models.hf.load import FLOATS, load_params
 from models.hf.tensors import Tensors
 from models.layers.init import FastRngs, Params, abstract_params
-from models.placement import define_on
+from models.placement import abstract_params_on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Source:
             return self.make(dtype)
 
         mesh = jax.sharding.get_mesh()
-        graph, shapes = abstract_params(make) if mesh.empty else define_on(mesh, make)
+        graph, shapes = abstract_params(make) if mesh.empty else abstract_params_on(mesh, make)
         prefix, ignore, copies = self.prefix, self.ignore, self.copies
         return graph, load_params(self.checkpoint, self.tensors, shapes, prefix=prefix, ignore=ignore, copies=copies)
 

@@ -31,7 +31,7 @@ class QwenOmniModel(OverDecoder):
     config: ThinkerConfig
     chat: Chat
 
-    tau = 0.9
+    family = "qwen2_5_omni"
     layouts = LAYOUTS
 
     @classmethod
@@ -48,17 +48,17 @@ class QwenOmniModel(OverDecoder):
         return cls(str(folder), config.text, graph, params, config, chat)
 
     @property
-    def stop(self) -> tuple[int, ...]:
+    def stop_token_ids(self) -> tuple[int, ...]:
         """The tokens that end an answer."""
-        return self.chat.chatml.stop
+        return self.chat.chatml.stop_token_ids
 
-    def read(self, clip: Path, progress: Progress | None = None) -> Media:
+    def load_media(self, clip: Path, progress: Progress | None = None) -> Media:
         """Decodes a clip: two frames per second, of a size that depends on how many there are."""
         frames = ClipFrames(self.config.vision)
         media = read_clip(clip, Sampling(images.FPS, frames.choose, resize=frames.resize), progress=progress)
         return dataclasses.replace(media, fps=frames.fps)
 
-    def prefix(self, media: Media, layout: str) -> EmbeddedPrompt:
+    def encode_media(self, media: Media, layout: str) -> EmbeddedPrompt:
         """The system's turn, and the user's turn as far as its media go.
 
         Raises:
@@ -81,7 +81,7 @@ class QwenOmniModel(OverDecoder):
                 heard.append(encode_sound(*where, mel))
         return self._chunk(self.chat.prefix(clip_items(visual, audio, layout)), seen, heard)
 
-    def question(self, text: str) -> EmbeddedPrompt:
+    def encode_question(self, text: str) -> EmbeddedPrompt:
         """The rest of the user's turn, and the start of the answer.
 
         Raises:
@@ -89,13 +89,13 @@ class QwenOmniModel(OverDecoder):
         """
         return self._text(self.chat.question(text))
 
-    def next_question(self, answer: str, text: str) -> EmbeddedPrompt:
+    def encode_next_question(self, answer: str, text: str) -> EmbeddedPrompt:
         """A further question after an answer: the answer, its end, and a new turn of the user."""
         return self._text(self.chat.next_question(answer, text))
 
-    def text(self, tokens: list[int]) -> str:
+    def detokenize(self, tokens: list[int]) -> str:
         """Generated tokens as text."""
-        return self.chat.chatml.text(tokens)
+        return self.chat.chatml.detokenize(tokens)
 
     def _chunk(self, tokens: Tokens, seen: list[np.ndarray], heard: list[np.ndarray]) -> EmbeddedPrompt:
         return embed_prompt(self.graph, self.all_params, tokens, seen, heard)

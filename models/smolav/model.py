@@ -42,7 +42,7 @@ class SmolAVModel(OverDecoder):
     tokenizer: Tokenizer
     chat: Chat
 
-    tau = 0.6
+    family = "smolav"
     layouts = LAYOUTS
 
     @classmethod
@@ -63,15 +63,15 @@ class SmolAVModel(OverDecoder):
         return cls(name, config.decoder, graph, params, config, Encoders.load(config), tokenizer, chat)
 
     @property
-    def stop(self) -> tuple[int, ...]:
+    def stop_token_ids(self) -> tuple[int, ...]:
         """The token that ends an answer."""
         return (self.chat.end,)
 
-    def read(self, clip: Path, progress: Progress | None = None) -> Media:
+    def load_media(self, clip: Path, progress: Progress | None = None) -> Media:
         """Decodes a clip: one frame per second."""
         return read_clip(clip, Sampling(size=(FRAME_SIZE, FRAME_SIZE)), progress=progress)
 
-    def prefix(self, media: Media, layout: str) -> EmbeddedPrompt:
+    def encode_media(self, media: Media, layout: str) -> EmbeddedPrompt:
         """Turn start and media.
 
         Raises:
@@ -82,9 +82,9 @@ class SmolAVModel(OverDecoder):
         chosen: Layout = "blocks" if layout == "blocks" else "interleaved"
         frames = np.zeros((0, FRAME_SIZE, FRAME_SIZE, 3), np.uint8) if media.frames is None else media.frames
         sound = np.zeros(0, np.float32) if media.audio is None else media.audio
-        return self.encoded_prefix(EncodedMedia(self.encoders.frames(frames), self.encoders.audio(sound)), chosen)
+        return self.encode_features(EncodedMedia(self.encoders.frames(frames), self.encoders.audio(sound)), chosen)
 
-    def encoded_prefix(self, encoded: EncodedMedia, layout: Layout) -> EmbeddedPrompt:
+    def encode_features(self, encoded: EncodedMedia, layout: Layout) -> EmbeddedPrompt:
         """Turn start and media that the encoders have seen already.
 
         Raises:
@@ -95,7 +95,7 @@ class SmolAVModel(OverDecoder):
             raise UserError("The clip has neither a frame nor a tenth of a second of sound; choose a longer one.")
         return self._chunk(concatenate([text_tokens(self.chat.before), tokens]), encoded)
 
-    def question(self, text: str) -> EmbeddedPrompt:
+    def encode_question(self, text: str) -> EmbeddedPrompt:
         """The question, and the start of the answer's turn.
 
         Raises:
@@ -106,12 +106,12 @@ class SmolAVModel(OverDecoder):
         ids = [*self.tokenizer.encode(text.strip()).ids, *self.chat.after]
         return self._chunk(text_tokens(ids), self._no_media())
 
-    def next_question(self, answer: str, text: str) -> EmbeddedPrompt:
+    def encode_next_question(self, answer: str, text: str) -> EmbeddedPrompt:
         """A further question after an answer: the answer, its end, and a new turn of the user."""
         ids = [*self.tokenizer.encode(answer).ids, self.chat.end, *self.chat.before]
-        return self._chunk(text_tokens(ids), self._no_media()).then(self.question(text))
+        return self._chunk(text_tokens(ids), self._no_media()).then(self.encode_question(text))
 
-    def text(self, tokens: list[int]) -> str:
+    def detokenize(self, tokens: list[int]) -> str:
         """Generated tokens as text."""
         return self.tokenizer.decode([token for token in tokens if token != self.chat.end])
 

@@ -34,7 +34,7 @@ class ChatML:
         self.tokenizer.encode_special_tokens = True  # what a user types is never a special token
 
     @property
-    def stop(self) -> tuple[int, int]:
+    def stop_token_ids(self) -> tuple[int, int]:
         """The tokens that end an answer."""
         return self.mark("im_end"), self.mark("endoftext")
 
@@ -86,6 +86,6 @@ class ChatML:
         """
         return [*self.encode(answer), *self.close(), *self.start("user"), *self.question(text)]
 
-    def text(self, tokens: Sequence[int]) -> str:
+    def detokenize(self, tokens: Sequence[int]) -> str:
         """Generated tokens as text, without special tokens."""
         return self.tokenizer.decode(list(tokens), skip_special_tokens=True)

@@ -51,7 +51,7 @@ class VideoLLaMA2Model(OverDecoder):
     config: VideoLLaMA2Config
     chat: ChatML
 
-    tau = 0.9
+    family = "videollama2"
     layouts = LAYOUTS
 
     @classmethod
@@ -69,11 +69,11 @@ class VideoLLaMA2Model(OverDecoder):
         return cls(str(folder), config.decoder, graph, params, config, chat)
 
     @property
-    def stop(self) -> tuple[int, ...]:
+    def stop_token_ids(self) -> tuple[int, ...]:
         """The tokens that end an answer."""
-        return self.chat.stop
+        return self.chat.stop_token_ids
 
-    def read(self, clip: Path, progress: Progress | None = None) -> Media:
+    def load_media(self, clip: Path, progress: Progress | None = None) -> Media:
         """Decodes a clip: num_frames frames, spread evenly, as squares whatever their form, and all of the sound."""
         side, count = self.config.vision.image_size, self.config.num_frames
 
@@ -85,7 +85,7 @@ class VideoLLaMA2Model(OverDecoder):
 
         return read_clip(clip, Sampling(choose=choose, resize=square), progress=progress)
 
-    def prefix(self, media: Media, layout: str) -> EmbeddedPrompt:
+    def encode_media(self, media: Media, layout: str) -> EmbeddedPrompt:
         """System turn, all video tokens, all audio tokens. A clip without sound, or without pictures, has fewer.
 
         Raises:
@@ -105,7 +105,7 @@ class VideoLLaMA2Model(OverDecoder):
             chunk = chunk.then(_chunk(_hear(self.graph, self.all_params, banks), Modality.AUDIO))
         return chunk
 
-    def question(self, text: str) -> EmbeddedPrompt:
+    def encode_question(self, text: str) -> EmbeddedPrompt:
         """The question, and the start of the answer's turn.
 
         Raises:
@@ -113,7 +113,7 @@ class VideoLLaMA2Model(OverDecoder):
         """
         return self._text(first_question(self.chat, text))
 
-    def next_question(self, answer: str, text: str) -> EmbeddedPrompt:
+    def encode_next_question(self, answer: str, text: str) -> EmbeddedPrompt:
         """A further question after an answer: the answer, its end, and a new turn of the user.
 
         Raises:
@@ -121,9 +121,9 @@ class VideoLLaMA2Model(OverDecoder):
         """
         return self._text(self.chat.next_question(answer, text))
 
-    def text(self, tokens: list[int]) -> str:
+    def detokenize(self, tokens: list[int]) -> str:
         """Generated tokens as text."""
-        return self.chat.text(tokens).strip()
+        return self.chat.detokenize(tokens).strip()
 
     def _text(self, ids: list[int]) -> EmbeddedPrompt:
         padded = np.zeros((1, bucket_length(len(ids))), np.int32)  # few lengths, few compilations

@@ -11,6 +11,7 @@ from acckv_jax import POLICIES, bucket_length
 from eval.answer import DEMO, Options, main, parse_budget, run
 from eval.answering import answer_all, answer_one
 from eval.policies import build_policy
+from models.acckv_tau import TAU
 from models.errors import UserError
 from models.media.clip_writer import write_clip
 
@@ -34,7 +35,7 @@ FIELDS = {
 
 @pytest.fixture(scope="session")
 def prefix(small_model):
-    return small_model.prefix(small_model.read(DEMO / "demo.mp4"), "interleaved")
+    return small_model.encode_media(small_model.load_media(DEMO / "demo.mp4"), "interleaved")
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +56,7 @@ def printed(options, small_model):
 @pytest.mark.parametrize("name", POLICIES)
 def test_one_question_gives_what_it_gives_among_many(name, small_model, prefix):
     budget = 1.0 if name == "full" else 0.2
-    policy = build_policy(name, budget, tau=small_model.tau)
+    policy = build_policy(name, budget, tau=TAU[small_model.family])
     *pieces, alone = answer_one(small_model, prefix, QUESTIONS[1], (name, policy), 6, 1e10)
     among = list(answer_all(small_model, prefix, QUESTIONS, {name: policy}, 6, 1e10))[1]
     assert "".join(pieces).strip() == alone.answer == among.answer
@@ -68,7 +69,7 @@ def test_one_question_gives_what_it_gives_among_many(name, small_model, prefix):
 
 
 def test_bytes_are_what_the_budget_promises(small_model, prefix):
-    policy = build_policy("acckv_plus", 0.2, tau=small_model.tau)
+    policy = build_policy("acckv_plus", 0.2, tau=TAU[small_model.family])
     *_, answer = answer_one(small_model, prefix, QUESTIONS[0], ("acckv_plus", policy), 4, 1e10)
     bucket = bucket_length(sum(answer.tokens.values()))
     decoder = small_model.config.decoder
@@ -105,9 +106,9 @@ def test_sound_alone_and_pictures_alone(layout, small_model, tmp_path):
     write_clip(tmp_path / "silent.mp4", frames, 1, None)
     write_clip(tmp_path / "sound.mkv", None, 1, np.sin(np.arange(48000) / 8).astype(np.float32) / 4)
     for name, absent in (("silent.mp4", "audio"), ("sound.mkv", "video")):
-        media = small_model.read(tmp_path / name)
-        policy = build_policy("acckv", 0.6, tau=small_model.tau)
-        chunk = small_model.prefix(media, layout)
+        media = small_model.load_media(tmp_path / name)
+        policy = build_policy("acckv", 0.6, tau=TAU[small_model.family])
+        chunk = small_model.encode_media(media, layout)
         *_, answer = answer_one(small_model, chunk, "What?", ("acckv", policy), 2, 1e10)
         assert answer.tokens[absent] == 0 and sum(answer.tokens.values()) > 30
 

@@ -19,7 +19,7 @@ def clips(small_model):
 
 def test_without_pruning_answers_are_those_of_the_whole_prompt(small_model, clips):
     index, clip, media = next(clips.numbered(range(1)))
-    prefix = small_model.encoded_prefix(media, LAYOUTS[0])
+    prefix = small_model.encode_features(media, LAYOUTS[0])
     asked = one_of_each(clip, index)[:2]
     policies = variants(Options(budgets=(1.0,), policies=("h2o",)), 0.6)
     found = {name: turns for (name, _), *turns in answers(small_model, prefix, asked, policies)}
@@ -33,9 +33,9 @@ def test_without_pruning_answers_are_those_of_the_whole_prompt(small_model, clip
     first, second = ([answer.removesuffix("...").strip() for answer in turn] for turn in found["full"])
     assert first == [alone(prefix, question.text) for question in asked]
     for question, following, answer in zip(asked, asked[::-1], second, strict=True):
-        both = small_model.next_question(question.answer, following.text)
-        turn, _ = both.split(len(both) - len(small_model.question(following.text)))
-        assert answer == alone(prefix.then(small_model.question(question.text)).then(turn), following.text)
+        both = small_model.encode_next_question(question.answer, following.text)
+        turn, _ = both.split(len(both) - len(small_model.encode_question(following.text)))
+        assert answer == alone(prefix.then(small_model.encode_question(question.text)).then(turn), following.text)
 
 
 def test_result_has_a_row_per_policy_budget_and_question(small_model, clips, tmp_path, capsys):

@@ -19,7 +19,7 @@ from models.hf.export import save_params
 from models.hf.load import load_params
 from models.layers.init import init_params
 from models.over_decoder import DecoderStep
-from models.placement import define_on
+from models.placement import abstract_params_on
 from tests.tolerances import FP32
 
 CONFIG = DecoderConfig.tiny(attention_bias=True, tie_word_embeddings=False)
@@ -40,7 +40,7 @@ def mesh_of(**axes):
 
 
 def specs(mesh, config=CONFIG):
-    _, placed = define_on(mesh, lambda: Decoder(config, rngs=nnx.Rngs(0)))
+    _, placed = abstract_params_on(mesh, lambda: Decoder(config, rngs=nnx.Rngs(0)))
     flat = {".".join(map(str, path)): leaf.sharding.spec for path, leaf in flatten_dict(placed).items()}
     return {name.removeprefix("layers.0."): spec for name, spec in flat.items() if "layers.1" not in name}
 
@@ -75,7 +75,7 @@ def test_a_decoder_loaded_onto_a_mesh(tmp_path, axes):
     tokens = jnp.arange(64).reshape(8, 8)
     expected = logits(graph, params, tokens, None)
     mesh = mesh_of(**axes)
-    graph, shapes = define_on(mesh, make)
+    graph, shapes = abstract_params_on(mesh, make)
     loaded = load_params(open_checkpoint(tmp_path / "a"), decoder_tensors(CONFIG), shapes)
     with jax.set_mesh(mesh):
         found = logits(graph, loaded, tokens, P(tuple(axis for axis in ("data", "fsdp") if axis in axes)))
@@ -87,7 +87,7 @@ def test_a_decoder_loaded_onto_a_mesh(tmp_path, axes):
 
 def test_the_table_of_embeddings_stays_divided():
     mesh = mesh_of(data=2, tensor=4)
-    graph, shapes = define_on(mesh, make)
+    graph, shapes = abstract_params_on(mesh, make)
 
     def embed(params, tokens):
         return nnx.merge(graph, params).embed(tokens)

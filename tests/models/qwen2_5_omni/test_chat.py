@@ -88,15 +88,15 @@ def test_what_is_typed_is_never_a_special_token(chat: Chat) -> None:
     plain = chat.question("Obey.").ids
     special = [token for token in chat.question(typed).ids.tolist() if token >= 151643]
     assert special == [token for token in plain.tolist() if token >= 151643] == [151645, 151644]
-    assert chat.chatml.text(chat.question(typed).ids[:-5].tolist()) == typed
+    assert chat.chatml.detokenize(chat.question(typed).ids[:-5].tolist()) == typed
     tokens = chat.next_question(typed, typed).ids.tolist()
     assert [token for token in tokens if token >= 151643] == [151645, 151644, 151645, 151644]
 
 
 def test_text_of_an_answer(chat: Chat, theirs: Qwen2Tokenizer) -> None:
     ids = theirs("Ein Cello 🎻.<|im_end|>")["input_ids"]
-    assert chat.chatml.text(ids) == "Ein Cello 🎻."
-    assert ids[-1] in chat.chatml.stop and chat.chatml.stop == (151645, 151643)
+    assert chat.chatml.detokenize(ids) == "Ein Cello 🎻."
+    assert ids[-1] in chat.chatml.stop_token_ids and chat.chatml.stop_token_ids == (151645, 151643)
 
 
 def test_another_system_prompt(chat: Chat, theirs: Qwen2Tokenizer) -> None:

@@ -19,7 +19,7 @@ from models.errors import UserError
 from models.media.clip import Media
 from models.media.clip_writer import write_clip
 from models.qwen2_5_omni.model import ClipFrames, QwenOmniModel
-from models.registry import load_model, open_source
+from models.registry import load, open_source
 from tests.models.qwen2_5_omni.checkpoints import CONFIG, write_omni, write_thinker
 from tests.models.qwen2_5_omni.thinkers import reference_thinker
 from tests.tolerances import LOGITS
@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def model(folder):
-    loaded = load_model(str(folder))
+    loaded = load(str(folder))
     assert isinstance(loaded, QwenOmniModel)
     return loaded
 
@@ -53,9 +53,9 @@ def answer(options, model):
 
 
 def test_what_is_read(model, clip):
-    media = model.read(clip)
+    media = model.load_media(clip)
     assert media.frames.shape == (10, 280, 392, 3) and media.fps == 2.0  # the least size of a frame
-    interleaved, blocks = (model.prefix(media, layout) for layout in model.layouts)
+    interleaved, blocks = (model.encode_media(media, layout) for layout in model.layouts)
     tokens = 5 * 10 * 14
     sound = interleaved.count(Modality.AUDIO)
     assert interleaved.count(Modality.VIDEO) == tokens and 130 <= sound <= 134
@@ -65,7 +65,7 @@ def test_what_is_read(model, clip):
     assert (interleaved.modality[start + 2 : start + 2 + 280] == Modality.VIDEO).all()  # two grids, then 2 s of sound
     assert (interleaved.modality[start + 282 : start + 332] == Modality.AUDIO).all()
     assert interleaved.positions.shape == (3, len(interleaved))
-    whole = interleaved.then(model.question("What?"))
+    whole = interleaved.then(model.encode_question("What?"))
     assert whole.positions[0, -1] == len(whole) - 1 + whole.delta
 
 
@@ -102,7 +102,7 @@ def test_every_policy_answers(layout, model, clip, capsys):
 def test_a_question_alone_and_among_others(model, clip):
     """Positions of several axes, split between the clip and the questions."""
     policies = {name: build_policy(name, 0.3) for name in ("snapkv", "acckv_plus")}
-    prefix = model.prefix(model.read(clip), "interleaved")
+    prefix = model.encode_media(model.load_media(clip), "interleaved")
     among = list(answer_all(model, prefix, ["Who?", "What is heard?"], policies, 3, 1e10))[2:]
     for item, other in zip(policies.items(), among, strict=True):
         *_, alone = answer_one(model, prefix, "What is heard?", item, 3, 1e10)
@@ -111,10 +111,10 @@ def test_a_question_alone_and_among_others(model, clip):
 
 def test_the_thinker_alone(tmp_path, model):
     """As transformers saves it, without prefix and without what makes speech."""
-    alone = load_model(str(write_thinker(tmp_path)))
+    alone = load(str(write_thinker(tmp_path)))
     assert alone.config == model.config
     question = "What?"
-    np.testing.assert_array_equal(alone.question(question).inputs, model.question(question).inputs)
+    np.testing.assert_array_equal(alone.encode_question(question).inputs, model.encode_question(question).inputs)
 
 
 def test_transformers_loads_what_is_exported(folder, tmp_path):
@@ -129,24 +129,24 @@ def test_transformers_loads_what_is_exported(folder, tmp_path):
         found, expected = (model.eval()(**tokens).logits.numpy() for model in (theirs, reference_thinker(CONFIG, 0)))
     np.testing.assert_allclose(found, expected, **LOGITS)
     assert (tmp_path / "thinker" / "tokenizer.json").is_file()
-    assert load_model(str(tmp_path / "thinker")).config == load_model(str(folder)).config
+    assert load(str(tmp_path / "thinker")).config == load(str(folder)).config
 
 
 def test_a_picture_and_sound_alone(model):
     picture = Media(np.zeros((1, 56, 84, 3), np.uint8), None)
-    assert model.prefix(picture, "interleaved").count(Modality.VIDEO) == 6
+    assert model.encode_media(picture, "interleaved").count(Modality.VIDEO) == 6
     sound = Media(None, np.zeros(16000, np.float32))
-    assert model.prefix(sound, "interleaved").count(Modality.AUDIO) == 25
+    assert model.encode_media(sound, "interleaved").count(Modality.AUDIO) == 25
     both = dataclasses.replace(picture, audio=sound.audio)
-    assert model.prefix(both, "interleaved").count(Modality.AUDIO) == 25
+    assert model.encode_media(both, "interleaved").count(Modality.AUDIO) == 25
     with pytest.raises(UserError, match="neither pictures nor sound"):
-        model.prefix(Media(None, np.zeros(300, np.float32)), "interleaved")
+        model.encode_media(Media(None, np.zeros(300, np.float32)), "interleaved")
 
 
 def test_no_model_for_clips(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma"}))
     with pytest.raises(UserError, match="'gemma', which is not supported; supported are qwen2_5_omni"):
-        load_model(str(tmp_path))
+        load(str(tmp_path))
     with pytest.raises(UserError, match="'gemma', which is not supported; supported are llama"):
         open_source(tmp_path)
 
@@ -163,7 +163,7 @@ def test_everything_wrong_with_a_configuration_is_told_at_once(folder, tmp_path)
     (tmp_path / "config.json").unlink()
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError) as error:
-        load_model(str(tmp_path))
+        load(str(tmp_path))
     for problem in (
         "thinker_config.vision_config.depth is missing",
         "thinker_config.audio_token_index is missing",
@@ -191,9 +191,9 @@ def test_a_head_that_is_not_there(folder, tmp_path, stated):
     (tmp_path / "config.json").write_text(json.dumps(config))
     if stated is False:
         with pytest.raises(UserError, match="1 missing: thinker.lm_head.weight"):
-            load_model(str(tmp_path))
+            load(str(tmp_path))
     else:
-        assert load_model(str(tmp_path)).config.text.tie_word_embeddings
+        assert load(str(tmp_path)).config.text.tie_word_embeddings
 
 
 @pytest.mark.parametrize("name", ["thinker.model.norm.weight", "thinker.model.layers.0.self_attn.q_proj.weight"])
@@ -205,7 +205,7 @@ def test_weights_that_are_no_numbers(name, folder, clip, tmp_path):
     tensors[name].flat[0] = np.nan
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="not finite .* copy the checkpoint again"):
-        answer(Options(clip, ("What?",), budget="0.5", max_new_tokens=2), load_model(str(tmp_path)))
+        answer(Options(clip, ("What?",), budget="0.5", max_new_tokens=2), load(str(tmp_path)))
 
 
 def test_damaged_checkpoints(folder, tmp_path):
@@ -214,7 +214,7 @@ def test_damaged_checkpoints(folder, tmp_path):
     tensors = tmp_path / "model.safetensors"
     tensors.unlink()
     with pytest.raises(UserError, match="is no checkpoint: it has none of model.safetensors"):
-        load_model(str(tmp_path))
+        load(str(tmp_path))
     tensors.write_bytes((folder / "model.safetensors").read_bytes()[:100_000])
     with pytest.raises(UserError, match="100,000 bytes where its header asks for"):
-        load_model(str(tmp_path))
+        load(str(tmp_path))

@@ -39,13 +39,13 @@ def test_prompt_equals_upstreams_pieces(chat: ChatML, folder: Path) -> None:
 
 
 def test_what_a_user_types_is_no_special_token(chat: ChatML) -> None:
-    marks = set(chat.stop) & set(chat.encode(QUESTIONS[4]))
+    marks = set(chat.stop_token_ids) & set(chat.encode(QUESTIONS[4]))
     assert not marks
-    assert first_question(chat, QUESTIONS[4]).count(chat.stop[0]) == 1
+    assert first_question(chat, QUESTIONS[4]).count(chat.stop_token_ids[0]) == 1
 
 
 def test_generated_text(chat: ChatML) -> None:
-    assert chat.text([*chat.encode("a cello"), *chat.stop]) == "a cello"
+    assert chat.detokenize([*chat.encode("a cello"), *chat.stop_token_ids]) == "a cello"
 
 
 def test_bad_input(chat: ChatML) -> None:

@@ -117,19 +117,19 @@ def model(tmp_path_factory):
 
 
 def test_clip_to_prompt(model):
-    media = model.read(DEMO)
+    media = model.load_media(DEMO)
     assert media.frames.shape == (CASE.num_frames, 20, 20, 3)
-    chunk = model.prefix(media, "blocks")
+    chunk = model.encode_media(media, "blocks")
     audio = 187 * 8
     before = len(chunk) - model.config.video_tokens - audio
     kinds = [Modality.TEXT] * before + [Modality.VIDEO] * model.config.video_tokens + [Modality.AUDIO] * audio
     np.testing.assert_array_equal(chunk.modality, kinds)
-    question = model.question("What plays?")
+    question = model.encode_question("What plays?")
     whole = chunk.then(question)
     assert whole.inputs.shape == (len(chunk) + len(question), 32) and np.isfinite(whole.inputs).all()
-    seen = model.prefix(dataclasses.replace(media, audio=None), "blocks")
+    seen = model.encode_media(dataclasses.replace(media, audio=None), "blocks")
     np.testing.assert_array_equal(seen.inputs, chunk.inputs[: len(seen)])
-    heard = model.prefix(dataclasses.replace(media, frames=None), "blocks")
+    heard = model.encode_media(dataclasses.replace(media, frames=None), "blocks")
     assert heard.count(Modality.VIDEO) == 0 and heard.count(Modality.AUDIO) == audio
 
 
@@ -137,22 +137,23 @@ def test_clip_to_prompt(model):
 def test_frames_are_those_with_the_right_numbers(model, tmp_path, frames, fps):
     greys = 6 * np.arange(frames, dtype=np.uint8)
     write_clip(tmp_path / "clip.mp4", np.broadcast_to(greys[:, None, None, None], (frames, 32, 48, 3)), fps=fps)
-    media = model.read(tmp_path / "clip.mp4")
+    media = model.load_media(tmp_path / "clip.mp4")
     assert media.audio is None
     shown = media.frames.mean(axis=(1, 2, 3))
     np.testing.assert_allclose(shown, greys[frame_numbers(frames, CASE.num_frames)], atol=2.5)
-    assert len(model.prefix(media, "blocks")) > model.config.video_tokens
+    assert len(model.encode_media(media, "blocks")) > model.config.video_tokens
 
 
 def test_a_picture_is_a_video_in_which_nothing_moves(model):
-    picture = model.read(SMOLAV / "demo" / "photos" / "cat.jpg")
+    picture = model.load_media(SMOLAV / "demo" / "photos" / "cat.jpg")
     assert picture.frames.shape == (1, 20, 20, 3)
     still = dataclasses.replace(picture, frames=np.repeat(picture.frames, CASE.num_frames, axis=0))
-    np.testing.assert_array_equal(model.prefix(picture, "blocks").inputs, model.prefix(still, "blocks").inputs)
+    seen, repeated = (model.encode_media(media, "blocks") for media in (picture, still))
+    np.testing.assert_array_equal(seen.inputs, repeated.inputs)
 
 
 def test_media_that_cannot_be_laid_out(model):
     with pytest.raises(UserError, match="has no layout 'interleaved'"):
-        model.prefix(model.read(DEMO), "interleaved")
+        model.encode_media(model.load_media(DEMO), "interleaved")
     with pytest.raises(UserError, match="neither pictures nor sound"):
-        model.prefix(Media(None, None), "blocks")
+        model.encode_media(Media(None, None), "blocks")

@@ -11,7 +11,7 @@ from jax.sharding import AxisType
 
 from models.hf.checkpoint import open_checkpoint
 from models.hf.load import load_params
-from models.placement import define_on
+from models.placement import abstract_params_on
 from models.videollama2.modeling import VideoLLaMA2
 from models.videollama2.params import videollama2_tensors
 from tests.acckv_jax.contract_cases import QUICK
@@ -42,7 +42,7 @@ def towers(graph, params):
 def test_divided_towers(tmp_path, kind):
     write_checkpoint(tmp_path, CASE, bins=False)
     mesh = jax.make_mesh((1, 4, 2), ("data", "fsdp", "tensor"), axis_types=(kind,) * 3)
-    graph, shapes = define_on(mesh, lambda: VideoLLaMA2(CONFIG, rngs=nnx.Rngs(0)))
+    graph, shapes = abstract_params_on(mesh, lambda: VideoLLaMA2(CONFIG, rngs=nnx.Rngs(0)))
     tensors = videollama2_tensors(CONFIG)
     params = load_params(open_checkpoint(tmp_path), tensors, shapes)
     divided = [path for path, leaf in flatten_dict(params).items() if not leaf.sharding.is_fully_replicated]
