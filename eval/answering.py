@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,7 +14,6 @@ from acckv_jax import CachePolicy, KVCache, Modality
 from eval.perf.roofline import step_bytes
 from eval.perf.timing import fastest
 from eval.policies import check_policies
-from eval.programs import decode, score
 from models.batching import Batch, padded
 from models.errors import UserError
 from models.interface import AVModel, EmbeddedPrompt
@@ -69,24 +67,9 @@ class Answer:
 Report = Callable[[str], None]
 
 
-@functools.partial(jax.jit, static_argnames=("step", "policy", "layers", "room"))
-def _prefill(params, batch, *, step, policy, layers, room):
-    return acckv_jax.prefill(step, params, **batch.arguments(), policy=policy, layers=layers, room=room)
-
-
-@functools.cache
-def _compiled(function: Any, tree: Any, shapes: tuple[jax.ShapeDtypeStruct, ...], static: tuple) -> Any:
-    return function.lower(*jax.tree.unflatten(tree, shapes), **dict(static)).compile()
-
-
-def timed(function: Any, *args: Any, **static: Any) -> tuple[Any, float]:
-    """Compiles a jitted function if need be, then runs it: its result, and the seconds of the run alone."""
-    leaves, tree = jax.tree.flatten(args)
-    shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding) for leaf in leaves)
-    compiled = _compiled(function, tree, shapes, tuple(static.items()))
-    start = time.perf_counter()
-    result = jax.block_until_ready(compiled(*args))
-    return result, time.perf_counter() - start
+def timed(function: Any, **arguments: Any) -> tuple[Any, float]:
+    """Runs a jitted function twice, of which the first compiles: its result, and the seconds of the second run."""
+    return fastest(functools.partial(function, **arguments), 1)
 
 
 def in_bucket(chunk: EmbeddedPrompt) -> Batch:
@@ -134,13 +117,12 @@ def answer_one(
     batch = in_bucket(prompt)
     report("prefill")
     (logits, cache), seconds = timed(
-        _prefill,
-        model.params,
-        batch,
-        step=model.step,
+        acckv_jax.jitted.prefill,
+        params=model.params,
+        **batch.arguments(),
+        decoder=model.decoder,
         policy=chosen,
-        layers=model.num_layers,
-        room=_room(chosen, new_tokens),
+        reserved_slots=_reserved(chosen, new_tokens),
     )
     asked = Asked(prompt, question, batch.prompt.modality.shape[1], seconds, 0.0)
     yield from _generate(model, asked, (name, chosen), logits, cache, new_tokens, bandwidth)
@@ -166,18 +148,18 @@ def answer_all(
         check_policies(policies, prompt.modality)
     window = max(policy.window for policy in policies.values())
     shared_tokens = max(1, len(prefix) - window)
-    shared: dict[str, Any] = {"step": model.step, "policies": tuple(policies.values()), "layers": model.num_layers}
+    shared = {"params": model.params, "decoder": model.decoder, "policies": tuple(policies.values())}
     report("prefill of the clip")
     head = in_bucket(prefix.split(shared_tokens)[0])
-    (_, clip), clip_seconds = timed(score, model.params, head, None, complete=False, **shared)
+    (_, clip), clip_seconds = timed(acckv_jax.jitted.score, **head.arguments(), complete=False, **shared)
     for question, prompt in zip(questions, prompts, strict=True):
         tail = in_bucket(prompt.split(shared_tokens)[1])
         report(f"prefill of “{question}”")
-        (logits, scored), seconds = timed(score, model.params, tail, clip, complete=True, **shared)
-        for number, (name, policy) in enumerate(policies.items()):
+        (logits, scored), seconds = timed(acckv_jax.jitted.score, **tail.arguments(), before=clip, **shared)
+        for name, policy in policies.items():
             report(f"{name}: “{question}”")
-            room = _room(policy, new_tokens)
-            cache, prune_seconds = fastest(functools.partial(acckv_jax.prune, scored, number, policy, room=room), 1)
+            prune = functools.partial(acckv_jax.prune, scored, policy, reserved_slots=_reserved(policy, new_tokens))
+            cache, prune_seconds = fastest(prune, 1)
             slots = scored.cache.layers[0].slots
             asked = Asked(prompt, question, slots, clip_seconds + seconds, prune_seconds)
             pieces = _generate(model, asked, (name, policy), logits, cache, new_tokens, bandwidth)
@@ -195,9 +177,9 @@ class Asked:
     prune_seconds: float
 
 
-def _room(policy: CachePolicy, new_tokens: int) -> int:
+def _reserved(policy: CachePolicy, new_tokens: int) -> int:
     """Decode slots for a whole number of streamed pieces."""
-    return policy.decode_room(-(-max(new_tokens, TIMED_STEPS) // STREAM) * STREAM)
+    return policy.reserved_slots(-(-max(new_tokens, TIMED_STEPS) // STREAM) * STREAM)
 
 
 def _generate(
@@ -212,11 +194,11 @@ def _generate(
     name, chosen = policy
     _check_finite(model, logits, cache)
     used, kept = acckv_jax.cache_bytes(cache), acckv_jax.kept_counts(cache)
-    slot_bytes = sum((layer.k.nbytes + layer.v.nbytes) // layer.slots for layer in cache.layers)
+    slot_bytes = sum(2 * layer.keys[:, :, :1].nbytes for layer in cache.layers)
     least = step_bytes(model.params, cache) / bandwidth
     spare = jax.tree.map(jnp.copy, cache)
-    state = acckv_jax.start_decoding(logits, cache, jax.random.key(0), stop=model.stop_token_ids)
-    options = {"step": model.step, "policy": chosen.while_decoding()}
+    state = acckv_jax.start_decoding(logits, cache, jax.random.key(0), stop_token_ids=model.stop_token_ids)
+    options = {"decoder": model.decoder, "policy": chosen.while_decoding()}
     tokens, shown = [int(state.token[0])], ""
     while True:
         text = model.detokenize(tokens[:new_tokens])
@@ -226,7 +208,9 @@ def _generate(
             shown = text
         if finished:
             break
-        made, number, state = decode(model.params, state, steps=STREAM, stop=model.stop_token_ids, **options)
+        made, number, state = acckv_jax.jitted.decode(
+            params=model.params, state=state, steps=STREAM, stop_token_ids=model.stop_token_ids, **options
+        )
         tokens += np.asarray(made)[0, : int(number)].tolist()
         _check_finite(model, logits, state.cache)
     rate = _tokens_per_second(model, options, logits, spare)
@@ -240,7 +224,7 @@ def _generate(
         kept=[{m: n for m, n in layer.items() if m != "generated"} for layer in kept],
         cache_bytes=used.prompt,
         full_cache_bytes=slot_bytes * asked.slots,
-        decode_room_bytes=used.room,
+        decode_room_bytes=used.reserved,
         metadata_bytes=used.metadata,
         prefill_seconds=asked.prefill_seconds,
         prune_seconds=asked.prune_seconds,
@@ -270,6 +254,6 @@ def _tokens_per_second(model: AVModel, options: dict[str, Any], logits: jax.Arra
         return (acckv_jax.start_decoding(logits, jax.tree.map(jnp.copy, cache), jax.random.key(0)),)
 
     def run(state: acckv_jax.DecodeState) -> tuple[jax.Array, jax.Array, acckv_jax.DecodeState]:
-        return decode(model.params, state, steps=TIMED_STEPS, stop=(), **options)
+        return acckv_jax.jitted.decode(params=model.params, state=state, steps=TIMED_STEPS, **options)
 
     return TIMED_STEPS / fastest(run, 1, fresh)[1]

@@ -29,7 +29,6 @@ import acckv_jax
 from acckv_jax import POLICIES, CachePolicy
 from eval.held_out import GROUPS, MOST, HeldOutClips, group_of
 from eval.policies import build_policy, check_policies
-from eval.programs import decode, score
 from models import command
 from models.acckv_tau import TAU
 from models.batching import Batch, padded
@@ -85,7 +84,7 @@ def variants(options: Options, tau: float) -> dict[tuple[str, float], CachePolic
     found = {("full", 1.0): build_policy("full", 1.0)}
     for label, (name, chosen) in named.items():
         for budget in options.budgets:
-            found[label, budget] = build_policy(name, budget, chosen, tau=tau, window_size=WINDOW, every=0)
+            found[label, budget] = build_policy(name, budget, chosen, tau=tau, window_size=WINDOW, evict_every=0)
     return found
 
 
@@ -97,24 +96,17 @@ def one_of_each(clip: Clip, index: int) -> list[Question]:
     return [grouped[group][index % len(grouped[group])] for group in GROUPS if grouped[group]]
 
 
-@functools.partial(jax.jit, static_argnames=("step", "policy"))
-def _extend(params, batch, cache, *, step, policy):
-    return acckv_jax.extend(step, params, **batch.arguments(), cache=cache, policy=policy)
-
-
 def answers(
     model: SmolAVModel, prefix: EmbeddedPrompt, asked: list[Question], policies: dict[tuple[str, float], CachePolicy]
 ) -> Iterator[tuple[tuple[str, float], list[str], list[str]]]:
     """Each policy's answers to all questions, and to the next question of the list asked after each; one prefill."""
-    # Policies that differ in budget alone share their column sums.
-    distinct = dict.fromkeys(dataclasses.replace(policy, budget=1.0) for policy in policies.values())
-    sums = {policy: number for number, policy in enumerate(distinct)}
-    shared: dict[str, Any] = {"step": model.step, "policies": tuple(sums), "layers": model.num_layers}
-    window = max(policy.window for policy in sums)
+    scored_for = tuple(dict.fromkeys(policy.with_budget(1.0) for policy in policies.values()))
+    score = functools.partial(acckv_jax.jitted.score, model.decoder, model.params, policies=scored_for)
+    window = max(policy.window for policy in scored_for)
     shared_tokens = max(1, len(prefix) - window)
     head = prefix.split(shared_tokens)[0]
     length = next(n for n in LENGTHS if len(head) <= n)
-    _, clip = score(model.params, padded([head], length), None, complete=False, **shared)
+    _, clip = score(**padded([head], length).arguments(), complete=False)
     rows = [*asked, *asked[:1] * (len(GROUPS) - len(asked))]
     whole = [prefix.then(model.encode_question(q.text)) for q in rows]
     labelled = {f"{label} at budget {budget:g}": policy for (label, budget), policy in policies.items()}
@@ -123,15 +115,15 @@ def answers(
     tails = [prompt.split(shared_tokens)[1] for prompt in whole]
     held_back = [tail.split(len(tail) - 1) for tail in tails]
     repeated = acckv_jax.repeat_rows(clip, len(rows))
-    _, scored = score(model.params, _asked([c for c, _ in held_back]), repeated, complete=True, **shared)
+    _, scored = score(**_asked([c for c, _ in held_back]).arguments(), before=repeated)
     last = padded([c for _, c in held_back], 1)
     following = [*asked[1:], *asked[:1], *asked[:1] * (len(rows) - len(asked))]
     second = _asked([model.encode_next_question(q.answer, f.text) for q, f in zip(rows, following, strict=True)])
     for name, policy in policies.items():
-        cache = acckv_jax.prune(scored, sums[dataclasses.replace(policy, budget=1.0)], policy, room=ANSWER)
-        run = functools.partial(_extend, step=model.step, policy=policy.while_decoding())
-        logits, cache = run(model.params, last, cache)
-        later_logits, later = run(model.params, second, cache)
+        cache = acckv_jax.prune(scored, policy, reserved_slots=ANSWER)
+        extend = functools.partial(acckv_jax.jitted.extend, model.decoder, model.params, policy=policy.while_decoding())
+        logits, cache = extend(**last.arguments(), cache=cache)
+        later_logits, later = extend(**second.arguments(), cache=cache)
         yield (
             name,
             _greedy(model, policy, logits, cache, len(asked)),
@@ -148,10 +140,16 @@ def _greedy(
     model: SmolAVModel, policy: CachePolicy, logits: jax.Array, cache: acckv_jax.KVCache, count: int
 ) -> list[str]:
     """Greedy answers of the first `count` rows."""
-    state = acckv_jax.start_decoding(logits, cache, jax.random.key(0), stop=model.stop_token_ids)
+    state = acckv_jax.start_decoding(logits, cache, jax.random.key(0), stop_token_ids=model.stop_token_ids)
     first = np.asarray(state.token)[:, None]
-    options = {"step": model.step, "policy": policy.while_decoding(), "steps": ANSWER - 1, "stop": model.stop_token_ids}
-    made, number, _ = decode(model.params, state, **options)
+    made, number, _ = acckv_jax.jitted.decode(
+        model.decoder,
+        model.params,
+        state,
+        policy.while_decoding(),
+        steps=ANSWER - 1,
+        stop_token_ids=model.stop_token_ids,
+    )
     tokens = np.concatenate([first, np.asarray(made)[:, : int(number)]], axis=1)
     return [_text(model, row) for row in tokens[:count]]
 

@@ -6,20 +6,18 @@ Training runs the same layers without a cache, over frozen parameters, in `train
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, Self
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from acckv_jax.decoder import Attend
 from acckv_jax.sharding import ShardingRules, head_axis
 from models.layers.linear import Embed, Linear
 from models.layers.mlp import SwiGLU
 from models.layers.norm import RMSNorm
 from models.layers.rope import Rotation, rotate, rotation
-
-Attend = Callable[[int, Array, Array, Array, Any], tuple[Array, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,14 +68,19 @@ class DecoderLayer(nnx.Module):
         self.head_dim = c.head_dim
 
     def __call__(
-        self, x: Float[Array, "B T D"], table: Rotation, index: int, cache: Any, attend: Attend
-    ) -> tuple[Float[Array, "B T D"], Any]:
-        """Applies layer number `index`; returns the hidden states and the layer's next cache."""
+        self, x: Float[Array, "B T D"], table: Rotation, index: int, cache: Any, carry: Any, attend: Attend
+    ) -> tuple[Float[Array, "B T D"], Any, Any]:
+        """Applies layer number `index`; returns the hidden states, the layer's next cache, and the next carry."""
         h = self.attn_norm(x)
         q, k, v = (p(h).reshape(*h.shape[:2], -1, self.head_dim) for p in (self.q, self.k, self.v))
-        out, cache = attend(index, rotate(q, table), rotate(k, table), v, cache)
+        more = {"hidden_states": x, "unrotated_q": q, "output_weights": self._output_weights()}
+        out, cache, carry = attend(index, rotate(q, table), rotate(k, table), v, cache, carry, **more)
         x = x + self.o(out.reshape(*h.shape[:2], -1))
-        return x + self.mlp(self.mlp_norm(x)), cache
+        return x + self.mlp(self.mlp_norm(x)), cache, carry
+
+    def _output_weights(self) -> Float[Array, "N H D"]:
+        kernel = self.o.kernel[...]
+        return kernel.reshape(-1, self.head_dim, kernel.shape[-1])
 
 
 class Decoder(nnx.Module):
@@ -110,27 +113,29 @@ class Decoder(nnx.Module):
         self,
         embeddings: Float[Array, "B T D"],
         positions: Int[Array, "B T"] | Int[Array, "A B T"],
-        layers: tuple[Any, ...],
+        caches: tuple[Any, ...],
+        carry: Any,
         attend: Attend,
-    ) -> tuple[Float[Array, "B T D"], tuple[Any, ...]]:
+    ) -> tuple[Float[Array, "B T D"], tuple[Any, ...], Any]:
         """Runs the layers.
 
         Args:
             embeddings: input embeddings [B, T, D].
             positions: rotary positions [B, T], or [A, B, T] for M-RoPE.
-            layers: one cache per layer, of whatever type `attend` takes.
-            attend: `(index, q [B,T,N,H], k [B,T,K,H], v [B,T,K,H], cache) -> (out [B,T,N,H], cache)`.
+            caches: one per layer, of whatever type `attend` takes.
+            carry: for `attend` of the first layer.
+            attend: see `acckv_jax.decoder.Attend`.
 
         Returns:
-            Hidden states after the final norm, and the next caches.
+            Hidden states after the final norm, the next caches, and the last layer's carry.
         """
         c = self.config
         table = rotation(positions, c.head_dim, c.rope_theta, c.mrope_section)
         x, after = embeddings, []
-        for index, (layer, cache) in enumerate(zip(self.layers, layers, strict=True)):
-            x, cache = layer(x, table, index, cache, attend)
+        for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
+            x, cache, carry = layer(x, table, index, cache, carry, attend)
             after.append(cache)
-        return self.norm(x), tuple(after)
+        return self.norm(x), tuple(after), carry
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Logits over the vocabulary, in the parameters' type."""

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Float, Int
 
-from acckv_jax import Modality, StepFn
+from acckv_jax import Decoder, Modality
 from models.layers.init import Params
 from models.media.clip import Media, Progress
 
@@ -80,18 +80,13 @@ class AVModel(Protocol):
         ...
 
     @property
-    def step(self) -> StepFn:
-        """The decoder for `acckv_jax`."""
+    def decoder(self) -> Decoder:
+        """The decoder as `acckv_jax` takes it."""
         ...
 
     @property
     def params(self) -> Params:
         """The decoder's parameters."""
-        ...
-
-    @property
-    def num_layers(self) -> int:
-        """Number of decoder layers."""
         ...
 
     @property

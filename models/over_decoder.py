@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from models.decoder import Attend, Decoder, DecoderConfig
+import acckv_jax
+from acckv_jax.decoder import Attend
+from models.decoder import Decoder, DecoderConfig
 from models.layers.init import FastRngs, Params, abstract_params
 
 
@@ -28,16 +30,17 @@ class DecoderStep:
         params: Any,
         inputs: Int[Array, "B T"] | Float[Array, "B T D"],
         positions: Int[Array, "B T"] | Int[Array, "A B T"],
-        layers: tuple[Any, ...],
+        caches: tuple[Any, ...],
+        carry: Any,
         attend: Attend,
-        rows: Int[Array, " B"],
-    ) -> tuple[Float[Array, "B V"], tuple[Any, ...]]:
+        logit_positions: Int[Array, " B"],
+    ) -> tuple[Float[Array, "B V"], tuple[Any, ...], Any]:
         """Runs the decoder on token ids, or on embeddings where media are among them."""
         decoder = nnx.merge(self.graph, params)
         embeddings = inputs if jnp.issubdtype(inputs.dtype, jnp.floating) else decoder.embed(inputs)
-        hidden, layers = decoder(embeddings, positions, layers, attend)
-        wanted = jax.vmap(lambda row, at: row[at][None])(hidden, rows)
-        return decoder.logits(wanted)[:, 0], layers
+        hidden, caches, carry = decoder(embeddings, positions, caches, carry, attend)
+        wanted = jax.vmap(lambda row, at: row[at][None])(hidden, logit_positions)
+        return decoder.logits(wanted)[:, 0], caches, carry
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,20 +49,20 @@ class OverDecoder:
 
     Attributes:
         name: as given on the command line.
-        decoder: sizes of the decoder.
+        decoder_config: sizes of the decoder.
         graph: graph definition of the whole module.
         all_params: its parameters, the decoder's below "decoder".
     """
 
     name: str
-    decoder: DecoderConfig
+    decoder_config: DecoderConfig
     graph: nnx.GraphDef
     all_params: Params
 
     @property
-    def step(self) -> DecoderStep:
-        """The decoder for `acckv_jax`."""
-        return _step(self.decoder)
+    def decoder(self) -> acckv_jax.Decoder:
+        """The decoder as `acckv_jax` takes it."""
+        return acckv_jax.Decoder(_step(self.decoder_config), self.decoder_config.num_hidden_layers)
 
     @property
     def params(self) -> Params:
@@ -67,14 +70,9 @@ class OverDecoder:
         return self.all_params["decoder"]
 
     @property
-    def num_layers(self) -> int:
-        """Number of decoder layers."""
-        return self.decoder.num_hidden_layers
-
-    @property
     def max_context(self) -> int:
         """Most tokens that the decoder can tell apart."""
-        return self.decoder.max_position_embeddings
+        return self.decoder_config.max_position_embeddings
 
 
 @functools.cache

@@ -113,7 +113,7 @@ class Plan:
 
     preset: Preset
     mesh: Mesh
-    step: DecoderStep
+    decoder: acckv_jax.Decoder
     params: Params
     towers: int
     context: int
@@ -125,7 +125,8 @@ class Plan:
         graph, params = abstract_params_on(mesh, lambda: Decoder(preset.decoder, rngs=FastRngs(0), dtype=DTYPE))
         _, whole = abstract_params_on(mesh, preset.make)
         del whole["decoder"]
-        return cls(preset, mesh, DecoderStep(graph), params, device_bytes(whole), context, steps)
+        decoder = acckv_jax.Decoder(DecoderStep(graph), preset.decoder.num_hidden_layers)
+        return cls(preset, mesh, decoder, params, device_bytes(whole), context, steps)
 
     @property
     def group(self) -> int:
@@ -133,15 +134,10 @@ class Plan:
         with jax.set_mesh(self.mesh):
             return axis_size(ShardingRules().batch)
 
-    @property
-    def layers(self) -> int:
-        """L."""
-        return self.preset.decoder.num_hidden_layers
-
     def prefill(self, rows: int, policy: CachePolicy) -> jax.stages.Traced:
         """The program that prefills some rows."""
-        room = policy.decode_room(self.steps)
-        run = functools.partial(acckv_jax.prefill, self.step, policy=policy, layers=self.layers, room=room)
+        reserved = policy.reserved_slots(self.steps)
+        run = functools.partial(acckv_jax.prefill, self.decoder, policy=policy, reserved_slots=reserved)
         return self._prompted(run, rows)
 
     def result(self, traced: jax.stages.Traced) -> Any:
@@ -150,17 +146,17 @@ class Plan:
 
     def prune(self, policy: CachePolicy) -> jax.stages.Lowered:
         """The program that prunes one layer of a group: outside jit `acckv_jax.prune` runs it layer after layer."""
-        run = functools.partial(acckv_jax.score, self.step, policies=(policy,), layers=self.layers)
+        run = functools.partial(acckv_jax.score, self.decoder, policies=(policy,))
         scored: Scored = self.result(self._prompted(run, self.group))[1]
         cache = dataclasses.replace(scored.cache, layers=scored.cache.layers[:1])
-        scored = dataclasses.replace(scored, cache=cache, sums=(scored.sums[0][:1],))
-        room = policy.decode_room(self.steps)
+        scored = dataclasses.replace(scored, cache=cache, sums=scored.sums[:1], inputs=scored.inputs[:1])
+        reserved = policy.reserved_slots(self.steps)
         with jax.set_mesh(self.mesh):
-            return jax.jit(functools.partial(acckv_jax.prune, number=0, policy=policy, room=room)).lower(scored)
+            return jax.jit(functools.partial(acckv_jax.prune, policy=policy, reserved_slots=reserved)).lower(scored)
 
     def decode(self, logits: jax.ShapeDtypeStruct, cache: KVCache, policy: CachePolicy) -> jax.stages.Lowered:
         """The program that decodes a batch, its cache donated."""
-        loop = functools.partial(acckv_jax.decode, self.step, policy=policy.while_decoding(), steps=self.steps)
+        loop = functools.partial(acckv_jax.decode, self.decoder, policy=policy.while_decoding(), steps=self.steps)
         with jax.set_mesh(self.mesh):
             key = jax.eval_shape(lambda: jax.random.key(0))
             state = self._placed(jax.eval_shape(acckv_jax.start_decoding, logits, cache, key))

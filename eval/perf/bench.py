@@ -67,9 +67,8 @@ def modalities(tokens: int) -> np.ndarray:
 class Bench:
     """A model and a prompt to measure with."""
 
-    step: DecoderStep
+    decoder: acckv_jax.Decoder
     params: Params
-    layers: int
     tokens: jax.Array
     prompt: Prompt
     steps: int
@@ -96,34 +95,40 @@ class Bench:
             )
         tokens = jax.random.randint(jax.random.key(0), (1, context), 0, config.vocab_size)
         prompt = acckv_jax.make_prompt(modalities(context))
-        return cls(DecoderStep(graph), jax.device_put(params), config.num_hidden_layers, tokens, prompt, steps, repeats)
+        decoder = acckv_jax.Decoder(DecoderStep(graph), config.num_hidden_layers)
+        return cls(decoder, jax.device_put(params), tokens, prompt, steps, repeats)
 
     def prefill(self, policy: CachePolicy) -> tuple[tuple[jax.Array, Scored], float]:
         """Logits and the whole prompt with the policy's sums, and seconds."""
-        scoring = jax.jit(functools.partial(acckv_jax.score, self.step, policies=(policy,), layers=self.layers))
-        return fastest(lambda: scoring(self.params, self.tokens, self.prompt), self.repeats)
+        arguments = (self.decoder, self.params, self.tokens, self.prompt, (policy,))
+        return fastest(lambda: acckv_jax.jitted.score(*arguments), self.repeats)
 
     def prune(self, scored: Scored, policy: CachePolicy) -> tuple[KVCache, float]:
         """The pruned cache, and seconds."""
-        room = policy.decode_room(self.steps)
-        return fastest(lambda: acckv_jax.prune(scored, 0, policy, room=room), self.repeats)
+        reserved = policy.reserved_slots(self.steps)
+        return fastest(lambda: acckv_jax.prune(scored, policy, reserved_slots=reserved), self.repeats)
 
     def decode(self, logits: jax.Array, cache: KVCache, policy: CachePolicy) -> float:
         """Seconds per decode step."""
-        loop = jax.jit(
-            functools.partial(acckv_jax.decode, self.step, policy=policy.while_decoding(), steps=self.steps),
-            donate_argnames="state",
+        loop = functools.partial(
+            acckv_jax.jitted.decode, self.decoder, self.params, policy=policy.while_decoding(), steps=self.steps
         )
 
         def fresh() -> tuple[acckv_jax.DecodeState]:
             return (acckv_jax.start_decoding(logits, jax.tree.map(jnp.copy, cache), jax.random.key(0)),)
 
-        _, seconds = fastest(lambda state: loop(self.params, state=state), self.repeats, fresh)
+        _, seconds = fastest(lambda state: loop(state=state), self.repeats, fresh)
         return seconds / self.steps
 
     def prefill_temp_bytes(self, policy: CachePolicy) -> int:
         """Scratch memory of the compiled prefill that prunes layer by layer."""
-        room = policy.decode_room(self.steps)
-        whole = jax.jit(functools.partial(acckv_jax.prefill, self.step, policy=policy, layers=self.layers, room=room))
-        memory: Any = whole.lower(self.params, self.tokens, self.prompt).compile().memory_analysis()
+        lowered = acckv_jax.jitted.prefill.lower(
+            self.decoder,
+            self.params,
+            self.tokens,
+            self.prompt,
+            policy,
+            reserved_slots=policy.reserved_slots(self.steps),
+        )
+        memory: Any = lowered.compile().memory_analysis()
         return memory.temp_size_in_bytes

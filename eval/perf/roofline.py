@@ -40,4 +40,4 @@ def step_bytes(params: Any, cache: KVCache) -> int:
     `eval.perf.decode`'s Qwen2; SmolLM2 has none).
     """
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    return weights + sum(layer.k.nbytes + layer.v.nbytes for layer in cache.layers)
+    return weights + sum(leaf.nbytes for layer in cache.layers for leaf in jax.tree.leaves((layer.k, layer.v)))

@@ -26,21 +26,38 @@ GARBAGE = MODEL.vocab - 1
 QUICK = {"xla_backend_optimization_level": 0}
 """Compiler options: hundreds of programs run once each, so compiling is what takes the time."""
 
+
+def decoder_of(model: Llama) -> kv.Decoder:
+    """The model as the library takes it."""
+    return kv.Decoder(model, model.layers)
+
+
+DECODER = decoder_of(MODEL)
+
 CONTRACT: dict[str, kv.CachePolicy] = {
     "full": kv.make_policy("full"),
     "random": kv.make_policy("random", budget=0.3, seed=3),
-    "streaming_llm": kv.make_policy("streaming_llm", budget=0.3, every=1),
-    "streaming_llm_every_4": kv.every_n_steps(kv.make_policy("streaming_llm", budget=20), 4),
-    "h2o": kv.make_policy("h2o", budget=0.3, every=1),
-    "h2o_prefill_only": kv.make_policy("h2o", budget=0.3, every=0, recent=0.25),
-    "h2o_every_4": kv.every_n_steps(kv.make_policy("h2o", budget=20), 4),
+    "streaming_llm": kv.StreamingLLM(budget=0.3, evict_every=1),
+    "streaming_llm_every_4": kv.StreamingLLM(budget=20, evict_every=4),
+    "h2o": kv.H2O(budget=0.3, evict_every=1),
+    "h2o_prefill_only": kv.H2O(budget=0.3, evict_every=0, recent=0.25),
+    "h2o_every_4": kv.EvictEvery(kv.H2O(budget=20), 4),
     "snapkv": kv.make_policy("snapkv", budget=0.3, window_size=8),
     "acckv": kv.make_policy("acckv", budget=0.4, tau=0.1),
     "acckv_evict_only": kv.make_policy("acckv", budget=0.4, merge="none", gate="none"),
     "acckv_summary": kv.make_policy("acckv", budget=0.4, merge="summary", gate="quantile", log_multiplicity=True),
-    "acckv_every_2": kv.every_n_steps(kv.make_policy("acckv", budget=30, merge="none", gate="quantile", recent=3), 2),
+    "acckv_every_2": kv.AccKV(budget=30, merge="none", gate="quantile", recent=3, evict_every=2),
     "acckv_plus": kv.make_policy("acckv_plus", budget=0.4),
-    "acckv_plus_every_4": kv.every_n_steps(kv.make_policy("acckv_plus", budget=0.4), 4),
+    "acckv_plus_every_4": kv.AccKV.plus(budget=0.4, evict_every=4),
+    "knorm": kv.Knorm(budget=0.3),
+    "protected_snapkv": kv.Protected(kv.SnapKV(budget=0.3, window_size=8), first=3, last=5),
+    "protected_acckv_every_2": kv.Protected(
+        kv.AccKV(budget=0.4, merge="none", gate="none", recent=3, evict_every=2), first=5, last=2
+    ),
+    "per_layer_acckv_plus": kv.PerLayer(kv.AccKV.plus(budget=0.4), shares=(1.25, 0.75)),
+    "per_layer_h2o_every_4": kv.PerLayer(kv.H2O(budget=0.3, evict_every=4), shares=(0.5, 1.5)),
+    "quantized_acckv": kv.Quantized(kv.AccKV(budget=0.4, tau=0.1)),
+    "quantized_h2o_every_4": kv.Quantized(kv.H2O(budget=0.3, evict_every=4)),
 }
 
 
@@ -96,15 +113,15 @@ def params_of(model: Llama = MODEL) -> dict:
 @functools.partial(jax.jit, static_argnames=("model", "policy"), compiler_options=QUICK)
 def run_episode(model: Llama, policy: kv.CachePolicy, params: dict, inputs: Inputs) -> Episode:
     """Prefill, `STEPS` decode steps with forced tokens, a second question."""
-    room = policy.decode_room(STEPS)
-    logits, pruned = kv.prefill(model, params, inputs.tokens, inputs.prompt, policy, layers=model.layers, room=room)
+    decoder, reserved = decoder_of(model), policy.reserved_slots(STEPS)
+    logits, pruned = kv.prefill(decoder, params, inputs.tokens, inputs.prompt, policy, reserved_slots=reserved)
 
     def step(cache: kv.KVCache, tokens: jax.Array) -> tuple[kv.KVCache, Any]:
-        logits, cache = kv.decode_step(model, params, tokens, cache, policy, tokens >= 0)
+        logits, cache = kv.decode_step(decoder, params, tokens, cache, policy, tokens >= 0)
         return cache, (logits, [(layer.index, layer.valid) for layer in cache.layers])
 
     decoded, (step_logits, kept) = jax.lax.scan(step, pruned, inputs.forced)
-    question_logits, extended = kv.extend(model, params, inputs.question, inputs.question_prompt, decoded, policy)
+    question_logits, extended = kv.extend(decoder, params, inputs.question, inputs.question_prompt, decoded, policy)
     return Episode(logits, pruned, step_logits, kept, decoded, question_logits, extended)
 
 
@@ -117,7 +134,7 @@ def episode(name: str) -> Episode:
 @functools.partial(jax.jit, static_argnames=("model", "policies"), compiler_options=QUICK)
 def run_score(model: Llama, policies: tuple[kv.CachePolicy, ...], params: dict, inputs: Inputs):
     """Logits of the prompt, and the prompt with the sums of all `policies`."""
-    return kv.score(model, params, inputs.tokens, inputs.prompt, policies, layers=model.layers)
+    return kv.score(decoder_of(model), params, inputs.tokens, inputs.prompt, policies)
 
 
 @functools.cache
@@ -128,8 +145,10 @@ def scored_by_all() -> kv.Scored:
 
 def scored_by(name: str) -> kv.Scored:
     """The prompt with one policy's sums."""
-    scored = scored_by_all()
-    return dataclasses.replace(scored, sums=(scored.sums[list(CONTRACT).index(name)],), policies=(CONTRACT[name],))
+    scored, policy = scored_by_all(), CONTRACT[name]
+    own = zip(*(scored.attention_sums(queries) for queries in policy.queries), strict=True)
+    sums = tuple(own) if policy.queries else ((),) * MODEL.layers
+    return dataclasses.replace(scored, sums=sums, queries=policy.queries, window=policy.window)
 
 
 def place_params(params: dict, model: Llama = MODEL) -> dict:
@@ -155,8 +174,6 @@ def place_scored(scored: kv.Scored, heads: str | None = "tensor") -> kv.Scored:
     """Rows on `data` and KV heads on `tensor`, for every leaf that has them."""
 
     def place(path: Any, x: jax.Array) -> jax.Array:
-        if jax.tree_util.keystr(path).startswith(".sums"):
-            return jax.device_put(x, mesh_spec(None, "data", heads, None))
         spec = ("data", heads, None, None)[: x.ndim] if x.ndim != 1 else ("data",)
         return jax.device_put(x, mesh_spec(*spec))
 

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from acckv_jax.storage import SlotStorage
+
 
 class Late(NamedTuple):
     """What rows after the prompt see instead of the prompt's own keys and values, where slots were merged.
@@ -25,7 +27,7 @@ class Late(NamedTuple):
 def dense_attend(masks: tuple, late: tuple = ()):
     """An `attend` for whole sequences: layer number n sees masks[n] ([B, K, T, T] bool); K and V are repeated."""
 
-    def attend(number, q, k, v, cache):
+    def attend(number, q, k, v, cache, carry):
         group = q.shape[2] // k.shape[2]
         mask = jnp.repeat(masks[number], group, axis=1)
 
@@ -42,7 +44,7 @@ def dense_attend(masks: tuple, late: tuple = ()):
             choose = merged[..., None]
             later = over(jnp.where(choose, new_k, k), jnp.where(choose, new_v, v), jnp.log(multiplicity))
             out = jnp.where(rows[..., None, None], later, out)
-        return out, cache
+        return out, cache, carry
 
     return attend
 
@@ -53,7 +55,7 @@ def dense_logits(model, params, tokens, rows, masks, late=()):
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
     attend = dense_attend(masks, late)
     nothing = (None,) * model.layers
-    return jax.vmap(lambda r: model(params, tokens, positions, nothing, attend, r)[0])(rows)
+    return jax.vmap(lambda r: model(params, tokens, positions, nothing, (), attend, r)[0])(rows)
 
 
 def causal(rows: int, tokens: int, kv_heads: int) -> np.ndarray:
@@ -96,19 +98,22 @@ def episode_masks(inputs, episode) -> tuple[np.ndarray, np.ndarray, list[np.ndar
 
 
 def merged_slots(inputs, episode, width: int, log_multiplicity: bool) -> tuple[Late, ...]:
-    """Merged slots of an episode, put at the tokens whose place they took."""
+    """Merged and quantised slots of an episode, put at the tokens whose place they took."""
     lengths = np.asarray(inputs.prompt.length)
     result = []
     for layer in episode.pruned.layers:
-        batch, kv_heads, _, size = layer.k.shape
+        batch, kv_heads, _, size = layer.keys.shape
         k, v = (np.zeros((batch, width, kv_heads, size), np.float32) for _ in range(2))
         multiplicity = np.ones((batch, width, kv_heads), np.float32)
+        merged = np.zeros((batch, width, kv_heads), bool)
         for b, h in np.ndindex(batch, kv_heads):
-            slots = np.flatnonzero(layer.valid[b, h] & (layer.multiplicity[b, h] > 1))
+            changed = isinstance(layer.k, SlotStorage) | (layer.multiplicity[b, h] > 1)
+            slots = np.flatnonzero(layer.valid[b, h] & changed)
             at = layer.index[b, h, slots]
-            k[b, at, h], v[b, at, h] = layer.k[b, h, slots], layer.v[b, h, slots]
+            merged[b, at, h] = True
+            k[b, at, h], v[b, at, h] = layer.keys[b, h, slots], layer.values[b, h, slots]
             multiplicity[b, at, h] = layer.multiplicity[b, h, slots]
         late = np.arange(width)[None] >= lengths[:, None]
         weight = multiplicity if log_multiplicity else np.ones_like(multiplicity)
-        result.append(Late(late, multiplicity > 1, k, v, weight))
+        result.append(Late(late, merged, k, v, weight))
     return tuple(result)

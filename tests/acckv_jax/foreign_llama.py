@@ -43,23 +43,23 @@ class Llama:
         embed, head = (jax.random.normal(next(keys), (self.vocab, self.width)) for _ in range(2))
         return {"embed": embed, "layers": layers, "head": head}
 
-    def __call__(self, params, inputs, positions, layers, attend, rows):
-        """Follows `acckv_jax.StepFn`: token ids [B, T] to logits [B, V] of the given rows, and the next caches."""
+    def __call__(self, params, inputs, positions, caches, carry, attend, logit_positions):
+        """Follows `acckv_jax.StepFn`: token ids [B, T] to logits [B, V], the next caches and the carry."""
         hidden_out = out_spec("data", None, None)
         x = params["embed"].at[inputs].get(out_sharding=hidden_out)
-        caches = []
-        for number, (w, cache) in enumerate(zip(params["layers"], layers, strict=True)):
+        after = []
+        for number, (w, cache) in enumerate(zip(params["layers"], caches, strict=True)):
             h = normed(x)
             q, k, v = (jnp.einsum("btd,dnh->btnh", h, w[name]) for name in "qkv")
             q, k = rotated(q, positions, self.theta), rotated(k, positions, self.theta)
-            out, cache = attend(number, q, k, v, cache)
-            caches.append(cache)
+            out, cache, carry = attend(number, q, k, v, cache, carry)
+            after.append(cache)
             x = x + jnp.einsum("btnh,nhd->btd", out, w["o"], out_sharding=hidden_out)
             h = normed(x)
             h = jax.nn.silu(jnp.einsum("btd,df->btf", h, w["gate"])) * jnp.einsum("btd,df->btf", h, w["up"])
             x = x + jnp.einsum("btf,fd->btd", h, w["down"], out_sharding=hidden_out)
-        last = jax.vmap(lambda states, row: states[row])(normed(x), rows)
-        return jnp.einsum("bd,vd->bv", last, params["head"]), tuple(caches)
+        last = jax.vmap(lambda states, row: states[row])(normed(x), logit_positions)
+        return jnp.einsum("bd,vd->bv", last, params["head"]), tuple(after), carry
 
 
 def normed(x: jax.Array) -> jax.Array:

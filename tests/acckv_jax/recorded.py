@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import acckv_jax as kv
+
 
 class Recording(NamedTuple):
     """q [B, T, N, H], k and v [B, T, K, H] of all tokens, prompt and generated alike, by position."""
@@ -15,12 +17,15 @@ class Recording(NamedTuple):
     v: jax.Array
 
 
-def replay(recording, inputs, positions, layers, attend, rows):
+def replay(recording, inputs, positions, caches, carry, attend, logit_positions):
     """Follows `acckv_jax.StepFn` with the recording as parameters; the logits are the attention output, flattened."""
     q, k, v = (jax.vmap(lambda tokens, at: tokens[at])(x, positions) for x in recording)
-    out, cache = attend(0, q, k, v, layers[0])
-    out = jax.vmap(lambda tokens, row: tokens[row])(out, rows)
-    return out.reshape(out.shape[0], -1), (cache,)
+    out, cache, carry = attend(0, q, k, v, caches[0], carry)
+    out = jax.vmap(lambda tokens, row: tokens[row])(out, logit_positions)
+    return out.reshape(out.shape[0], -1), (cache,), carry
+
+
+DECODER = kv.Decoder(replay, num_layers=1)
 
 
 def record(*parts: tuple) -> Recording:

@@ -4,11 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from acckv_jax.attention import attend
+from acckv_jax.attention import QueryWeights, attend
 from acckv_jax.cache import full_layer
 from acckv_jax.modality import make_prompt
 from acckv_jax.policies.acckv import AccKV
-from acckv_jax.policy import Rows
+from acckv_jax.policy import Context
+from acckv_jax.queries import Queries
 from tests.oracles.cases import OPTION_SETS, decided_cases, pad
 from tests.tolerances import FP32
 
@@ -18,10 +19,13 @@ CASES = 10
 @jax.jit(static_argnames="policy")
 def prune_layer(q, k, v, prompt, policy):
     index = jax.numpy.broadcast_to(jax.numpy.arange(q.shape[1])[None], q.shape[:2])
-    rows = Rows(index, prompt.modality, prompt.valid, prompt.length)
+    rows = Queries(index, prompt.modality, prompt.valid, prompt.length)
     layer = full_layer(k, v, index, prompt.modality, prompt.valid)
-    _, sums = attend(q, layer, index, (policy.row_weights(rows),), aligned=True)
-    return policy.after_prefill(layer, sums[0], prompt.length, policy.capacity(q.shape[1]), 0)
+    weights = tuple(QueryWeights(queries.weights(rows), queries.exclude_diagonal) for queries in policy.queries)
+    _, sums = attend(q, layer, index, weights, aligned=True)
+    budget, capacity = policy.row_budget(prompt.length, layer.slots, 0), policy.capacity(layer.slots, 0)
+    context = Context(0, prompt.length, budget, sums, queries=policy.queries, capacity=capacity)
+    return policy.compress(layer, context)[0]
 
 
 def jax_policy(options):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from acckv_jax.attention import RowWeights, attend
+from acckv_jax.attention import QueryWeights, attend
 from acckv_jax.cache import full_layer
 from tests.tolerances import FP32
 
@@ -47,15 +47,19 @@ def test_prompt_rows_and_column_sums(tokens, aligned, exclude_diagonal):
     q, layer, index, valid = random_layer(tokens, np.array([tokens, tokens - 41]))
     rng = np.random.default_rng(1)
     weights = (rng.random((2, ROWS, tokens)) * valid[None]).astype(np.float32)
-    stats = (RowWeights(jnp.asarray(weights), exclude_diagonal), RowWeights(jnp.asarray(weights[1:])))
+    stats = (
+        QueryWeights(jnp.asarray(weights[0]), exclude_diagonal),
+        QueryWeights(jnp.asarray(weights[1]), exclude_diagonal),
+        QueryWeights(jnp.asarray(weights[1])),
+    )
     run = jax.jit(attend, static_argnames="aligned")
     out, sums = run(q, layer, index, stats, aligned=aligned)
     expected, probabilities = numpy_attention(q, layer, index, False)
     np.testing.assert_allclose(np.asarray(out)[valid], expected[valid], **FP32)
     for stat, ours in zip(stats, sums, strict=True):
         counted = probabilities * (1 - np.eye(tokens)) if stat.exclude_diagonal else probabilities
-        per_head = np.einsum("mbt,bnts->mbns", np.asarray(stat.weights, float), counted)
-        per_kv_head = per_head.reshape(*per_head.shape[:2], KV_HEADS, -1, tokens).mean(3)
+        per_head = np.einsum("bt,bnts->bns", np.asarray(stat.weights, float), counted)
+        per_kv_head = per_head.reshape(ROWS, KV_HEADS, -1, tokens).mean(2)
         np.testing.assert_allclose(ours, per_kv_head, rtol=1e-5, atol=1e-4)
 
 
@@ -70,7 +74,7 @@ def test_rows_over_scattered_slots_with_multiplicity(tokens):
     layer = dataclasses.replace(layer, **{name: jnp.asarray(x) for name, x in fields.items()})
     q = rng.standard_normal((ROWS, tokens, HEADS, SIZE)).astype(np.float32)
     rows = np.broadcast_to(np.arange(60, 60 + tokens, dtype=np.int32), (ROWS, tokens))
-    out, sums = attend(q, layer, rows, (RowWeights(jnp.ones((1, ROWS, tokens))),), log_multiplicity=True)
+    out, sums = attend(q, layer, rows, (QueryWeights(jnp.ones((ROWS, tokens))),), log_multiplicity=True)
     expected, probabilities = numpy_attention(q, layer, rows, True)
     np.testing.assert_allclose(out, expected, **FP32)
     total = probabilities.sum(2).reshape(ROWS, KV_HEADS, -1, 64).mean(2)

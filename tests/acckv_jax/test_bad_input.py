@@ -13,6 +13,7 @@ import acckv_jax as kv
 from tests.acckv_jax.contract_cases import (
     BUCKET,
     CONTRACT,
+    DECODER,
     LENGTHS,
     MODEL,
     episode,
@@ -24,7 +25,7 @@ from tests.acckv_jax.contract_cases import (
 from tests.acckv_jax.dense import dense_logits, episode_masks, merged_slots
 from tests.tolerances import FP32
 
-prune = jax.jit(kv.prune, static_argnums=(1, 2), static_argnames="room")
+prune = jax.jit(kv.prune, static_argnames=("policy", "reserved_slots"))
 
 
 @pytest.mark.parametrize("name", kv.POLICIES)
@@ -59,8 +60,8 @@ def test_unknown_policies_and_options_name_those_there_are():
         ("snapkv", {"kernel_size": 4}),
         ("h2o", {"recent": 1.5}),
         ("streaming_llm", {"sinks": -1}),
-        ("h2o", {"every": -1}),
-        ("h2o", {"every": 2.5}),
+        ("h2o", {"evict_every": -1}),
+        ("h2o", {"evict_every": 2.5}),
         ("streaming_llm", {"sinks": 4.0}),
         ("acckv", {"tau": float("nan")}),
         ("acckv", {"tau": "high"}),
@@ -76,9 +77,9 @@ def test_options_out_of_range(name, options):
 def test_policies_without_a_rule_for_decoding_say_so_at_once():
     for name in ("full", "random", "snapkv"):
         with pytest.raises(ValueError, match="no rule for pruning between decode steps"):
-            kv.every_n_steps(kv.make_policy(name), 4)
+            kv.EvictEvery(kv.make_policy(name), 4)
     with pytest.raises(ValueError, match="at least 1"):
-        kv.every_n_steps(kv.make_policy("h2o"), 0)
+        kv.EvictEvery(kv.make_policy("h2o"), 0)
 
 
 SMALLEST = {"random": 24, "acckv": 25, "acckv_plus": 25, "snapkv": 32, "streaming_llm": 5}
@@ -146,14 +147,14 @@ def test_buckets_and_sampling():
 def test_decoding_without_room_is_refused_while_tracing():
     inputs = random_inputs()
 
-    def run(policy: kv.CachePolicy, room: int, steps: int):
-        logits, cache = kv.prefill(MODEL, params_of(), inputs.tokens, inputs.prompt, policy, layers=2, room=room)
+    def run(policy: kv.CachePolicy, reserved: int, steps: int):
+        logits, cache = kv.prefill(DECODER, params_of(), inputs.tokens, inputs.prompt, policy, reserved_slots=reserved)
         state = kv.start_decoding(logits, cache, jax.random.key(0))
-        return kv.decode(MODEL, params_of(), state, policy, steps=steps)
+        return kv.decode(DECODER, params_of(), state, policy, steps=steps)
 
-    for name, room, steps in (("full", 3, 4), ("acckv", 0, 1), ("h2o", 0, 1), ("h2o_every_4", 0, 9)):
+    for name, reserved, steps in (("full", 3, 4), ("acckv", 0, 1), ("h2o", 0, 1), ("h2o_every_4", 0, 9)):
         with pytest.raises(ValueError, match="room"):
-            jax.eval_shape(lambda args=(CONTRACT[name], room, steps): run(*args))
+            jax.eval_shape(lambda args=(CONTRACT[name], reserved, steps): run(*args))
     jax.eval_shape(lambda: run(CONTRACT["h2o_every_4"], 4, 9))
 
 
@@ -162,10 +163,10 @@ def test_decoding_ends_where_the_room_ends():
 
     @jax.jit
     def run():
-        logits, cache = kv.prefill(MODEL, params_of(), inputs.tokens, inputs.prompt, policy, layers=2, room=3)
+        logits, cache = kv.prefill(DECODER, params_of(), inputs.tokens, inputs.prompt, policy, reserved_slots=3)
         state = kv.start_decoding(logits, cache, jax.random.key(0))
-        _, first, state = kv.decode(MODEL, params_of(), state, policy, steps=2)
-        _, second, state = kv.decode(MODEL, params_of(), state, policy, steps=2)
+        _, first, state = kv.decode(DECODER, params_of(), state, policy, steps=2)
+        _, second, state = kv.decode(DECODER, params_of(), state, policy, steps=2)
         return first, second, state.cache.length
 
     first, second, length = run()
@@ -201,7 +202,7 @@ def test_a_prompt_of_text_alone_needs_the_whole_budget():
     for name in ("acckv", "acckv_plus"):
         with pytest.raises(ValueError, match="smallest possible budget is 96"):
             CONTRACT[name].check(kv.count_tokens(prompt))
-        dataclasses.replace(CONTRACT[name], budget=1.0).check(kv.count_tokens(prompt))
+        CONTRACT[name].with_budget(1.0).check(kv.count_tokens(prompt))
 
 
 def test_a_budget_that_rounds_to_nothing():
@@ -215,7 +216,7 @@ def test_one_slot_and_the_whole_are_different_policies():
     one, whole = kv.make_policy("h2o", budget=1), kv.make_policy("h2o", budget=1.0)
     assert one != whole and dataclasses.replace(whole, budget=1) == one
     for policy, valid in ((whole, 96), (one, 1)):
-        assert prune(scored_by("h2o"), 0, policy).layers[0].valid[0].sum(-1).max() == valid
+        assert prune(scored_by("h2o"), policy).layers[0].valid[0].sum(-1).max() == valid
 
 
 def test_generated_tokens_are_no_part_of_a_prompt():
@@ -228,22 +229,23 @@ def test_generated_tokens_are_no_part_of_a_prompt():
 
 def test_a_prompt_is_pruned_by_its_own_sums_and_when_it_is_complete():
     scored = scored_by("h2o")
-    for number, name in ((0, "acckv"), (0, "snapkv"), (1, "h2o"), (-1, "h2o")):
-        with pytest.raises(ValueError, match="0: H2O"):
-            kv.prune(scored, number, CONTRACT[name])
+    for name in ("acckv", "snapkv"):
+        with pytest.raises(ValueError, match=r"cannot prune by the sums.*scored for QuerySet\(rows='all', last=None"):
+            kv.prune(scored, CONTRACT[name])
     with pytest.raises(ValueError, match="cannot prune by the sums"):
-        kv.prune(scored_by("acckv"), 0, CONTRACT["acckv_plus"])
+        kv.prune(scored_by("acckv"), CONTRACT["acckv_plus"])
+    with pytest.raises(ValueError, match="was not scored for"):
+        scored.attention_sums(kv.QuerySet("text"))
+    kv.prune(scored, CONTRACT["knorm"])  # reads no sums at all
     with pytest.raises(ValueError, match="complete=True"):
-        kv.prune(dataclasses.replace(scored, complete=False), 0, CONTRACT["h2o"])
+        kv.prune(dataclasses.replace(scored, complete=False), CONTRACT["h2o"])
 
 
 def run_chunk(policies, before, tokens=4, complete=True):
     prompt = kv.make_prompt(np.zeros((4, tokens), int))
     ids = np.zeros((4, tokens), np.int32)
     return jax.eval_shape(
-        lambda params: kv.score(
-            MODEL, params, ids, prompt, policies, layers=MODEL.layers, before=before, complete=complete
-        ),
+        lambda params: kv.score(DECODER, params, ids, prompt, policies, before=before, complete=complete),
         params_of(),
     )
 
@@ -252,24 +254,24 @@ def test_chunks_that_cannot_follow():
     scored = scored_by("snapkv")
     open_end = dataclasses.replace(scored, complete=False)
     with pytest.raises(ValueError, match="incomplete prompt"):
-        run_chunk(scored.policies, scored)
+        run_chunk((CONTRACT["snapkv"],), scored)
     with pytest.raises(ValueError, match="same policies"):
         run_chunk((CONTRACT["full"],), open_end)
     with pytest.raises(ValueError, match="SnapKV looks at the last 8 tokens"):
-        run_chunk(scored.policies, open_end)
-    run_chunk(scored.policies, open_end, tokens=8)
-    run_chunk(scored.policies, open_end, complete=False)
+        run_chunk((CONTRACT["snapkv"],), open_end)
+    run_chunk((CONTRACT["snapkv"],), open_end, tokens=8)
+    run_chunk((CONTRACT["snapkv"],), open_end, complete=False)
 
 
 def test_sizes_that_do_not_fit():
     prompt, ids = kv.make_prompt(np.zeros((4, 8), int)), np.zeros((4, 6), np.int32)
     with pytest.raises(ValueError, match="4 rows of 8 tokens.*4 rows of 6"):
         jax.eval_shape(
-            lambda p: kv.prefill(MODEL, p, ids, prompt, CONTRACT["full"], layers=MODEL.layers, positions=ids),
+            lambda p: kv.prefill(DECODER, p, ids, prompt, CONTRACT["full"], positions=ids),
             params_of(),
         )
-    with pytest.raises(ValueError, match="room"):
-        kv.prune(scored_by("h2o"), 0, CONTRACT["h2o"], room=-1)
+    with pytest.raises(ValueError, match="reserved_slots is a number"):
+        kv.prune(scored_by("h2o"), CONTRACT["h2o"], reserved_slots=-1)
     with pytest.raises(ValueError, match="times"):
         kv.repeat_rows(scored_by("h2o"), 0)
 
@@ -278,16 +280,18 @@ def test_a_further_question_can_bring_room_for_its_answer():
     policy, run = CONTRACT["acckv"], episode("acckv")
     inputs = random_inputs()
     cache = jax.tree.map(jnp.array, run.decoded)  # its room is used up
-    step = functools.partial(kv.decode_step, MODEL)
+    step = functools.partial(kv.decode_step, DECODER)
     with pytest.raises(ValueError, match="room for 0 new tokens"):
         step(params_of(), inputs.forced[0], cache, policy, jnp.ones(4, bool))
     over = jax.jit(step, static_argnums=3)(params_of(), inputs.forced[0], cache, policy, jnp.ones(4, bool))[1]
-    with pytest.raises(ValueError, match="without room"):
+    with pytest.raises(ValueError, match="without a free slot"):
         kv.check_finite(over)
-    logits, cache = kv.extend(MODEL, params_of(), inputs.question, inputs.question_prompt, cache, policy, room=3)
+    logits, cache = kv.extend(
+        DECODER, params_of(), inputs.question, inputs.question_prompt, cache, policy, reserved_slots=3
+    )
     state = kv.start_decoding(logits, cache, jax.random.key(0))
-    _, number, state = kv.decode(MODEL, params_of(), state, policy, steps=3)
+    _, number, state = kv.decode(DECODER, params_of(), state, policy, steps=3)
     assert int(number) == 3
     kv.check_finite(state.cache)
     with pytest.raises(ValueError, match="steps must be at least 1"):
-        kv.decode(MODEL, params_of(), state, policy, steps=0)
+        kv.decode(DECODER, params_of(), state, policy, steps=0)

@@ -13,9 +13,11 @@ from jax.sharding import AxisType, PartitionSpec
 import acckv_jax as kv
 from tests.acckv_jax.contract_cases import (
     CONTRACT,
+    DECODER,
     LENGTHS,
     MODEL,
     QUICK,
+    decoder_of,
     episode,
     params_of,
     scored_by,
@@ -41,7 +43,7 @@ def long_prompt(tokens: int = LONG, rows: int = 1) -> tuple[jax.Array, kv.Prompt
 def test_rule_6_as_many_programs_as_buckets(name):
     program = jax.jit(
         chex.assert_max_traces(lambda *args, **kw: kv.prefill(*args, **kw), n=2),
-        static_argnames=("step", "policy", "layers", "room"),
+        static_argnames=("decoder", "policy", "reserved_slots"),
     )
     buckets = set()
     for length in range(29, 129):
@@ -49,8 +51,8 @@ def test_rule_6_as_many_programs_as_buckets(name):
         buckets.add(bucket)
         prompt = kv.make_prompt(np.ones((1, bucket), int), np.array([length]))
         same = dataclasses.replace(CONTRACT[name])  # a policy made anew for every request
-        arguments = {"step": MODEL, "params": params_of_shapes(), "inputs": np.zeros((1, bucket), np.int32)}
-        program.trace(**arguments, prompt=prompt, policy=same, layers=MODEL.layers, room=4)
+        arguments = {"decoder": DECODER, "params": params_of_shapes(), "inputs": np.zeros((1, bucket), np.int32)}
+        program.trace(**arguments, prompt=prompt, policy=same, reserved_slots=4)
     assert buckets == {64, 128}
 
 
@@ -64,7 +66,7 @@ def test_rules_6_and_7_decoding_is_one_program_donates_and_keeps_requests_apart(
     policy, params, first = CONTRACT[name], params_of(), episode(name)
 
     def decode(params: dict, state: kv.DecodeState):
-        return kv.decode(MODEL, params, state, policy, steps=3)
+        return kv.decode(DECODER, params, state, policy, steps=3)
 
     program = jax.jit(chex.assert_max_traces(decode, n=1), donate_argnames="state", compiler_options=QUICK)
 
@@ -76,13 +78,13 @@ def test_rules_6_and_7_decoding_is_one_program_donates_and_keeps_requests_apart(
     def finish(state: kv.DecodeState) -> np.ndarray:
         parts = []
         for _ in range(2):
-            before = [x for layer in state.cache.layers for x in (layer.k, layer.v)]
+            before = [x for layer in state.cache.layers for x in jax.tree.leaves((layer.k, layer.v))]
             places = {x.unsafe_buffer_pointer() for x in before}
             tokens, number, state = program(params, state)
             assert int(number) == 3
             parts.append(np.asarray(tokens))
             assert all(x.is_deleted() for x in before)
-            after = [x for layer in state.cache.layers for x in (layer.k, layer.v)]
+            after = [x for layer in state.cache.layers for x in jax.tree.leaves((layer.k, layer.v))]
             assert {x.unsafe_buffer_pointer() for x in after} == places
         return np.concatenate(parts, axis=1)
 
@@ -100,10 +102,10 @@ def test_rules_6_and_7_decoding_is_one_program_donates_and_keeps_requests_apart(
 def test_rule_7_inside_vmap_scan_and_shard_map(name):
     policy, scored = CONTRACT[name], scored_by(name)
     cache = dataclasses.replace(scored.cache, layers=scored.cache.layers[:1])
-    scored = dataclasses.replace(scored, cache=cache, sums=(scored.sums[0][:1],))
+    scored = dataclasses.replace(scored, cache=cache, sums=scored.sums[:1], inputs=scored.inputs[:1])
 
     def prune(part: kv.Scored) -> kv.KVCache:
-        return kv.prune(part, 0, policy, room=2)
+        return kv.prune(part, policy, reserved_slots=2)
 
     def requests(part: kv.Scored) -> kv.Scored:
         """Rows as requests of one row, stacked on a new leading axis."""
@@ -111,16 +113,13 @@ def test_rule_7_inside_vmap_scan_and_shard_map(name):
         def rows(x: jax.Array) -> jax.Array:
             return jnp.broadcast_to(x[None], LENGTHS.shape) if x.ndim == 0 else x[:, None]
 
-        sums = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0)[:, :, None], part.sums)
-        return dataclasses.replace(part, cache=jax.tree.map(rows, part.cache), sums=sums)
+        return jax.tree.map(rows, part)
 
     def by_row(tree):
         return jax.tree.map(lambda x: PartitionSpec("data") if x.ndim else PartitionSpec(), tree)
 
-    sums = jax.tree.map(lambda _: PartitionSpec(None, "data"), scored.sums)
-    into = dataclasses.replace(scored, cache=by_row(scored.cache), sums=sums)
     sharded = jax.shard_map(
-        prune, mesh=two_devices(), in_specs=(into,), out_specs=by_row(jax.eval_shape(prune, scored))
+        prune, mesh=two_devices(), in_specs=(by_row(scored),), out_specs=by_row(jax.eval_shape(prune, scored))
     )
 
     def all_ways(part: kv.Scored):
@@ -140,7 +139,7 @@ def test_rule_7_decoding_inside_vmap_and_shard_map():
     params = params_of()
 
     def decode(state: kv.DecodeState) -> jax.Array:
-        return kv.decode(MODEL, params, state, policy, steps=6)[0]
+        return kv.decode(DECODER, params, state, policy, steps=6)[0]
 
     expected = jax.jit(decode, compiler_options=QUICK)(state)
     twice = jax.tree.map(lambda x: jnp.stack([x, jnp.flip(x, 0) if x.ndim else x]), state)
@@ -173,9 +172,9 @@ def test_rule_9_no_quadratic_array_and_no_host_callback(name):
 
     def run(params, tokens, prompt):
         policy = CONTRACT[name]
-        _, scored = kv.score(MODEL, params, tokens, prompt, (policy,), layers=MODEL.layers)
-        one_shot = kv.prefill(MODEL, params, tokens, prompt, policy, layers=MODEL.layers)
-        return one_shot, kv.prune(scored, 0, policy)
+        _, scored = kv.score(DECODER, params, tokens, prompt, (policy,))
+        one_shot = kv.prefill(DECODER, params, tokens, prompt, policy)
+        return one_shot, kv.prune(scored, policy)
 
     arrays = arrays_of(jax.jit(run).trace(params_of_shapes(), tokens, prompt).jaxpr)
     assert any(LONG in shape for _, shape in arrays) and any(p == "scan" for p, _ in arrays)
@@ -190,12 +189,13 @@ def test_rule_11_keys_and_values_are_never_repeated(name):
 
     def run(params, tokens, prompt, more, question):
         policy = CONTRACT[name]
-        _, scored = kv.score(MODEL, params, tokens, prompt, (policy,), layers=MODEL.layers, complete=False)
-        _, scored = kv.score(MODEL, params, more, question, (policy,), layers=MODEL.layers, before=scored)
-        cache = kv.prune(scored, 0, policy, room=7)
-        return kv.decode_step(MODEL, params, tokens[:, 0], cache, policy, prompt.length > 0)
+        _, scored = kv.score(DECODER, params, tokens, prompt, (policy,), complete=False)
+        _, scored = kv.score(DECODER, params, more, question, (policy,), before=scored)
+        cache = kv.prune(scored, policy, reserved_slots=7)
+        return kv.decode_step(DECODER, params, tokens[:, 0], cache, policy, prompt.length > 0)
 
-    slots = {LONG + 160, CONTRACT[name].capacity(LONG + 160) + 7}
+    capacities = (CONTRACT[name].capacity(LONG + 160, layer) for layer in range(MODEL.layers))
+    slots = {LONG + 160, *(capacity + 7 for capacity in capacities)}
     arrays = arrays_of(jax.jit(run).trace(params_of_shapes(), tokens, prompt, more, question).jaxpr)
     for _, shape in arrays:
         if slots & set(shape) and shape[-1] == MODEL.head_dim:
@@ -209,8 +209,8 @@ def test_rule_10_only_compressed_layers_accumulate(name):
 
     def memory(layers: int):
         model = dataclasses.replace(MODEL, layers=layers)
-        program = jax.jit(kv.prefill, static_argnames=("step", "policy", "layers"))
-        lowered = program.lower(model, jax.eval_shape(lambda: params_of(model)), tokens, prompt, policy, layers=layers)
+        shapes = jax.eval_shape(lambda: params_of(model))
+        lowered = kv.jitted.prefill.lower(decoder_of(model), shapes, tokens, prompt, policy)
         return lowered.compile(compiler_options=QUICK).memory_analysis()
 
     two, four = memory(2), memory(4)
@@ -227,7 +227,7 @@ def test_rule_10_nothing_of_a_layer_is_put_off():
     """Else XLA for TPUs makes all layers' NaN flags at the end, and keeps every layer's attention output until then."""
     tokens, prompt = long_prompt()
     policy = CONTRACT["full"]
-    run = functools.partial(kv.prefill, MODEL, policy=policy, layers=MODEL.layers)
+    run = functools.partial(kv.prefill, DECODER, policy=policy)
     found = arrays_of(jax.jit(run).trace(params_of_shapes(), tokens, prompt).jaxpr)
     ends = [shape for name, shape in found if name == "optimization_barrier" and shape[1:2] == tokens.shape[1:]]
     assert ends == [(*tokens.shape, MODEL.heads, MODEL.head_dim)] * MODEL.layers

@@ -11,6 +11,7 @@ import pytest
 import acckv_jax as kv
 from tests.acckv_jax.contract_cases import (
     CONTRACT,
+    DECODER,
     LENGTHS,
     MODEL,
     QUICK,
@@ -26,7 +27,7 @@ from tests.tolerances import FP32
 PREFIX, QUESTION = 64, 32
 AFTER = np.array([32, 21, 14, 9])
 """Tokens of each row that come as the second chunk."""
-prune = jax.jit(kv.prune, static_argnums=(1, 2), static_argnames="room", compiler_options=QUICK)
+prune = jax.jit(kv.prune, static_argnames=("policy", "reserved_slots"), compiler_options=QUICK)
 
 
 @functools.cache
@@ -42,9 +43,9 @@ def in_chunks() -> tuple[jax.Array, kv.Scored]:
     policies = tuple(CONTRACT.values())
 
     def run(params, first, second, prompts):
-        common = {"policies": policies, "layers": MODEL.layers}
-        _, scored = kv.score(MODEL, params, first, prompts[0], **common, complete=False)
-        return kv.score(MODEL, params, second, prompts[1], **common, before=scored)
+        common = {"policies": policies}
+        _, scored = kv.score(DECODER, params, first, prompts[0], **common, complete=False)
+        return kv.score(DECODER, params, second, prompts[1], **common, before=scored)
 
     return jax.jit(run, compiler_options=QUICK)(params_of(), inputs.tokens[:, :PREFIX], more, prompts)
 
@@ -53,7 +54,7 @@ def in_chunks() -> tuple[jax.Array, kv.Scored]:
 def test_two_chunks_equal_one(name):
     logits, scored = in_chunks()
     np.testing.assert_allclose(logits, episode(name).logits, **FP32)
-    pruned = prune(scored, list(CONTRACT).index(name), CONTRACT[name])
+    pruned = prune(scored, CONTRACT[name])
     assert_same_cache(jax.device_get(pruned), episode(name).pruned, **FP32)
 
 
@@ -64,7 +65,7 @@ def test_many_budgets_from_one_prefill(name):
     for budget in budgets:
         policy = dataclasses.replace(CONTRACT[name], budget=budget)
         one_shot = run_episode(MODEL, policy, params_of(), random_inputs())
-        assert_same_cache(jax.device_get(prune(scored_by(name), 0, policy)), jax.device_get(one_shot.pruned), **FP32)
+        assert_same_cache(jax.device_get(prune(scored_by(name), policy)), jax.device_get(one_shot.pruned), **FP32)
     assert not any(x.is_deleted() for x in whole)
 
 
@@ -72,12 +73,12 @@ def start(sampler=kv.greedy, stop: tuple[int, ...] = (), seed: int = 0) -> kv.De
     """A request on the full cache of the contract's prompt, with room for 6 tokens."""
     run = episode("full")
     cache = jax.tree.map(jnp.array, run.pruned)
-    return kv.start_decoding(jnp.array(run.logits), cache, jax.random.key(seed), sampler=sampler, stop=stop)
+    return kv.start_decoding(jnp.array(run.logits), cache, jax.random.key(seed), sampler=sampler, stop_token_ids=stop)
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "sampler", "stop"), compiler_options=QUICK)
 def decode(params, state, *, steps=6, sampler=kv.greedy, stop=()):
-    return kv.decode(MODEL, params, state, CONTRACT["full"], steps=steps, sampler=sampler, stop=stop)
+    return kv.decode(DECODER, params, state, CONTRACT["full"], steps=steps, sampler=sampler, stop_token_ids=stop)
 
 
 @functools.cache
@@ -91,7 +92,7 @@ def test_the_loop_takes_the_likeliest_token_of_every_step():
     token, cache = state.token, state.cache
     np.testing.assert_array_equal(token, episode("full").logits.argmax(-1))
     for number in range(6):
-        logits, cache = step(MODEL, params_of(), token, cache, CONTRACT["full"], state.active)
+        logits, cache = step(DECODER, params_of(), token, cache, CONTRACT["full"], state.active)
         token = jnp.argmax(logits, -1).astype(jnp.int32)
         np.testing.assert_array_equal(token, greedy_tokens()[:, number])
 
@@ -100,18 +101,18 @@ def test_the_loop_takes_the_likeliest_token_of_every_step():
 def test_a_loop_that_evicts_equals_single_steps(name):
     policy = CONTRACT[name]
     step = jax.jit(kv.decode_step, static_argnums=(0, 4), compiler_options=QUICK)
-    loop = jax.jit(functools.partial(kv.decode, MODEL), static_argnames=("policy", "steps", "stop"))
+    loop = jax.jit(functools.partial(kv.decode, DECODER), static_argnames=("policy", "steps", "stop_token_ids"))
     run = episode(name)
     first = kv.start_decoding(run.logits, jax.tree.map(jnp.array, run.pruned), jax.random.key(0))
     stop = (int(first.token[1]),)  # so that a row may end in the midst
     token, cache, active, expected = first.token, first.cache, first.active, []
     for _ in range(11):
-        logits, cache = step(MODEL, params_of(), token, cache, policy, active)
+        logits, cache = step(DECODER, params_of(), token, cache, policy, active)
         token = jnp.where(active, jnp.argmax(logits, -1), token).astype(jnp.int32)
         active = active & (token != stop[0])
         expected.append(np.asarray(token))
-    some, _, state = loop(params_of(), first, policy=policy, steps=7, stop=stop)
-    others, _, state = loop(params_of(), state, policy=policy, steps=4, stop=stop)
+    some, _, state = loop(params_of(), first, policy=policy, steps=7, stop_token_ids=stop)
+    others, _, state = loop(params_of(), state, policy=policy, steps=4, stop_token_ids=stop)
     np.testing.assert_array_equal(np.concatenate([some, others], axis=1), np.stack(expected, axis=1))
     assert_same_cache(jax.device_get(state.cache), jax.device_get(cache), **FP32)
 
@@ -167,11 +168,13 @@ def test_sampling_follows_the_softmax_of_the_likeliest_tokens():
 def test_decoding_one_policys_cache_leaves_the_scored_prompt_alive():
     logits, scored = in_chunks()
     donated = jax.jit(
-        functools.partial(kv.decode, MODEL, policy=kv.CachePolicy(), steps=2), donate_argnums=1, compiler_options=QUICK
+        functools.partial(kv.decode, DECODER, policy=kv.CachePolicy(), steps=2),
+        donate_argnums=1,
+        compiler_options=QUICK,
     )
     for name in ("full", "acckv", "full"):
-        cache = kv.prune(scored, list(CONTRACT).index(name), CONTRACT[name], room=8)
-        donated(params_of(), kv.start_decoding(logits, cache, jax.random.key(0)))
+        cache = kv.prune(scored, CONTRACT[name], reserved_slots=8)
+        donated(params_of(), state=kv.start_decoding(logits, cache, jax.random.key(0)))
         deleted = [leaf for leaf in jax.tree.leaves(scored) if leaf.is_deleted()]
         assert not deleted
         assert cache.layers[0].k.is_deleted()  # the pruned cache itself was donated
@@ -181,7 +184,7 @@ def test_a_repeated_prompt_is_as_many_equal_rows():
     inputs = random_inputs()
     prompt = kv.make_prompt(np.asarray(inputs.prompt.modality)[:1], LENGTHS[:1])
     policies = (CONTRACT["h2o"], CONTRACT["full"])
-    score = jax.jit(functools.partial(kv.score, MODEL, policies=policies, layers=MODEL.layers), compiler_options=QUICK)
+    score = jax.jit(functools.partial(kv.score, DECODER, policies=policies), compiler_options=QUICK)
     _, one = score(params_of(), inputs.tokens[:1], prompt)
     three = kv.repeat_rows(one, 3)
     for row in range(3):
@@ -189,7 +192,7 @@ def test_a_repeated_prompt_is_as_many_equal_rows():
             np.testing.assert_array_equal(ours.k[row], theirs.k[0])
             np.testing.assert_array_equal(ours.index[row], theirs.index[0])
         for ours, theirs in zip(three.sums[0], one.sums[0], strict=True):
-            np.testing.assert_array_equal(ours[:, row], theirs[:, 0])
+            np.testing.assert_array_equal(ours[row], theirs[0])
     np.testing.assert_array_equal(three.cache.length, np.repeat(one.cache.length, 3))
     with pytest.raises(ValueError, match="only a prompt of one row can be repeated, and this one has 3"):
         kv.repeat_rows(three, 2)

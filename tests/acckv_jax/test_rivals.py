@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import acckv_jax as kv
-from tests.acckv_jax.recorded import Recording, record, replay
+from tests.acckv_jax.recorded import DECODER, Recording, record
 from tests.oracles.cases import decided_cases, pad, random_case, random_stream
 from tests.oracles.every_n_numpy import Slots, decode, floors_and_mass
 from tests.oracles.h2o_numpy import h2o_prefill, heavy_and_recent
@@ -21,9 +21,9 @@ GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 PROMPT, STEPS, CHUNK = 64, 2000, 100
 
 
-@functools.partial(jax.jit, static_argnames=("policy", "room"))
-def prefill(recording: Recording, prompt: kv.Prompt, policy: kv.CachePolicy, room: int = 0):
-    return kv.prefill(replay, recording, prompt.modality, prompt, policy, layers=1, room=room)
+@functools.partial(jax.jit, static_argnames=("policy", "reserved_slots"))
+def prefill(recording: Recording, prompt: kv.Prompt, policy: kv.CachePolicy, reserved_slots: int = 0):
+    return kv.prefill(DECODER, recording, prompt.modality, prompt, policy, reserved_slots=reserved_slots)
 
 
 def kept(layer: kv.LayerCache, row: int, head: int) -> np.ndarray:
@@ -82,7 +82,7 @@ def steps_of(policy: kv.CachePolicy):
     def run(recording: Recording, cache: kv.KVCache):
         def step(cache: kv.KVCache, _: None):
             nothing, active = jnp.zeros(1, jnp.int32), jnp.ones(1, bool)
-            out, cache = kv.decode_step(replay, recording, nothing, cache, policy, active)
+            out, cache = kv.decode_step(DECODER, recording, nothing, cache, policy, active)
             return cache, out
 
         return jax.lax.scan(step, cache, length=CHUNK)
@@ -91,11 +91,11 @@ def steps_of(policy: kv.CachePolicy):
 
 
 EVERY_N = {
-    "h2o": (kv.make_policy("h2o", budget=32, every=1), heavy_and_recent()),
-    "h2o_every_16": (kv.every_n_steps(kv.make_policy("h2o", budget=32), 16), heavy_and_recent()),
-    "streaming_llm": (kv.make_policy("streaming_llm", budget=32, every=1), sinks_and_recent()),
+    "h2o": (kv.H2O(budget=32, evict_every=1), heavy_and_recent()),
+    "h2o_every_16": (kv.EvictEvery(kv.H2O(budget=32, evict_every=0), 16), heavy_and_recent()),
+    "streaming_llm": (kv.StreamingLLM(budget=32, evict_every=1), sinks_and_recent()),
     "acckv_every_16": (
-        kv.every_n_steps(kv.make_policy("acckv", budget=32, tau=0.6, recent=6, floor=0.1), 16),
+        kv.AccKV(budget=32, tau=0.6, recent=6, floor=0.1, evict_every=16),
         floors_and_mass(PROMPT, recent=6, floor=0.1),
     ),
 }
@@ -107,12 +107,12 @@ def test_2000_steps_at_a_fixed_capacity_equal_a_numpy_loop(name):
     rng = np.random.default_rng(1)
     case, stream = random_case(rng, layout="blocks", length=PROMPT, tau=0.6), random_stream(rng, STEPS)
     recording = record(tuple(x.swapaxes(0, 1) for x in (case.q, case.k, case.v)), stream)
-    room = policy.decode_room(STEPS)
+    reserved = policy.reserved_slots(STEPS)
     prompt = kv.make_prompt(case.modality[None])
     policy.check(kv.count_tokens(prompt))
-    _, cache = prefill(recording, prompt, policy, room=room)
+    _, cache = prefill(recording, prompt, policy, reserved_slots=reserved)
     first = jax.device_get(cache.layers[0])
-    assert first.slots == 32 + room == 32 + policy.every
+    assert first.slots == 32 + reserved == 32 + policy.evict_every
 
     def slots_of(layer: kv.LayerCache, head: int) -> Slots:
         valid = np.asarray(layer.valid)[0, head]
@@ -121,19 +121,19 @@ def test_2000_steps_at_a_fixed_capacity_equal_a_numpy_loop(name):
         return Slots(index, k, v, mass, modality)
 
     before = [slots_of(first, head) for head in range(2)]
-    expected = decode(before, PROMPT, *stream, select=select, capacity=32, every=policy.every)
-    assert expected.margin > 5e-6 or not policy.tracks_mass, "a choice hangs on rounding: use another seed"
+    expected = decode(before, PROMPT, *stream, select=select, capacity=32, every=policy.evict_every)
+    assert expected.margin > 5e-6 or policy.mass_queries is None, "a choice hangs on rounding: use another seed"
     program = steps_of(policy)
     for start in range(0, STEPS, CHUNK):
         cache, out = program(recording, cache)
         np.testing.assert_allclose(out[:, 0].reshape(CHUNK, 4, 16), expected.outputs[start : start + CHUNK], **FP32)
         assert cache.layers[0].slots == first.slots
-        if (start + CHUNK) % policy.every == 0:
+        if (start + CHUNK) % policy.evict_every == 0:
             for head in range(2):
-                now = expected.kept[(start + CHUNK) // policy.every - 1][head]
+                now = expected.kept[(start + CHUNK) // policy.evict_every - 1][head]
                 np.testing.assert_array_equal(kept(cache.layers[0], 0, head), now)
     for head, theirs in enumerate(expected.slots):
         ours = slots_of(jax.device_get(cache.layers[0]), head)
         np.testing.assert_array_equal(ours.index, theirs.index)
-        for field in ("keys", "values", "mass")[: 3 if policy.tracks_mass else 2]:
+        for field in ("keys", "values", "mass")[: 2 if policy.mass_queries is None else 3]:
             np.testing.assert_allclose(getattr(ours, field), getattr(theirs, field), **FP32, err_msg=field)

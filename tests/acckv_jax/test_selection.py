@@ -9,7 +9,7 @@ import pytest
 
 from acckv_jax.merging import nearest
 from acckv_jax.policies.acckv import _exact_share
-from acckv_jax.selection import grouped_slots, top
+from acckv_jax.selection import grouped_slots, top_k_mask
 
 ROWS, HEADS, SLOTS, SIZE = 2, 3, 700, 16
 
@@ -41,7 +41,7 @@ def test_top_equals_a_stable_sort(kind):
 
 def test_top_counts_by_row():
     scores, among = np.tile(np.arange(SLOTS, dtype=np.float32), (ROWS, HEADS, 1)), np.ones((ROWS, HEADS, SLOTS), bool)
-    chosen = np.asarray(top(jnp.asarray(scores), jnp.asarray(among), jnp.array([3, 5])))
+    chosen = np.asarray(top_k_mask(jnp.asarray(scores), jnp.asarray(among), jnp.array([3, 5])))
     assert (chosen.sum(-1) == [[3] * HEADS, [5] * HEADS]).all() and chosen[..., -3:].all()
 
 

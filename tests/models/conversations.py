@@ -9,44 +9,48 @@ import numpy as np
 
 import acckv_jax as kv
 from models.batching import Batch
-from tests.acckv_jax.contract_cases import QUICK
+from tests.acckv_jax.contract_cases import CONTRACT, QUICK
 
 STEPS = 8
 FULL = kv.make_policy("full")
+EQUAL_LAYERS = [name for name in CONTRACT if not name.startswith("per_layer")]
+"""Policies for decoders of any number of layers."""
 MOVED = ("streaming_llm", "h2o_prefill_only", "random", "snapkv", "acckv_evict_only")
-"""Policies of the contract that move slots and change nothing in them; with every=0 they do not evict between steps."""
+"""Policies of the contract that only move slots; with evict_every=0 they do not evict between steps."""
 
 
-@functools.partial(jax.jit, static_argnames=("step", "policy", "layers"), compiler_options=QUICK)
-def read(params: Any, batch: Batch, *, step: kv.StepFn, policy: kv.CachePolicy, layers: int) -> Any:
+@functools.partial(jax.jit, static_argnames=("decoder", "policy"), compiler_options=QUICK)
+def read(params: Any, batch: Batch, *, decoder: kv.Decoder, policy: kv.CachePolicy) -> Any:
     """Logits and cache of a prompt."""
-    room = policy.decode_room(STEPS)
-    return kv.prefill(step, params, **batch.arguments(), policy=policy, layers=layers, room=room)
+    reserved = policy.reserved_slots(STEPS)
+    return kv.prefill(decoder, params, **batch.arguments(), policy=policy, reserved_slots=reserved)
 
 
-@functools.partial(jax.jit, static_argnames=("step", "policy"), compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnames=("decoder", "policy"), compiler_options=QUICK)
 def talk(
-    params: Any, logits: Any, pruned: kv.KVCache, second: Batch, *, step: kv.StepFn, policy: kv.CachePolicy
+    params: Any, logits: Any, pruned: kv.KVCache, second: Batch, *, decoder: kv.Decoder, policy: kv.CachePolicy
 ) -> Any:
     """After a prompt: STEPS greedy tokens, a second question, and STEPS more."""
 
     def one(carry: Any, _: None) -> Any:
         logits, cache = carry
         token = logits.argmax(-1)
-        logits, cache = kv.decode_step(step, params, token, cache, policy, token >= 0)
+        logits, cache = kv.decode_step(decoder, params, token, cache, policy, token >= 0)
         return (logits, cache), (token, logits)
 
     (_, answered), first = jax.lax.scan(one, (logits, pruned), length=STEPS)
     inputs, prompt = second.inputs, second.prompt
-    logits, asked = kv.extend(step, params, inputs, prompt, answered, policy, room=policy.decode_room(STEPS))
+    logits, asked = kv.extend(
+        decoder, params, inputs, prompt, answered, policy, reserved_slots=policy.reserved_slots(STEPS)
+    )
     (_, ended), later = jax.lax.scan(one, (logits, asked), length=STEPS)
     return {"answered": answered, "asked": asked, "ended": ended, "first": first, "later": later}
 
 
-def converse(params: Any, batch: Batch, second: Batch, *, step: kv.StepFn, policy: kv.CachePolicy, layers: int) -> Any:
+def converse(params: Any, batch: Batch, second: Batch, *, decoder: kv.Decoder, policy: kv.CachePolicy) -> Any:
     """The whole conversation: the cache after each stage, and the tokens and logits of both answers."""
-    logits, pruned = read(params, batch, step=step, policy=policy, layers=layers)
-    return talk(params, logits, pruned, second, step=step, policy=policy) | {"pruned": pruned}
+    logits, pruned = read(params, batch, decoder=decoder, policy=policy)
+    return talk(params, logits, pruned, second, decoder=decoder, policy=policy) | {"pruned": pruned}
 
 
 def masked_alike(whole: kv.KVCache, pruned: kv.KVCache) -> kv.KVCache:

@@ -28,13 +28,13 @@ CONFIGS = {
 }
 
 
-def logits_of_every_token(step, layers, params, tokens):
+def logits_of_every_token(decoder, params, tokens):
     """Prefill of the first PROMPT tokens, then one cached decode step per token: logits [STEPS + 1, V]."""
     policy = acckv_jax.make_policy("full")
     prompt = acckv_jax.make_prompt(np.zeros((1, PROMPT), int))
-    run = jax.jit(functools.partial(acckv_jax.prefill, step, policy=policy, layers=layers, room=STEPS))
+    run = jax.jit(functools.partial(acckv_jax.prefill, decoder, policy=policy, reserved_slots=STEPS))
     logits, cache = run(params, tokens[:, :PROMPT], prompt)
-    one = jax.jit(functools.partial(acckv_jax.decode_step, step, policy=policy), donate_argnames="cache")
+    one = jax.jit(functools.partial(acckv_jax.decode_step, decoder, policy=policy), donate_argnames="cache")
     seen = [logits[0]]
     for token in tokens[0, PROMPT:]:
         logits, cache = one(params, tokens=token[None], cache=cache, active=jnp.ones(1, bool))
@@ -46,7 +46,9 @@ def check(config, graph, params, tolerance):
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (1, PROMPT + STEPS)).astype(np.int32)
     with torch.no_grad():
         expected = hf_model(config, params)(torch.tensor(tokens).long()).logits[0, PROMPT - 1 :].numpy()
-    ours = logits_of_every_token(DecoderStep(graph), config.num_hidden_layers, params, jnp.asarray(tokens))
+    ours = logits_of_every_token(
+        acckv_jax.Decoder(DecoderStep(graph), config.num_hidden_layers), params, jnp.asarray(tokens)
+    )
     np.testing.assert_allclose(ours, expected, **tolerance)
 
 

@@ -11,6 +11,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+import acckv_jax
 from models.decoder import Decoder, DecoderConfig
 from models.errors import UserError
 from models.hf.config import Section, reading
@@ -59,7 +60,9 @@ def old_spelling(folder):
 
 def our_logits(folder):
     graph, params = open_source(folder).load(jnp.float32)
-    return logits_of_every_token(DecoderStep(graph), SIZES["num_hidden_layers"], params, jnp.asarray(TOKENS))
+    return logits_of_every_token(
+        acckv_jax.Decoder(DecoderStep(graph), SIZES["num_hidden_layers"]), params, jnp.asarray(TOKENS)
+    )
 
 
 def their_logits(model):

@@ -31,7 +31,8 @@ def make():
 
 def logits(graph, params, tokens, rows):
     inputs = jax.device_put((tokens, acckv_jax.make_prompt(np.zeros(tokens.shape, int))), rows)
-    run = functools.partial(acckv_jax.prefill, DecoderStep(graph), policy=acckv_jax.make_policy("full"), layers=2)
+    decoder = acckv_jax.Decoder(DecoderStep(graph), 2)
+    run = functools.partial(acckv_jax.prefill, decoder, policy=acckv_jax.Full())
     return jax.jit(run)(params, *inputs)[0]
 
 

@@ -39,14 +39,14 @@ def answers(folder, mesh):
     if mesh is not None:
         rows = [PartitionSpec("data"), PartitionSpec(None, "data")]
         batch = jax.device_put(batch, jax.tree.map(lambda x: rows[x.ndim == 3 and len(x) == 3], batch))
-    run = jax.jit(kv.prefill, static_argnames=("step", "policy", "layers", "room"))
-    options = {"policy": POLICY, "layers": 2, "room": STEPS}
-    logits, cache = run(ours.step, params["decoder"], **batch.arguments(), **options)
-    step = jax.jit(kv.decode_step, static_argnames=("step", "policy"))
+    run = kv.jitted.prefill
+    options = {"policy": POLICY, "reserved_slots": STEPS}
+    logits, cache = run(ours.decoder, params["decoder"], **batch.arguments(), **options)
+    step = jax.jit(kv.decode_step, static_argnames=("decoder", "policy"))
     seen = [logits]
     for _ in range(STEPS):
         token = logits.argmax(-1)
-        logits, cache = step(ours.step, params["decoder"], token, cache, POLICY, token >= 0)
+        logits, cache = step(ours.decoder, params["decoder"], token, cache, POLICY, token >= 0)
         seen.append(logits)
     return np.stack(seen)
 
@@ -70,8 +70,8 @@ def test_one_question_on_a_mesh(kind, folder):
             config, source = open_thinker(folder, section)
         ours = Ours.of(config, source.load(jnp.dtype(jnp.float32))[1])
         batch = padded([embedded(ours, random_case(np.random.default_rng(0), CONFIG, interleaved=True))[1]], LENGTH)
-        run = jax.jit(kv.prefill, static_argnames=("step", "policy", "layers", "room"))
-        return run(ours.step, ours.params["decoder"], **batch.arguments(), policy=POLICY, layers=2)[0]
+        run = kv.jitted.prefill
+        return run(ours.decoder, ours.params["decoder"], **batch.arguments(), policy=POLICY)[0]
 
     alone = answer()
     with jax.set_mesh(jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(kind,) * 3)):

@@ -13,14 +13,13 @@ from models.interface import EmbeddedPrompt
 from models.qwen2_5_omni.config import ThinkerConfig
 from models.qwen2_5_omni.prompt import expand
 from tests.acckv_jax.contract_cases import CONTRACT
-from tests.models.conversations import FULL, MOVED, STEPS, converse, masked_alike, read, talk
+from tests.models.conversations import EQUAL_LAYERS, FULL, MOVED, STEPS, converse, masked_alike, read, talk
 from tests.models.qwen2_5_omni.thinkers import embedded, loaded_thinker, random_case, reference_thinker, theirs
 from tests.tolerances import LOGITS
 
 LENGTH, QUESTION = 320, 8
 CONFIG = ThinkerConfig.tiny()
 SECOND = [7, 3, 11, 5, 2]
-LAYERS = CONFIG.text.num_hidden_layers
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +47,7 @@ def cases():
 
 def run(ours, batch, second, policy):
     """The whole conversation."""
-    return converse(ours.params["decoder"], batch, second, step=ours.step, policy=policy, layers=LAYERS)
+    return converse(ours.params["decoder"], batch, second, decoder=ours.decoder, policy=policy)
 
 
 def conversation(ours, cases):
@@ -81,9 +80,9 @@ def test_two_questions_equal_transformers(ours, reference, cases):
         np.testing.assert_allclose(found["later"][1][:-1, row], torch.cat(out.logits).numpy()[1:], **LOGITS)
 
 
-@pytest.mark.parametrize("name", CONTRACT)
+@pytest.mark.parametrize("name", EQUAL_LAYERS)
 def test_positions_go_on_from_the_uncompressed_prompt(name, ours, cases):
-    policy = dataclasses.replace(CONTRACT[name], budget=1.0 if name == "full" else 0.5)
+    policy = CONTRACT[name].with_budget(1.0 if name == "full" else 0.5)
     chunks, batch, second = conversation(ours, cases)
     policy.check(kv.count_tokens(batch.prompt))
     found = run(ours, batch, second, policy)
@@ -102,12 +101,12 @@ def test_positions_go_on_from_the_uncompressed_prompt(name, ours, cases):
 @pytest.mark.parametrize("name", MOVED)
 def test_pruning_equals_masking(name, ours, cases):
     """Answers after pruning are those of the whole cache with the dropped slots masked."""
-    policy = dataclasses.replace(CONTRACT[name], budget=0.5, every=0)
+    policy = dataclasses.replace(CONTRACT[name], budget=0.5, evict_every=0)
     _, batch, second = conversation(ours, cases)
     found = run(ours, batch, second, policy)
-    logits, whole = read(ours.params["decoder"], batch, step=ours.step, policy=FULL, layers=LAYERS)
+    logits, whole = read(ours.params["decoder"], batch, decoder=ours.decoder, policy=FULL)
     masked = masked_alike(whole, found["pruned"])
-    expected = talk(ours.params["decoder"], logits, masked, second, step=ours.step, policy=FULL)
+    expected = talk(ours.params["decoder"], logits, masked, second, decoder=ours.decoder, policy=FULL)
     for answer in ("first", "later"):
         np.testing.assert_array_equal(found[answer][0], expected[answer][0])
         np.testing.assert_allclose(found[answer][1], expected[answer][1], **LOGITS)

@@ -39,17 +39,17 @@ def random_config(rng):
     )
 
 
-@functools.partial(jax.jit, static_argnames=("step", "layers", "room"))
-def prefill(params, batch, *, step, layers, room):
-    return acckv_jax.prefill(step, params, **batch.arguments(), policy=FULL, layers=layers, room=room)
+@functools.partial(jax.jit, static_argnames=("decoder", "reserved_slots"))
+def prefill(params, batch, *, decoder, reserved_slots):
+    return acckv_jax.prefill(decoder, params, **batch.arguments(), policy=FULL, reserved_slots=reserved_slots)
 
 
-@functools.partial(jax.jit, static_argnames="step")
-def forced(params, cache, tokens, *, step):
+@functools.partial(jax.jit, static_argnames="decoder")
+def forced(params, cache, tokens, *, decoder):
     """Logits after each of the given tokens [B, T], through the cache."""
 
     def one(cache, token):
-        logits, cache = acckv_jax.decode_step(step, params, token, cache, FULL, jnp.ones(len(token), bool))
+        logits, cache = acckv_jax.decode_step(decoder, params, token, cache, FULL, jnp.ones(len(token), bool))
         return cache, logits
 
     return jax.lax.scan(one, cache, tokens.T)[1]
@@ -57,10 +57,9 @@ def forced(params, cache, tokens, *, step):
 
 def our_logits(ours, chunks, answers):
     """Logits [B, STEPS, V] of the prompts' last tokens and of all but the last token of the answers."""
-    decoder = ours.params["decoder"]
-    options = {"step": ours.step, "layers": ours.config.text.num_hidden_layers}
-    logits, cache = prefill(decoder, padded(chunks, LENGTH), room=STEPS, **options)
-    after = forced(decoder, cache, jnp.asarray(answers[:, :-1], jnp.int32), step=ours.step)
+    params = ours.params["decoder"]
+    logits, cache = prefill(params, padded(chunks, LENGTH), decoder=ours.decoder, reserved_slots=STEPS)
+    after = forced(params, cache, jnp.asarray(answers[:, :-1], jnp.int32), decoder=ours.decoder)
     return np.concatenate([logits[None], after]).swapaxes(0, 1)
 
 

@@ -10,6 +10,7 @@ from flax import nnx
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5OmniThinkerConfig
 
+import acckv_jax
 from models.decoder import Decoder
 from models.hf.checkpoint import open_checkpoint
 from models.hf.load import load_params
@@ -51,7 +52,7 @@ class Ours:
     config: ThinkerConfig
     graph: nnx.GraphDef
     params: Params
-    step: DecoderStep
+    decoder: acckv_jax.Decoder
 
     @staticmethod
     def make(config: ThinkerConfig) -> Thinker:
@@ -61,7 +62,7 @@ class Ours:
     def of(cls, config: ThinkerConfig, params: Params) -> "Ours":
         graph, _ = abstract_params(lambda: cls.make(config))
         decoder, _ = abstract_params(lambda: Decoder(config.text, rngs=nnx.Rngs(0)))
-        return cls(config, graph, params, DecoderStep(decoder))
+        return cls(config, graph, params, acckv_jax.Decoder(DecoderStep(decoder), config.text.num_hidden_layers))
 
 
 def loaded_thinker(config: ThinkerConfig, reference: torch.nn.Module, folder: Path) -> Ours:

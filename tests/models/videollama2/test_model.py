@@ -76,13 +76,14 @@ def test_logits_equal_upstream(number):
 def test_cached_decoding_equals_upstreams_greedy_tokens(number):
     config, params, embedded = inputs(number)
     step = DecoderStep(abstract_params(lambda: Decoder(config.decoder, rngs=nnx.Rngs(0)))[0])
+    decoder = acckv_jax.Decoder(step, config.decoder.num_hidden_layers)
     policy = acckv_jax.make_policy("full")
-    tokens, layers = EXPECTED[f"tokens_{number}"], config.decoder.num_hidden_layers
+    tokens = EXPECTED[f"tokens_{number}"]
     prompt = acckv_jax.make_prompt(np.zeros((1, embedded.shape[1]), int))
-    prefill = functools.partial(acckv_jax.prefill, step, policy=policy, layers=layers, room=len(tokens))
+    prefill = functools.partial(acckv_jax.prefill, decoder, policy=policy, reserved_slots=len(tokens))
     run = jax.jit(prefill, compiler_options=QUICK)
     logits, cache = run(params["decoder"], embedded, prompt)
-    decode_step = functools.partial(acckv_jax.decode_step, step, policy=policy)
+    decode_step = functools.partial(acckv_jax.decode_step, decoder, policy=policy)
     one = jax.jit(decode_step, donate_argnames="cache", compiler_options=QUICK)
     chosen = []
     for _ in tokens:

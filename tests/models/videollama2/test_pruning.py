@@ -14,7 +14,7 @@ from models.interface import EmbeddedPrompt
 from models.layers.init import abstract_params
 from models.over_decoder import DecoderStep
 from tests.acckv_jax.contract_cases import CONTRACT
-from tests.models.conversations import FULL, MOVED, STEPS, converse, masked_alike, read, talk
+from tests.models.conversations import EQUAL_LAYERS, FULL, MOVED, STEPS, converse, masked_alike, read, talk
 from tests.models.hf_decoder import hf_model
 from tests.models.videollama2.cases import MODEL
 from tests.models.videollama2.test_model import inputs
@@ -38,13 +38,14 @@ def talks():
     chunks = [long, long.split(len(long) - 3)[0]]
     second = [EmbeddedPrompt(np.array(part), np.zeros(len(part), int)) for part in (SECOND, SECOND[:3])]
     step = DecoderStep(abstract_params(lambda: Decoder(config.decoder, rngs=nnx.Rngs(0)))[0])
-    return config.decoder, params["decoder"], step, chunks, padded(chunks, LENGTH), padded(second, QUESTION)
+    decoder = kv.Decoder(step, config.decoder.num_hidden_layers)
+    return config.decoder, params["decoder"], decoder, chunks, padded(chunks, LENGTH), padded(second, QUESTION)
 
 
 def test_two_questions_equal_transformers(talks):
     """Nothing pruned: both answers are those of transformers, which reads the whole conversation anew."""
-    config, params, step, chunks, batch, second = talks
-    found = converse(params, batch, second, step=step, policy=FULL, layers=config.num_hidden_layers)
+    config, params, decoder, chunks, batch, second = talks
+    found = converse(params, batch, second, decoder=decoder, policy=FULL)
     reference = hf_model(config, params)
     table = np.asarray(params["tokens"]["embedding"])
     for row, chunk in enumerate(chunks):
@@ -62,14 +63,15 @@ def test_two_questions_equal_transformers(talks):
         np.testing.assert_allclose(found["later"][1][:, row], logits[start : start + STEPS], **LOGITS)
 
 
-@pytest.mark.parametrize("name", CONTRACT)
+@pytest.mark.parametrize("name", EQUAL_LAYERS)
 def test_positions_go_on_from_the_uncompressed_prompt(name, talks):
     """Where slots are only moved, answers moreover are those of the whole cache with the dropped slots masked."""
-    config, params, step, chunks, batch, second = talks
-    changes = {"every": 0} if name in MOVED else {}
-    policy = dataclasses.replace(CONTRACT[name], budget=1.0 if name == "full" else 0.5, **changes)
+    config, params, decoder, chunks, batch, second = talks
+    policy = CONTRACT[name].with_budget(1.0 if name == "full" else 0.5)
+    if name in MOVED:
+        policy = dataclasses.replace(policy, evict_every=0)
     policy.check(kv.count_tokens(batch.prompt))
-    found = converse(params, batch, second, step=step, policy=policy, layers=config.num_hidden_layers)
+    found = converse(params, batch, second, decoder=decoder, policy=policy)
     lengths, turns = np.array([len(chunk) for chunk in chunks]), np.asarray(second.prompt.length)
     for stage, more in (("pruned", 0), ("answered", STEPS), ("asked", STEPS + turns), ("ended", 2 * STEPS + turns)):
         np.testing.assert_array_equal(found[stage].length, lengths + more)
@@ -77,8 +79,8 @@ def test_positions_go_on_from_the_uncompressed_prompt(name, talks):
     kept = np.asarray([layer.valid.sum(-1).max(-1) for layer in found["pruned"].layers])
     assert (kept <= lengths if name == "full" else kept <= np.round(lengths / 2)).all()
     if name in MOVED:
-        logits, whole = read(params, batch, step=step, policy=FULL, layers=config.num_hidden_layers)
-        expected = talk(params, logits, masked_alike(whole, found["pruned"]), second, step=step, policy=FULL)
+        logits, whole = read(params, batch, decoder=decoder, policy=FULL)
+        expected = talk(params, logits, masked_alike(whole, found["pruned"]), second, decoder=decoder, policy=FULL)
         for answer in ("first", "later"):
             np.testing.assert_array_equal(found[answer][0], expected[answer][0])
             np.testing.assert_allclose(found[answer][1], expected[answer][1], **LOGITS)
