@@ -6,11 +6,13 @@ run the same program.
 
 import dataclasses
 import functools
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import PartitionSpec
 
 import acckv_jax as kv
@@ -59,6 +61,16 @@ CONTRACT: dict[str, kv.CachePolicy] = {
     "quantized_acckv": kv.Quantized(kv.AccKV(budget=0.4, tau=0.1)),
     "quantized_h2o_every_4": kv.Quantized(kv.H2O(budget=0.3, evict_every=4)),
 }
+
+
+REPRESENTATIVE = ("full", "snapkv", "acckv", "h2o_every_4", "quantized_h2o_every_4")
+"""Policies whose programs the quick tier checks; the complete tier checks everybody's."""
+
+
+def policies(names: Iterable[str] = CONTRACT, quick: Collection[str] = REPRESENTATIVE) -> pytest.MarkDecorator:
+    """Parametrises a test by policies; those that are not `quick` belong to the complete tier."""
+    cases = [pytest.param(name, marks=() if name in quick else pytest.mark.complete) for name in names]
+    return pytest.mark.parametrize("name", cases)
 
 
 class Inputs(NamedTuple):

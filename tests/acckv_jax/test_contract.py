@@ -26,6 +26,7 @@ from tests.acckv_jax.contract_cases import (
     Inputs,
     episode,
     params_of,
+    policies,
     random_inputs,
     run_episode,
     scored_by,
@@ -141,7 +142,7 @@ def test_rule_3_rows_do_not_depend_on_the_batch_or_on_what_padding_holds(name):
         assert_same_cache(back, getattr(expected, field), **FP32)
 
 
-@pytest.mark.parametrize("name", ["acckv", "h2o_every_4"])
+@policies(["acckv", "h2o_every_4"], quick=["acckv"])
 def test_rule_3_a_row_alone_in_a_smaller_bucket(name):
     inputs, row = random_inputs(), 3
     alone = Inputs(
@@ -160,7 +161,7 @@ def test_rule_3_a_row_alone_in_a_smaller_bucket(name):
     assert_same_cache(run.extended, of_row, **FP32)
 
 
-@pytest.mark.parametrize("name", [name for name in CONTRACT if not name.startswith("per_layer")])
+@policies(name for name in CONTRACT if not name.startswith("per_layer"))
 def test_rule_4_keeping_everything_is_no_policy(name):
     policy = CONTRACT[name].with_budget(1.0)
     scored, full = scored_by(name), episode("full")
@@ -174,7 +175,7 @@ def test_rule_4_keeping_everything_is_no_policy(name):
             np.testing.assert_allclose(a[theirs.valid], b[theirs.valid], rtol=0, atol=atol, err_msg=field)
 
 
-@pytest.mark.parametrize("name", ["acckv_plus", "h2o", "random"])
+@policies(["acckv_plus", "h2o", "random"], quick=["acckv_plus"])
 def test_rule_4_keeping_everything_through_generation(name):
     policy = dataclasses.replace(CONTRACT[name], budget=1.0, evict_every=0)
     run = jax.device_get(run_episode(MODEL, policy, params_of(), random_inputs()))
@@ -182,7 +183,7 @@ def test_rule_4_keeping_everything_through_generation(name):
         np.testing.assert_allclose(getattr(run, field), getattr(episode("full"), field), **FP32)
 
 
-@every_policy
+@policies()
 def test_rule_4_prefill_equals_score_and_prune(name):
     pruned = pruned_by(scored_by(name), CONTRACT[name])
     assert_same_cache(jax.device_get(pruned), episode(name).pruned, **FP32)

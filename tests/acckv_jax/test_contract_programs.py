@@ -20,12 +20,12 @@ from tests.acckv_jax.contract_cases import (
     decoder_of,
     episode,
     params_of,
+    policies,
     scored_by,
 )
 from tests.acckv_jax.test_contract import assert_same_cache
 
 LONG = 1024
-every_policy = pytest.mark.parametrize("name", CONTRACT)
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +39,7 @@ def long_prompt(tokens: int = LONG, rows: int = 1) -> tuple[jax.Array, kv.Prompt
     return jnp.ones((rows, tokens), jnp.int32), kv.make_prompt(ids)
 
 
-@every_policy
+@policies()
 def test_rule_6_as_many_programs_as_buckets(name):
     program = jax.jit(
         chex.assert_max_traces(lambda *args, **kw: kv.prefill(*args, **kw), n=2),
@@ -61,7 +61,7 @@ def params_of_shapes():
     return jax.eval_shape(params_of)
 
 
-@every_policy
+@policies()
 def test_rules_6_and_7_decoding_is_one_program_donates_and_keeps_requests_apart(name):
     policy, params, first = CONTRACT[name], params_of(), episode(name)
 
@@ -98,7 +98,7 @@ def test_rules_6_and_7_decoding_is_one_program_donates_and_keeps_requests_apart(
     np.testing.assert_array_equal(alone, [np.concatenate(parts, axis=1) for parts in tokens])
 
 
-@every_policy
+@policies()
 def test_rule_7_inside_vmap_scan_and_shard_map(name):
     policy, scored = CONTRACT[name], scored_by(name)
     cache = dataclasses.replace(scored.cache, layers=scored.cache.layers[:1])
@@ -166,7 +166,7 @@ def arrays_of(jaxpr) -> list[tuple[str, tuple[int, ...]]]:
     return found
 
 
-@every_policy
+@policies()
 def test_rule_9_no_quadratic_array_and_no_host_callback(name):
     tokens, prompt = long_prompt()
 
@@ -182,7 +182,7 @@ def test_rule_9_no_quadratic_array_and_no_host_callback(name):
     assert {p for p, _ in arrays if "callback" in p or p in ("infeed", "outfeed")} == set()
 
 
-@every_policy
+@policies()
 def test_rule_11_keys_and_values_are_never_repeated(name):
     tokens, prompt = long_prompt(rows=2)
     more, question = long_prompt(160, rows=2)
@@ -202,7 +202,7 @@ def test_rule_11_keys_and_values_are_never_repeated(name):
             assert np.prod(shape) <= 2 * MODEL.kv_heads * max(slots & set(shape)) * MODEL.head_dim, shape
 
 
-@pytest.mark.parametrize("name", ["acckv", "h2o"])
+@policies(["acckv", "h2o"], quick=["acckv"])
 def test_rule_10_only_compressed_layers_accumulate(name):
     policy = dataclasses.replace(CONTRACT[name], budget=0.125)
     tokens, prompt = long_prompt()

@@ -1,0 +1,192 @@
+"""What policies may ask for beyond keys, values and attention: a carry over layers, inputs of the layer, W_O."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import acckv_jax as kv
+from acckv_jax.testing import TinyTransformer, tiny_decoder
+from tests.tolerances import FP32
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstLayersChoice(kv.CachePolicy):
+    """All layers keep what the first one attends to most, as FastV does from a layer on."""
+
+    @property
+    def queries(self):
+        return (kv.QuerySet(last=1),)
+
+    def init_carry(self, modality):
+        return jnp.zeros(modality.shape, jnp.float32)
+
+    def compress(self, layer, context):
+        own = context.attention_sums(self.queries[0]).mean(1)
+        carry = jnp.where(context.layer == 0, own, context.carry)
+        scores = jnp.zeros_like(layer.mass) + carry[:, None]
+        return super().compress(layer, dataclasses.replace(context, scores=scores, carry=carry))
+
+
+@dataclasses.dataclass(frozen=True)
+class Novel(kv.CachePolicy):
+    """Keeps tokens whose layer input differs from the one before, as OmniMem's novelty."""
+
+    needs: ClassVar[tuple[str, ...]] = ("hidden_states",)
+
+    def token_scores(self, layer, context):
+        h = context.inputs["hidden_states"]
+        change = jnp.linalg.norm(h - jnp.roll(h, 1, axis=1), axis=-1)
+        return jnp.zeros_like(layer.mass) + change[:, None]
+
+
+@dataclasses.dataclass(frozen=True)
+class LargeOutputs(kv.CachePolicy):
+    """Keeps tokens whose values weigh most in the output, L1 of W_O v over the group, as CriticalKV."""
+
+    needs: ClassVar[tuple[str, ...]] = ("output_weights",)
+
+    def token_scores(self, layer, context):
+        w_o = context.inputs["output_weights"]  # [N, H, D]
+        kv_heads = layer.values.shape[1]
+        grouped = w_o.reshape(kv_heads, -1, *w_o.shape[1:])
+        return jnp.abs(jnp.einsum("bksh,kghd->bksgd", layer.values, grouped)).sum((-1, -2))
+
+
+POLICIES = [FirstLayersChoice(budget=0.5), Novel(budget=0.5), LargeOutputs(budget=0.5)]
+DECODER, PARAMS, INPUTS, PROMPT = tiny_decoder()
+
+
+def kept(cache: kv.KVCache) -> np.ndarray:
+    return np.stack([np.sort(np.where(layer.valid, layer.index, -1), -1) for layer in cache.layers])
+
+
+def dense_run():
+    """Layer inputs, keys, values and attention probabilities of every layer, in float64."""
+    x, found = np.asarray(PARAMS["embed"], float)[INPUTS], []
+    for layer in range(DECODER.num_layers):
+        q, k, v = (np.einsum("btd,dnh->bnth", x, np.asarray(PARAMS[name][layer], float)) for name in "qkv")
+        group = q.shape[1] // k.shape[1]
+        logits = np.einsum("bnth,bnsh->bnts", q, np.repeat(k, group, 1)) / np.sqrt(q.shape[-1])
+        weights = np.exp(np.where(np.tri(x.shape[1], dtype=bool), logits, -np.inf))
+        weights /= weights.sum(-1, keepdims=True)
+        found.append((x, v, weights))
+        out = np.einsum("bnts,bnsh->bnth", weights, np.repeat(v, group, 1))
+        x = x + np.einsum("bnth,nhd->btd", out, np.asarray(PARAMS["o"][layer], float))
+    return found
+
+
+def expected(policy: kv.CachePolicy) -> np.ndarray:
+    kept = []
+    runs = dense_run()
+    for layer, (x, v, _) in enumerate(runs):
+        heads = v.shape[1]
+        if isinstance(policy, FirstLayersChoice):
+            score = np.repeat(runs[0][2][:, :, -1].mean(1)[:, None], heads, 1)
+        elif isinstance(policy, Novel):
+            score = np.repeat(np.linalg.norm(x - np.roll(x, 1, 1), axis=-1)[:, None], heads, 1)
+        else:
+            w_o = np.asarray(PARAMS["o"][layer], float).reshape(heads, -1, v.shape[-1], x.shape[-1])
+            score = np.abs(np.einsum("bksh,kghd->bksgd", v, w_o)).sum((-1, -2))
+        kept.append(np.sort(np.argsort(-score, axis=-1)[..., : x.shape[1] // 2], -1))
+    return np.stack(kept)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: type(policy).__name__)
+def test_keeps_what_a_dense_run_says(policy):
+    _, cache = kv.jitted.prefill(DECODER, PARAMS, INPUTS, PROMPT, policy)
+    np.testing.assert_array_equal(kept(cache), expected(policy))
+
+
+def test_score_keeps_what_policies_need_and_chunks_equal_one_piece():
+    ids, modality = np.asarray(INPUTS), np.asarray(PROMPT.modality)
+    prompts = [kv.make_prompt(part) for part in (modality[:, :40], modality[:, 40:])]
+    policies = tuple(POLICIES)
+    _, head = kv.jitted.score(DECODER, PARAMS, ids[:, :40], prompts[0], policies, complete=False)
+    _, whole = kv.jitted.score(DECODER, PARAMS, ids[:, 40:], prompts[1], policies, before=head)
+    for policy in policies:
+        _, cache = kv.jitted.prefill(DECODER, PARAMS, INPUTS, PROMPT, policy)
+        pruned = kv.prune(whole, policy)
+        np.testing.assert_array_equal(kept(pruned), kept(cache))
+        for ours, theirs in zip(pruned.layers, cache.layers, strict=True):
+            np.testing.assert_allclose(ours.k, theirs.k, **FP32)
+    repeated = kv.repeat_rows(whole, 2)
+    for policy in policies:
+        np.testing.assert_array_equal(kept(kv.prune(repeated, policy))[:, 1:], kept(kv.prune(whole, policy)))
+
+
+def silent(params, inputs, positions, caches, carry, attend, logit_positions):
+    """A decoder that hands on nothing but q, k and v."""
+
+    def bare(layer, q, k, v, cache, carry, **_):
+        return attend(layer, q, k, v, cache, carry)
+
+    return DECODER.step(params, inputs, positions, caches, carry, bare, logit_positions)
+
+
+def test_a_decoder_that_gives_less_is_told_in_a_sentence():
+    decoder = kv.Decoder(silent, DECODER.num_layers)
+    with pytest.raises(
+        ValueError, match=r"LargeOutputs needs output_weights.*attend\(layer, q, k, v, cache, carry, out"
+    ):
+        jax.eval_shape(lambda p: kv.prefill(decoder, p, INPUTS, PROMPT, POLICIES[2]), PARAMS)
+    jax.eval_shape(lambda p: kv.prefill(decoder, p, INPUTS, PROMPT, kv.SnapKV(budget=0.9, window_size=8)), PARAMS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scanning:
+    """The same layers in one scan, with traced layer numbers; caches go in and come out stacked."""
+
+    inner: TinyTransformer
+
+    def __call__(self, params, inputs, positions, caches, carry, attend, logit_positions):
+        weights = {name: params[name] for name in "qkvo"}
+
+        def layer(state, xs):
+            x, carry = state
+            number, w, cache = xs
+            q, k, v = (jnp.einsum("btd,dnh->btnh", x, w[name]) for name in "qkv")
+            out, cache, carry = attend(
+                number, q, k, v, cache, carry, hidden_states=x, unrotated_q=q, output_weights=w["o"]
+            )
+            return (x + jnp.einsum("btnh,nhd->btd", out, w["o"]), carry), cache
+
+        stacked = None if caches[0] is None else jax.tree.map(lambda *x: jnp.stack(x), *caches)
+        numbers = jnp.arange(len(caches), dtype=jnp.int32)
+        (x, carry), after = jax.lax.scan(layer, (params["embed"][inputs], carry), (numbers, weights, stacked))
+        last = jax.vmap(lambda states, row: states[row])(x, logit_positions)
+        layers = tuple(jax.tree.map(lambda x, i=i: x[i], after) for i in range(len(caches)))
+        return last @ params["embed"].T, layers, carry
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        kv.AccKV.plus(budget=0.5),
+        kv.Random(budget=0.5),
+        kv.Quantized(kv.Protected(kv.H2O(budget=0.5, evict_every=4))),
+        kv.PerLayer(kv.Knorm(budget=0.5), shares=(1.0, 1.0)),
+        *POLICIES,
+    ],
+    ids=lambda policy: type(policy).__name__,
+)
+def test_a_scan_over_layers_with_traced_numbers_equals_a_loop(policy):
+    scanning = kv.Decoder(Scanning(DECODER.step), DECODER.num_layers)
+    logits, expected = kv.jitted.prefill(DECODER, PARAMS, INPUTS, PROMPT, policy, reserved_slots=4)
+    found_logits, found = kv.jitted.prefill(scanning, PARAMS, INPUTS, PROMPT, policy, reserved_slots=4)
+    np.testing.assert_allclose(found_logits, logits, **FP32)
+    np.testing.assert_array_equal(kept(found), kept(expected))
+    token, active = logits.argmax(-1).astype(jnp.int32), PROMPT.length > 0
+    logits, _ = kv.jitted.decode_step(DECODER, PARAMS, token, expected, policy, active)
+    found_logits, _ = kv.jitted.decode_step(scanning, PARAMS, token, found, policy, active)
+    np.testing.assert_allclose(found_logits, logits, **FP32)
+
+
+def test_a_scan_needs_one_capacity():
+    scanning = kv.Decoder(Scanning(DECODER.step), DECODER.num_layers)
+    policy = kv.PerLayer(kv.Knorm(budget=0.5), shares=(1.5, 0.5))
+    with pytest.raises(ValueError, match=r"PerLayer gives layers different capacities, \[16, 48\]"):
+        jax.eval_shape(lambda p: kv.prefill(scanning, p, INPUTS, PROMPT, policy), PARAMS)

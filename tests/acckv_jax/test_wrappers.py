@@ -1,0 +1,94 @@
+"""Wrappers beyond the contract: their options, how they nest, and what they promise by themselves."""
+
+import numpy as np
+import pytest
+
+import acckv_jax as kv
+from acckv_jax.testing import tiny_decoder
+
+DECODER, PARAMS, INPUTS, PROMPT = tiny_decoder()
+
+
+def pruned(policy: kv.CachePolicy) -> kv.KVCache:
+    return kv.jitted.prefill(DECODER, PARAMS, INPUTS, PROMPT, policy)[1]
+
+
+def indices(layer: kv.LayerCache) -> list[set[int]]:
+    return [set(np.asarray(layer.index)[0, head][np.asarray(layer.valid)[0, head]].tolist()) for head in range(2)]
+
+
+@pytest.mark.parametrize("inner", [kv.Knorm(budget=20), kv.AccKV(budget=20, merge="none", gate="none")])
+def test_protected_tokens_stay_and_the_others_compete(inner):
+    ends = {*range(6), *range(60, 64)}
+    plain, protected = pruned(inner), pruned(kv.Protected(inner, first=6, last=4))
+    assert any(not ends <= found for layer in plain.layers for found in indices(layer))
+    for layer in protected.layers:
+        for found in indices(layer):
+            assert ends <= found and len(found) == 20
+
+
+def test_protection_adds_up():
+    both = kv.Protected(kv.Protected(kv.Knorm(budget=20), first=2, last=9), first=7, last=0)
+    for layer in pruned(both).layers:
+        for found in indices(layer):
+            assert {*range(7), *range(55, 64)} <= found and len(found) == 20
+
+
+def test_a_share_of_one_is_the_inner_policy():
+    inner = kv.SnapKV(budget=0.5, window_size=8)
+    for ours, theirs in zip(pruned(kv.PerLayer(inner, shares=(1.0, 1.0))).layers, pruned(inner).layers, strict=True):
+        assert indices(ours) == indices(theirs)
+
+
+def test_few_levels_of_capacity_and_exact_budgets():
+    policy = kv.PerLayer(kv.Knorm(budget=0.2), shares=tuple(np.linspace(1.8, 0.2, 30).tolist()), levels=4)
+    wanted = [round(0.2 * share * 1000) for share in policy.shares]
+    capacities = [policy.capacity(1000, layer) for layer in range(30)]
+    assert len(set(capacities)) <= 4
+    assert all(w <= c <= w + (360 - 40) / 4 for w, c in zip(wanted, capacities, strict=True))
+    budgets = [int(policy.row_budget(PROMPT.length * 0 + 1000, 1000, layer)[0]) for layer in range(30)]
+    assert budgets == wanted
+
+
+def test_bytes_of_per_layer_are_freed():
+    even, uneven = (
+        kv.cache_bytes(pruned(p)).prompt
+        for p in (kv.Knorm(budget=0.5), kv.PerLayer(kv.Knorm(budget=0.5), shares=(0.5, 0.25)))
+    )
+    assert uneven * 8 == even * 3
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: kv.Protected("snapkv"), "Protected wraps a policy such as SnapKV"),
+        (lambda: kv.Protected(kv.Knorm(), first=-1), "first and last are numbers of tokens"),
+        (lambda: kv.EvictEvery(kv.Knorm(), 0), "steps must be at least 1"),
+        (lambda: kv.EvictEvery(kv.SnapKV(), 4), "SnapKV has no rule for pruning between decode steps"),
+        (lambda: kv.PerLayer(kv.Knorm(budget=0.5)), "shares are one positive number per layer"),
+        (lambda: kv.PerLayer(kv.Knorm(budget=0.5), shares=(3.0, 0.1)), "is more than the prompt: 1.5"),
+        (lambda: kv.PerLayer(kv.Knorm(budget=0.5), shares=(1.0,)).capacity(64, 1), "has shares for 1 layers"),
+        (lambda: kv.Quantized(kv.Knorm(), bits=3), "stores 8 bits, not 3"),
+        (lambda: kv.make_policy("protected(lru)"), "unknown policy 'lru'.*protected"),
+        (lambda: kv.make_policy("shielded(h2o)"), "unknown policy 'shielded.h2o.'"),
+        (lambda: kv.make_policy("protected(h2o)", speed=1), "'h2o' does not take these options"),
+    ],
+)
+def test_mistakes_are_one_sentence(make, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make()
+
+
+def test_budgets_that_the_protected_tokens_do_not_fit():
+    policy = kv.Protected(kv.Knorm(budget=10), first=4, last=16)
+    with pytest.raises(ValueError, match="beside Knorm's own need 21: the smallest possible budget is 21"):
+        policy.check(kv.count_tokens(PROMPT))
+    with pytest.raises(ValueError, match="smallest possible budget is 8"):
+        kv.PerLayer(kv.AccKV(budget=20, b_min=0), shares=(1.0, 0.1)).check(kv.count_tokens(PROMPT))
+
+
+def test_names_make_nested_wrappers():
+    made = kv.make_policy("quantized(protected(h2o))", budget=0.3, first=2, evict_every=8)
+    assert made == kv.Quantized(kv.Protected(kv.H2O(budget=0.3, evict_every=8), first=2))
+    assert made.with_budget(40) == kv.Quantized(kv.Protected(kv.H2O(budget=40, evict_every=8), first=2))
+    assert hash(made) == hash(kv.make_policy("quantized(protected(h2o))", budget=0.3, first=2, evict_every=8))
