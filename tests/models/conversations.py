@@ -9,7 +9,6 @@ import numpy as np
 
 import acckv_jax as kv
 from models.batching import Batch
-from tests.acckv_jax.contract_cases import QUICK
 
 STEPS = 8
 FULL = kv.make_policy("full")
@@ -17,14 +16,14 @@ MOVED = ("streaming_llm", "h2o_prefill_only", "random", "snapkv", "acckv_evict_o
 """Policies of the contract that move slots and change nothing in them; with every=0 they do not evict between steps."""
 
 
-@functools.partial(jax.jit, static_argnames=("step", "policy", "layers"), compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnames=("step", "policy", "layers"))
 def read(params: Any, batch: Batch, *, step: kv.StepFn, policy: kv.CachePolicy, layers: int) -> Any:
     """Logits and cache of a prompt."""
     room = policy.decode_room(STEPS)
     return kv.prefill(step, params, **batch.arguments(), policy=policy, layers=layers, room=room)
 
 
-@functools.partial(jax.jit, static_argnames=("step", "policy"), compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnames=("step", "policy"))
 def talk(
     params: Any, logits: Any, pruned: kv.KVCache, second: Batch, *, step: kv.StepFn, policy: kv.CachePolicy
 ) -> Any:

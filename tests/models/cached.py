@@ -1,0 +1,44 @@
+"""Logits of a prompt and of given tokens after it, as one program: prefill, then one cached step a token."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import acckv_jax as kv
+
+FULL = kv.make_policy("full")
+
+
+@functools.partial(jax.jit, static_argnames=("step", "layers", "policy"))
+def logits_through_cache(
+    params: Any,
+    arguments: dict[str, Any],
+    tokens: jax.Array,
+    *,
+    step: kv.StepFn,
+    layers: int,
+    policy: kv.CachePolicy = FULL,
+) -> jax.Array:
+    """Logits [T + 1, B, V] of the prompts' last tokens and of the tokens after them.
+
+    Args:
+        params: the decoder's.
+        arguments: `inputs`, `prompt` and so on, as `acckv_jax.prefill` takes them.
+        tokens: [B, T] what follows the prompts, whatever the logits say.
+        step: the decoder.
+        layers: how many it has.
+        policy: of the cache.
+    """
+    steps = tokens.shape[1]
+    logits, cache = kv.prefill(step, params, **arguments, policy=policy, layers=layers, room=policy.decode_room(steps))
+    if not steps:
+        return logits[None]
+
+    def one(cache: kv.KVCache, token: jax.Array) -> tuple[kv.KVCache, jax.Array]:
+        logits, cache = kv.decode_step(step, params, token, cache, policy, token >= 0)
+        return cache, logits
+
+    _, after = jax.lax.scan(one, cache, tokens.T)
+    return jnp.concatenate([logits[None], after])
