@@ -6,13 +6,11 @@ run the same program.
 
 import dataclasses
 import functools
-from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from jax.sharding import PartitionSpec
 
 import acckv_jax as kv
@@ -25,8 +23,6 @@ QUESTIONS = np.array([8, 5, 1, 8])
 MODEL = Llama()
 GARBAGE = MODEL.vocab - 1
 """The token whose embedding is NaN."""
-QUICK = {"xla_backend_optimization_level": 0}
-"""Compiler options: hundreds of programs run once each, so compiling is what takes the time."""
 
 
 def decoder_of(model: Llama) -> kv.Decoder:
@@ -61,16 +57,6 @@ CONTRACT: dict[str, kv.CachePolicy] = {
     "quantized_acckv": kv.Quantized(kv.AccKV(budget=0.4, tau=0.1)),
     "quantized_h2o_every_4": kv.Quantized(kv.H2O(budget=0.3, evict_every=4)),
 }
-
-
-REPRESENTATIVE = ("full", "snapkv", "acckv", "h2o_every_4", "quantized_h2o_every_4")
-"""Policies whose programs the quick tier checks; the complete tier checks everybody's."""
-
-
-def policies(names: Iterable[str] = CONTRACT, quick: Collection[str] = REPRESENTATIVE) -> pytest.MarkDecorator:
-    """Parametrises a test by policies; those that are not `quick` belong to the complete tier."""
-    cases = [pytest.param(name, marks=() if name in quick else pytest.mark.complete) for name in names]
-    return pytest.mark.parametrize("name", cases)
 
 
 class Inputs(NamedTuple):
@@ -122,7 +108,7 @@ def params_of(model: Llama = MODEL) -> dict:
     return params | {"embed": params["embed"].at[model.vocab - 1].set(jnp.nan)}
 
 
-@functools.partial(jax.jit, static_argnames=("model", "policy"), compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnames=("model", "policy"))
 def run_episode(model: Llama, policy: kv.CachePolicy, params: dict, inputs: Inputs) -> Episode:
     """Prefill, `STEPS` decode steps with forced tokens, a second question."""
     decoder, reserved = decoder_of(model), policy.reserved_slots(STEPS)
@@ -143,7 +129,7 @@ def episode(name: str) -> Episode:
     return jax.device_get(run_episode(MODEL, CONTRACT[name], params_of(), random_inputs()))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "policies"), compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnames=("model", "policies"))
 def run_score(model: Llama, policies: tuple[kv.CachePolicy, ...], params: dict, inputs: Inputs):
     """Logits of the prompt, and the prompt with the sums of all `policies`."""
     return kv.score(decoder_of(model), params, inputs.tokens, inputs.prompt, policies)

@@ -11,6 +11,7 @@ from acckv_jax.policies.acckv import AccKV
 from acckv_jax.policy import Context
 from acckv_jax.queries import Queries
 from tests.oracles.cases import OPTION_SETS, decided_cases, pad
+from tests.tiers import quick_first
 from tests.tolerances import FP32
 
 CASES = 10
@@ -35,7 +36,7 @@ def jax_policy(options):
     return AccKV(**options)
 
 
-@pytest.mark.parametrize("name", OPTION_SETS)
+@pytest.mark.parametrize("name", quick_first(OPTION_SETS, 6))
 def test_same_slots_and_values_as_numpy(name):
     decided = decided_cases(seed=len(name), options=OPTION_SETS[name], count=CASES)
     batch = pad([case for case, _ in decided], fill=1e3)

@@ -23,6 +23,7 @@ from tests.acckv_jax.contract_cases import (
     scored_by,
 )
 from tests.acckv_jax.dense import dense_logits, episode_masks, merged_slots
+from tests.tiers import quick_only
 from tests.tolerances import FP32
 
 prune = jax.jit(kv.prune, static_argnames=("policy", "reserved_slots"))
@@ -174,7 +175,7 @@ def test_decoding_ends_where_the_room_ends():
     np.testing.assert_array_equal(length, LENGTHS + 3)
 
 
-@pytest.mark.parametrize("name", [name for name in CONTRACT if name != "full"])
+@pytest.mark.parametrize("name", quick_only(name for name in CONTRACT if name != "full"))
 def test_rows_without_audio_or_without_video(name):
     inputs = random_inputs()
     ids = np.asarray(inputs.prompt.modality).copy()

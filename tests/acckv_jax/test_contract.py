@@ -21,21 +21,20 @@ from tests.acckv_jax.contract_cases import (
     MODEL,
     QUESTION,
     QUESTIONS,
-    QUICK,
     STEPS,
     Inputs,
     episode,
     params_of,
-    policies,
     random_inputs,
     run_episode,
     scored_by,
 )
 from tests.acckv_jax.dense import dense_logits, episode_masks, merged_slots
+from tests.tiers import quick_only
 from tests.tolerances import FP32, QUANTIZED
 
 every_policy = pytest.mark.parametrize("name", CONTRACT)
-pruned_by = jax.jit(kv.prune, static_argnames=("policy", "reserved_slots"), compiler_options=QUICK)
+pruned_by = jax.jit(kv.prune, static_argnames=("policy", "reserved_slots"))
 
 
 def is_quantized(layer: kv.LayerCache) -> bool:
@@ -142,7 +141,7 @@ def test_rule_3_rows_do_not_depend_on_the_batch_or_on_what_padding_holds(name):
         assert_same_cache(back, getattr(expected, field), **FP32)
 
 
-@policies(["acckv", "h2o_every_4"], quick=["acckv"])
+@pytest.mark.parametrize("name", quick_only(["acckv", "h2o_every_4"], ["acckv"]))
 def test_rule_3_a_row_alone_in_a_smaller_bucket(name):
     inputs, row = random_inputs(), 3
     alone = Inputs(
@@ -161,7 +160,7 @@ def test_rule_3_a_row_alone_in_a_smaller_bucket(name):
     assert_same_cache(run.extended, of_row, **FP32)
 
 
-@policies(name for name in CONTRACT if not name.startswith("per_layer"))
+@pytest.mark.parametrize("name", quick_only(name for name in CONTRACT if not name.startswith("per_layer")))
 def test_rule_4_keeping_everything_is_no_policy(name):
     policy = CONTRACT[name].with_budget(1.0)
     scored, full = scored_by(name), episode("full")
@@ -175,7 +174,7 @@ def test_rule_4_keeping_everything_is_no_policy(name):
             np.testing.assert_allclose(a[theirs.valid], b[theirs.valid], rtol=0, atol=atol, err_msg=field)
 
 
-@policies(["acckv_plus", "h2o", "random"], quick=["acckv_plus"])
+@pytest.mark.parametrize("name", quick_only(["acckv_plus", "h2o", "random"], ["acckv_plus"]))
 def test_rule_4_keeping_everything_through_generation(name):
     policy = dataclasses.replace(CONTRACT[name], budget=1.0, evict_every=0)
     run = jax.device_get(run_episode(MODEL, policy, params_of(), random_inputs()))
@@ -183,7 +182,7 @@ def test_rule_4_keeping_everything_through_generation(name):
         np.testing.assert_allclose(getattr(run, field), getattr(episode("full"), field), **FP32)
 
 
-@policies()
+@pytest.mark.parametrize("name", quick_only(CONTRACT))
 def test_rule_4_prefill_equals_score_and_prune(name):
     pruned = pruned_by(scored_by(name), CONTRACT[name])
     assert_same_cache(jax.device_get(pruned), episode(name).pruned, **FP32)
@@ -247,7 +246,7 @@ def test_rule_5_compact_frees_what_the_gate_dropped():
     expected = [dataclasses.replace(a, budget=b) for a, b in zip(run.pruned.layers, budgets, strict=True)]
     assert_same_cache(jax.device_get(small), dataclasses.replace(run.pruned, layers=tuple(expected)), rtol=0)
     tokens = random_inputs().forced[0]
-    step = jax.jit(kv.decode_step, static_argnums=(0, 4), compiler_options=QUICK)
+    step = jax.jit(kv.decode_step, static_argnums=(0, 4))
     active = jnp.ones(len(LENGTHS), bool)
     logits, _ = step(DECODER, params_of(), tokens, small, CONTRACT["acckv"], active)
     np.testing.assert_allclose(logits, run.step_logits[0], **FP32)
@@ -257,7 +256,7 @@ def test_rule_5_eviction_after_compact_drops_no_recent_token():
     policy = dataclasses.replace(CONTRACT["acckv"], recent=3, evict_every=2)
     pruned = pruned_by(scored_by("acckv"), policy, reserved_slots=2)
     cache = kv.compact(pruned)
-    step = jax.jit(kv.decode_step, static_argnums=(0, 4), compiler_options=QUICK)
+    step = jax.jit(kv.decode_step, static_argnums=(0, 4))
     for tokens in random_inputs().forced:
         _, cache = step(DECODER, params_of(), tokens, cache, policy, jnp.ones(len(LENGTHS), bool))
     for layer in jax.device_get(cache).layers:

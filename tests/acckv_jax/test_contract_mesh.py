@@ -18,7 +18,6 @@ from tests.acckv_jax.contract_cases import (
     CONTRACT,
     DECODER,
     MODEL,
-    QUICK,
     episode,
     params_of,
     place_inputs,
@@ -30,6 +29,7 @@ from tests.acckv_jax.contract_cases import (
 )
 from tests.acckv_jax.foreign_llama import Llama
 from tests.acckv_jax.test_contract import assert_same_cache, is_quantized
+from tests.tiers import quick_first, quick_only
 from tests.tolerances import FP32, QUANTIZED
 
 COLLECTIVE = re.compile(r"= (.+?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
@@ -65,7 +65,7 @@ def assert_same_episode(run, expected):
         assert_same_cache(getattr(run, field), getattr(expected, field), **FP32)
 
 
-@pytest.mark.parametrize("name", CONTRACT)
+@pytest.mark.parametrize("name", quick_only(CONTRACT, ("acckv", "h2o_every_4", "quantized_h2o_every_4", "per_layer_acckv_plus")))
 def test_rule_8_eight_devices_equal_one(name):
     with set_mesh("explicit"):
         run = run_episode(MODEL, CONTRACT[name], place_params(params_of()), place_inputs(random_inputs()))
@@ -83,21 +83,21 @@ def test_rule_8_eight_devices_equal_one(name):
     assert_same_episode(jax.device_get(run), episode(name))
 
 
-@pytest.mark.parametrize("name", ["acckv", "h2o_every_4"])
+@pytest.mark.parametrize("name", quick_first(["acckv", "h2o_every_4"]))
 def test_rule_8_eight_devices_equal_one_on_an_auto_mesh(name):
     with set_mesh("auto"):
         run = run_episode(MODEL, CONTRACT[name], place_params(params_of()), place_inputs(random_inputs()))
     assert_same_episode(jax.device_get(run), episode(name))
 
 
-@pytest.mark.parametrize("kind", ["explicit", "auto"])
-@pytest.mark.parametrize("name", ["full", "h2o_every_4", "acckv_summary"])
+@pytest.mark.parametrize("kind", quick_first(["explicit", "auto"]))
+@pytest.mark.parametrize("name", quick_only(["full", "h2o_every_4", "acckv_summary"], ["h2o_every_4"]))
 def test_rule_8_the_decode_loop_on_a_mesh_equals_one_device(name, kind):
     policy = CONTRACT[name]
     loop = jax.jit(
         lambda params, state: kv.decode(DECODER, params, state, policy, steps=3),
         donate_argnums=1,
-        compiler_options=QUICK,
+        ,
     )
 
     def two_calls(params, scored, logits):
@@ -117,7 +117,7 @@ def test_rule_8_the_decode_loop_on_a_mesh_equals_one_device(name, kind):
     assert_same_cache(on_mesh, cache, **FP32)
 
 
-@pytest.mark.parametrize("name", ["acckv_plus_every_4", "streaming_llm"])
+@pytest.mark.parametrize("name", quick_first(["acckv_plus_every_4", "streaming_llm"]))
 def test_rule_8_heads_that_do_not_divide_are_replicated(name):
     model = Llama(heads=6, kv_heads=3)
     params, inputs = params_of(model), random_inputs(model)
@@ -129,14 +129,14 @@ def test_rule_8_heads_that_do_not_divide_are_replicated(name):
     assert_same_episode(jax.device_get(run), jax.device_get(expected))
 
 
-@pytest.mark.parametrize("kind", ["explicit", "auto"])
-@pytest.mark.parametrize("name", CONTRACT)
+@pytest.mark.parametrize("kind", quick_first(["explicit", "auto"]))
+@pytest.mark.parametrize("name", quick_only(CONTRACT))
 def test_rule_8_a_prune_moves_no_keys_or_values_and_keeps_shardings(name, kind):
     policy, scored = CONTRACT[name], scored_by(name)
     with set_mesh(kind):
         scored = place_scored(scored)
         program = jax.jit(kv.prune, static_argnames=("policy", "reserved_slots"))
-        compiled = program.lower(scored, policy, reserved_slots=4).compile(compiler_options=QUICK)
+        compiled = program.lower(scored, policy, reserved_slots=4).compile()
         pruned = compiled(scored)
     assert all(size < BUCKET for _, size in moved(compiled.as_text())), moved(compiled.as_text())
     for before, after in zip(scored.cache.layers, pruned.layers, strict=True):
@@ -148,7 +148,7 @@ def test_rule_8_a_prune_moves_no_keys_or_values_and_keeps_shardings(name, kind):
     assert_same_cache(jax.device_get(pruned), episode(name).pruned, **FP32)
 
 
-@pytest.mark.parametrize("name", ["h2o", "streaming_llm", "acckv_every_2"])
+@pytest.mark.parametrize("name", quick_first(["h2o", "streaming_llm", "acckv_every_2"]))
 def test_rule_8_an_eviction_while_decoding_moves_no_keys_or_values(name):
     policy = kv.EvictEvery(CONTRACT[name], 4)
     scored = scored_by(name)
@@ -156,5 +156,5 @@ def test_rule_8_an_eviction_while_decoding_moves_no_keys_or_values(name):
         layer = place_scored(scored).cache.layers[0]
         length = scored.cache.length
         evict = functools.partial(between_steps, policy, number=0, num_layers=MODEL.layers)
-        compiled = jax.jit(evict).lower(layer, length).compile(compiler_options=QUICK)
+        compiled = jax.jit(evict).lower(layer, length).compile()
     assert all(size < BUCKET for _, size in moved(compiled.as_text())), moved(compiled.as_text())

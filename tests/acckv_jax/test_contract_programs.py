@@ -16,14 +16,13 @@ from tests.acckv_jax.contract_cases import (
     DECODER,
     LENGTHS,
     MODEL,
-    QUICK,
     decoder_of,
     episode,
     params_of,
-    policies,
     scored_by,
 )
 from tests.acckv_jax.test_contract import assert_same_cache
+from tests.tiers import quick_only
 
 LONG = 1024
 
@@ -39,7 +38,7 @@ def long_prompt(tokens: int = LONG, rows: int = 1) -> tuple[jax.Array, kv.Prompt
     return jnp.ones((rows, tokens), jnp.int32), kv.make_prompt(ids)
 
 
-@policies()
+@pytest.mark.parametrize("name", quick_only(CONTRACT))
 def test_rule_6_as_many_programs_as_buckets(name):
     program = jax.jit(
         chex.assert_max_traces(lambda *args, **kw: kv.prefill(*args, **kw), n=2),
@@ -61,14 +60,14 @@ def params_of_shapes():
     return jax.eval_shape(params_of)
 
 
-@policies()
+@pytest.mark.parametrize("name", quick_only(CONTRACT))
 def test_rules_6_and_7_decoding_is_one_program_donates_and_keeps_requests_apart(name):
     policy, params, first = CONTRACT[name], params_of(), episode(name)
 
     def decode(params: dict, state: kv.DecodeState):
         return kv.decode(DECODER, params, state, policy, steps=3)
 
-    program = jax.jit(chex.assert_max_traces(decode, n=1), donate_argnames="state", compiler_options=QUICK)
+    program = jax.jit(chex.assert_max_traces(decode, n=1), donate_argnames="state")
 
     def request(flipped: bool) -> kv.DecodeState:
         rows = jax.tree.map(lambda x: jnp.array(np.flip(x, 0) if flipped and x.ndim else x), first.pruned)
@@ -98,7 +97,7 @@ def test_rules_6_and_7_decoding_is_one_program_donates_and_keeps_requests_apart(
     np.testing.assert_array_equal(alone, [np.concatenate(parts, axis=1) for parts in tokens])
 
 
-@policies()
+@pytest.mark.parametrize("name", quick_only(CONTRACT))
 def test_rule_7_inside_vmap_scan_and_shard_map(name):
     policy, scored = CONTRACT[name], scored_by(name)
     cache = dataclasses.replace(scored.cache, layers=scored.cache.layers[:1])
@@ -126,7 +125,7 @@ def test_rule_7_inside_vmap_scan_and_shard_map(name):
         stacked = requests(part)
         return jax.vmap(prune)(stacked), jax.lax.map(prune, stacked), sharded(part)
 
-    mapped, scanned, split = jax.device_get(jax.jit(all_ways, compiler_options=QUICK)(scored))
+    mapped, scanned, split = jax.device_get(jax.jit(all_ways)(scored))
     expected = dataclasses.replace(episode(name).pruned, layers=episode(name).pruned.layers[:1])
     for stacked in (mapped, scanned):
         assert_same_cache(jax.tree.map(lambda x: x[:, 0] if x.ndim > 1 else x[0], stacked), expected, rtol=1e-6)
@@ -141,13 +140,13 @@ def test_rule_7_decoding_inside_vmap_and_shard_map():
     def decode(state: kv.DecodeState) -> jax.Array:
         return kv.decode(DECODER, params, state, policy, steps=6)[0]
 
-    expected = jax.jit(decode, compiler_options=QUICK)(state)
+    expected = jax.jit(decode)(state)
     twice = jax.tree.map(lambda x: jnp.stack([x, jnp.flip(x, 0) if x.ndim else x]), state)
-    both = jax.jit(jax.vmap(decode), compiler_options=QUICK)(twice)
+    both = jax.jit(jax.vmap(decode))(twice)
     np.testing.assert_array_equal(both, [expected, np.flip(expected, 0)])
     specs = jax.tree.map(lambda x: PartitionSpec("data") if x.ndim else PartitionSpec(), state)
     split = jax.shard_map(decode, mesh=two_devices(), in_specs=(specs,), out_specs=PartitionSpec("data"))
-    np.testing.assert_array_equal(jax.jit(split, compiler_options=QUICK)(state), expected)
+    np.testing.assert_array_equal(jax.jit(split)(state), expected)
 
 
 def two_devices() -> jax.sharding.Mesh:
@@ -166,7 +165,7 @@ def arrays_of(jaxpr) -> list[tuple[str, tuple[int, ...]]]:
     return found
 
 
-@policies()
+@pytest.mark.parametrize("name", quick_only(CONTRACT))
 def test_rule_9_no_quadratic_array_and_no_host_callback(name):
     tokens, prompt = long_prompt()
 
@@ -182,7 +181,7 @@ def test_rule_9_no_quadratic_array_and_no_host_callback(name):
     assert {p for p, _ in arrays if "callback" in p or p in ("infeed", "outfeed")} == set()
 
 
-@policies()
+@pytest.mark.parametrize("name", quick_only(CONTRACT))
 def test_rule_11_keys_and_values_are_never_repeated(name):
     tokens, prompt = long_prompt(rows=2)
     more, question = long_prompt(160, rows=2)
@@ -202,7 +201,7 @@ def test_rule_11_keys_and_values_are_never_repeated(name):
             assert np.prod(shape) <= 2 * MODEL.kv_heads * max(slots & set(shape)) * MODEL.head_dim, shape
 
 
-@policies(["acckv", "h2o"], quick=["acckv"])
+@pytest.mark.parametrize("name", quick_only(["acckv", "h2o"], ["acckv"]))
 def test_rule_10_only_compressed_layers_accumulate(name):
     policy = dataclasses.replace(CONTRACT[name], budget=0.125)
     tokens, prompt = long_prompt()
@@ -211,7 +210,7 @@ def test_rule_10_only_compressed_layers_accumulate(name):
         model = dataclasses.replace(MODEL, layers=layers)
         shapes = jax.eval_shape(lambda: params_of(model))
         lowered = kv.jitted.prefill.lower(decoder_of(model), shapes, tokens, prompt, policy)
-        return lowered.compile(compiler_options=QUICK).memory_analysis()
+        return lowered.compile().memory_analysis()
 
     two, four = memory(2), memory(4)
     full_layer = 2 * LONG * MODEL.kv_heads * MODEL.head_dim * 4

@@ -14,7 +14,6 @@ from tests.acckv_jax.contract_cases import (
     DECODER,
     LENGTHS,
     MODEL,
-    QUICK,
     episode,
     params_of,
     random_inputs,
@@ -22,12 +21,13 @@ from tests.acckv_jax.contract_cases import (
     scored_by,
 )
 from tests.acckv_jax.test_contract import assert_same_cache
+from tests.tiers import quick_first, quick_only
 from tests.tolerances import FP32
 
 PREFIX, QUESTION = 64, 32
 AFTER = np.array([32, 21, 14, 9])
 """Tokens of each row that come as the second chunk."""
-prune = jax.jit(kv.prune, static_argnames=("policy", "reserved_slots"), compiler_options=QUICK)
+prune = jax.jit(kv.prune, static_argnames=("policy", "reserved_slots"))
 
 
 @functools.cache
@@ -47,10 +47,10 @@ def in_chunks() -> tuple[jax.Array, kv.Scored]:
         _, scored = kv.score(DECODER, params, first, prompts[0], **common, complete=False)
         return kv.score(DECODER, params, second, prompts[1], **common, before=scored)
 
-    return jax.jit(run, compiler_options=QUICK)(params_of(), inputs.tokens[:, :PREFIX], more, prompts)
+    return jax.jit(run)(params_of(), inputs.tokens[:, :PREFIX], more, prompts)
 
 
-@pytest.mark.parametrize("name", CONTRACT)
+@pytest.mark.parametrize("name", quick_only(CONTRACT))
 def test_two_chunks_equal_one(name):
     logits, scored = in_chunks()
     np.testing.assert_allclose(logits, episode(name).logits, **FP32)
@@ -58,7 +58,7 @@ def test_two_chunks_equal_one(name):
     assert_same_cache(jax.device_get(pruned), episode(name).pruned, **FP32)
 
 
-@pytest.mark.parametrize("name", ["acckv", "h2o"])
+@pytest.mark.parametrize("name", quick_first(["acckv", "h2o"]))
 def test_many_budgets_from_one_prefill(name):
     budgets = (0.5, 40)
     whole, _ = jax.tree.flatten(scored_by(name))
@@ -76,7 +76,7 @@ def start(sampler=kv.greedy, stop: tuple[int, ...] = (), seed: int = 0) -> kv.De
     return kv.start_decoding(jnp.array(run.logits), cache, jax.random.key(seed), sampler=sampler, stop_token_ids=stop)
 
 
-@functools.partial(jax.jit, static_argnames=("steps", "sampler", "stop"), compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnames=("steps", "sampler", "stop"))
 def decode(params, state, *, steps=6, sampler=kv.greedy, stop=()):
     return kv.decode(DECODER, params, state, CONTRACT["full"], steps=steps, sampler=sampler, stop_token_ids=stop)
 
@@ -87,7 +87,7 @@ def greedy_tokens() -> np.ndarray:
 
 
 def test_the_loop_takes_the_likeliest_token_of_every_step():
-    step = jax.jit(kv.decode_step, static_argnums=(0, 4), compiler_options=QUICK)
+    step = jax.jit(kv.decode_step, static_argnums=(0, 4))
     state = start()
     token, cache = state.token, state.cache
     np.testing.assert_array_equal(token, episode("full").logits.argmax(-1))
@@ -97,10 +97,10 @@ def test_the_loop_takes_the_likeliest_token_of_every_step():
         np.testing.assert_array_equal(token, greedy_tokens()[:, number])
 
 
-@pytest.mark.parametrize("name", ["h2o", "h2o_every_4", "streaming_llm_every_4", "acckv_every_2", "acckv_plus_every_4"])
+@pytest.mark.parametrize("name", quick_only(["h2o", "h2o_every_4", "streaming_llm_every_4", "acckv_every_2", "acckv_plus_every_4"]))
 def test_a_loop_that_evicts_equals_single_steps(name):
     policy = CONTRACT[name]
-    step = jax.jit(kv.decode_step, static_argnums=(0, 4), compiler_options=QUICK)
+    step = jax.jit(kv.decode_step, static_argnums=(0, 4))
     loop = jax.jit(functools.partial(kv.decode, DECODER), static_argnames=("policy", "steps", "stop_token_ids"))
     run = episode(name)
     first = kv.start_decoding(run.logits, jax.tree.map(jnp.array, run.pruned), jax.random.key(0))
@@ -170,7 +170,7 @@ def test_decoding_one_policys_cache_leaves_the_scored_prompt_alive():
     donated = jax.jit(
         functools.partial(kv.decode, DECODER, policy=kv.CachePolicy(), steps=2),
         donate_argnums=1,
-        compiler_options=QUICK,
+        ,
     )
     for name in ("full", "acckv", "full"):
         cache = kv.prune(scored, CONTRACT[name], reserved_slots=8)
@@ -184,7 +184,7 @@ def test_a_repeated_prompt_is_as_many_equal_rows():
     inputs = random_inputs()
     prompt = kv.make_prompt(np.asarray(inputs.prompt.modality)[:1], LENGTHS[:1])
     policies = (CONTRACT["h2o"], CONTRACT["full"])
-    score = jax.jit(functools.partial(kv.score, DECODER, policies=policies), compiler_options=QUICK)
+    score = jax.jit(functools.partial(kv.score, DECODER, policies=policies))
     _, one = score(params_of(), inputs.tokens[:1], prompt)
     three = kv.repeat_rows(one, 3)
     for row in range(3):

@@ -15,6 +15,7 @@ from tests.oracles.cases import decided_cases, pad, random_case, random_stream
 from tests.oracles.every_n_numpy import Slots, decode, floors_and_mass
 from tests.oracles.h2o_numpy import h2o_prefill, heavy_and_recent
 from tests.oracles.streaming_numpy import sinks_and_recent
+from tests.tiers import quick_first, quick_only
 from tests.tolerances import FP32
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -30,7 +31,7 @@ def kept(layer: kv.LayerCache, row: int, head: int) -> np.ndarray:
     return np.asarray(layer.index)[row, head][np.asarray(layer.valid)[row, head]]
 
 
-@pytest.mark.parametrize("number", range(8))
+@pytest.mark.parametrize("number", quick_first(range(8), 2))
 def test_snapkv_keeps_the_slots_that_kvpress_keeps(number):
     with np.load(GOLDEN / "kvpress_snapkv.npz") as golden:
         q, k = (golden[f"{name}_{number}"].swapaxes(0, 1)[None] for name in "qk")
@@ -101,7 +102,7 @@ EVERY_N = {
 }
 
 
-@pytest.mark.parametrize("name", EVERY_N)
+@pytest.mark.parametrize("name", quick_only(EVERY_N, ("h2o_every_16",)))
 def test_2000_steps_at_a_fixed_capacity_equal_a_numpy_loop(name):
     policy, select = EVERY_N[name]
     rng = np.random.default_rng(1)

@@ -9,7 +9,7 @@ import numpy as np
 
 import acckv_jax as kv
 from models.batching import Batch
-from tests.acckv_jax.contract_cases import CONTRACT, QUICK
+from tests.acckv_jax.contract_cases import CONTRACT
 
 STEPS = 8
 FULL = kv.make_policy("full")
@@ -19,14 +19,14 @@ MOVED = ("streaming_llm", "h2o_prefill_only", "random", "snapkv", "acckv_evict_o
 """Policies of the contract that only move slots; with evict_every=0 they do not evict between steps."""
 
 
-@functools.partial(jax.jit, static_argnames=("decoder", "policy"), compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnames=("decoder", "policy"))
 def read(params: Any, batch: Batch, *, decoder: kv.Decoder, policy: kv.CachePolicy) -> Any:
     """Logits and cache of a prompt."""
     reserved = policy.reserved_slots(STEPS)
     return kv.prefill(decoder, params, **batch.arguments(), policy=policy, reserved_slots=reserved)
 
 
-@functools.partial(jax.jit, static_argnames=("decoder", "policy"), compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnames=("decoder", "policy"))
 def talk(
     params: Any, logits: Any, pruned: kv.KVCache, second: Batch, *, decoder: kv.Decoder, policy: kv.CachePolicy
 ) -> Any:

@@ -7,12 +7,11 @@ import torch
 from models.hf.tensors import Tensors
 from models.vision.classifier import Classifier
 from models.vision.pretrained import load_classifier
-from tests.acckv_jax.contract_cases import QUICK
 from tests.models.qwen2_5_omni.towers import randomise
 from tests.models.videollama2 import seeded
 from tests.tolerances import LOGITS
 
-apply = jax.jit(Classifier.apply, static_argnums=0, static_argnames="train", compiler_options=QUICK)
+apply = jax.jit(Classifier.apply, static_argnums=0, static_argnames="train")
 
 
 def randomised(model: torch.nn.Module) -> torch.nn.Module:

@@ -1,12 +1,32 @@
-"""Whether read parameters are those that a module expects."""
+"""Random parameters of modules, and whether read parameters are those that a module expects."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
 from models.layers.init import Params, abstract_params
+
+
+def random_params(make: Callable[[], nnx.Module], seed: int = 0) -> tuple[nnx.GraphDef, Params]:
+    """The graph definition of a module and random parameters: scales around 1, biases around 0, products of order 1.
+
+    NumPy draws them: a module that initialises itself compiles several programs for every shape.
+    """
+    graph, shapes = abstract_params(make)
+    random = np.random.default_rng(seed)
+
+    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        values = random.standard_normal(leaf.shape, np.float32)
+        if leaf.ndim == 1:
+            values = 0.1 * values + (path[-1].key == "scale")
+        else:
+            values /= np.sqrt(leaf.shape[-1] if path[-1].key == "embedding" else np.prod(leaf.shape[:-1]))
+        return jax.device_put(values.astype(leaf.dtype))
+
+    return graph, jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def assert_fits(params: Params, make: Callable[[], nnx.Module]) -> None:

@@ -10,7 +10,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder as Refer
 
 from models.audio.log_mel import log_mel
 from models.audio.whisper import WhisperEncoder, WhisperEncoderConfig, load_whisper_tiny_en
-from models.layers.init import Params, abstract_params
+from models.layers.init import FastRngs, Params, abstract_params
 from tests.models.parameters import assert_fits
 from tests.tolerances import FP32, PUBLISHED
 
@@ -53,7 +53,7 @@ def test_tiny_en_equals_transformers() -> None:
 
 def test_tiny_en_parameters_fit_and_positions_are_sinusoids() -> None:
     _, params = load_whisper_tiny_en()
-    assert_fits(params, lambda: WhisperEncoder(WhisperEncoderConfig.tiny_en(), rngs=nnx.Rngs(0)))
+    assert_fits(params, lambda: WhisperEncoder(WhisperEncoderConfig.tiny_en(), rngs=FastRngs(0)))
     angles = np.arange(1500)[:, None] * np.exp(-np.log(10_000) * np.arange(192) / 191)
     sinusoids = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
     np.testing.assert_allclose(params["positions"], sinusoids, atol=6e-4, rtol=0)  # the file holds half precision
@@ -61,7 +61,7 @@ def test_tiny_en_parameters_fit_and_positions_are_sinusoids() -> None:
 
 def test_shorter_and_ragged_lengths() -> None:
     config = WhisperEncoderConfig.tiny()
-    graph, shapes = abstract_params(lambda: WhisperEncoder(config, rngs=nnx.Rngs(0)))
+    graph, shapes = abstract_params(lambda: WhisperEncoder(config, rngs=FastRngs(0)))
     random = np.random.default_rng(0)
     params = jax.tree.map(lambda s: random.standard_normal(s.shape).astype(np.float32) * 0.2, shapes)
     encode = jax.jit(lambda mel: nnx.merge(graph, params)(mel))

@@ -17,7 +17,6 @@ from models.bert.modeling import BertModel
 from models.bert.params import bert_tensors, hf_config, load_bert
 from models.errors import UserError
 from models.hf.export import save_params
-from tests.acckv_jax.contract_cases import QUICK
 from tests.models.bert.references import batch, reference, their_outputs
 from tests.tolerances import LOGITS
 
@@ -44,7 +43,7 @@ def saved(tmp_path_factory):
 @functools.cache
 def drawn(family):
     """Fresh parameters of a classifier with 5 classes."""
-    return jax.jit(BertModel(CONFIGS[family], "classification", 5).init, compiler_options=QUICK)(KEY)
+    return jax.jit(BertModel(CONFIGS[family], "classification", 5).init)(KEY)
 
 
 def changed(saved, folder, family="bert", task="classification", tensors=lambda x: x, **config):
@@ -166,7 +165,7 @@ def test_prefixes_of_a_bare_encoder(saved, tmp_path):
     _, params = load_bert(prefixed)
     holds(params, model, CONFIGS["bert"], "encoder", {"encoder"})
     inputs = batch(CONFIGS["bert"], 2, 6)
-    out = jax.jit(BertModel(CONFIGS["bert"], "encoder").apply, compiler_options=QUICK)(params, *inputs)
+    out = jax.jit(BertModel(CONFIGS["bert"], "encoder").apply)(params, *inputs)
     np.testing.assert_allclose(out, their_outputs(model, *inputs), **LOGITS)
 
 

@@ -19,21 +19,20 @@ from models.bert.params import load_bert
 from models.errors import UserError
 from models.hf.config import reading
 from models.layers.dropout import dropout
-from tests.acckv_jax.contract_cases import QUICK
 from tests.models.bert.references import batch, reference
+from tests.tiers import quick_first
 from tests.tolerances import FP32
 
 CONFIG = BertConfig.tiny(num_attention_heads=4, num_hidden_layers=1, initializer_range=0.05)
-jitted = functools.partial(jax.jit, compiler_options=QUICK)
 
 
 @functools.cache
 def model():
     bert = BertModel(CONFIG, "classification", 3)
-    return bert, jitted(bert.init)(jax.random.key(0))
+    return bert, jax.jit(bert.init)(jax.random.key(0))
 
 
-@jitted
+@jax.jit
 def run(params, *inputs):
     return model()[0].apply(params, *inputs)
 
@@ -85,7 +84,7 @@ def test_several_seeds_at_once():
     inputs = batch(CONFIG, 4, 8)
     both = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), params)
     keys = jax.random.split(jax.random.key(1))
-    found = jitted(jax.vmap(lambda params, key: bert.apply(params, *inputs, key)))(both, keys)
+    found = jax.jit(jax.vmap(lambda params, key: bert.apply(params, *inputs, key)))(both, keys)
     for each, own in enumerate(keys):
         alone = run(jax.tree.map(lambda x, each=each: x[each], both), *inputs, own)
         np.testing.assert_allclose(found[each], alone, **FP32)
@@ -100,7 +99,7 @@ def test_half_precision():
     np.testing.assert_allclose(half.astype(jnp.float32), whole, rtol=2e-2, atol=2e-2)
 
 
-@jitted
+@jax.jit
 def gradients(params, inputs, key):
     bert, _ = model()
     return jax.value_and_grad(lambda params: jnp.mean(jnp.square(bert.apply(params, *inputs, key))))(params)
@@ -113,17 +112,18 @@ def expected():
     return jax.tree.map(np.asarray, gradients(params, batch(CONFIG, 4, 8), jax.random.key(3)))
 
 
+@pytest.mark.parametrize("any_mesh", quick_first(("explicit", "auto")), indirect=True)
 def test_training_on_a_mesh(any_mesh, expected):
     """Rows on `data`, heads and MLP on `tensor`: the same loss and gradients, with the same values dropped."""
     _, params = model()
     inputs = batch(CONFIG, 4, 8)
-    if any_mesh is not None:
-        inputs = jax.device_put(inputs, P("data"))
-        params = jax.device_put(params, P())
+    inputs = jax.device_put(inputs, P("data"))
+    params = jax.device_put(params, P())
     found = gradients(params, inputs, jax.random.key(3))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FP32), found, expected)
 
 
+@pytest.mark.parametrize("any_mesh", quick_first(("explicit", "auto", "none")), indirect=True)
 def test_loading_on_a_mesh(any_mesh, tmp_path):
     """A pretrained encoder with a fresh head: as without a mesh, wherever the parameters lie."""
     reference(CONFIG, "encoder", add_pooling_layer=False).save_pretrained(tmp_path)
@@ -134,7 +134,7 @@ def test_loading_on_a_mesh(any_mesh, tmp_path):
     fresh = model()[1]["head"]["kernel"]
     np.testing.assert_allclose(np.asarray(head), np.asarray(fresh), **FP32)
     tokens, mask, types = jax.device_put(batch(CONFIG, 4, 8), None if any_mesh is None else P("data"))
-    out = jitted(ours.apply)(params, tokens, mask, types)
+    out = jax.jit(ours.apply)(params, tokens, mask, types)
     if out_spec("data") is not None:
         assert jax.typeof(out).sharding.spec[0] == "data"
 

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax import nnx
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
@@ -17,10 +16,12 @@ from models.errors import UserError
 from models.hf.config import Section, reading
 from models.hf.decoder import decoder_config, decoder_tensors
 from models.hf.export import save_params
-from models.layers.init import abstract_params, init_params
+from models.layers.init import FastRngs, abstract_params
 from models.over_decoder import DecoderStep
 from models.registry import open_source
+from tests.models.parameters import random_params
 from tests.models.test_decoder import PROMPT, STEPS, logits_of_every_token
+from tests.tiers import quick_first
 from tests.tolerances import LOGITS
 
 SIZES = {
@@ -60,9 +61,7 @@ def old_spelling(folder):
 
 def our_logits(folder):
     graph, params = open_source(folder).load(jnp.float32)
-    return logits_of_every_token(
-        acckv_jax.Decoder(DecoderStep(graph), SIZES["num_hidden_layers"]), params, jnp.asarray(TOKENS)
-    )
+    return logits_of_every_token(acckv_jax.Decoder(DecoderStep(graph), SIZES["num_hidden_layers"]), params, TOKENS)
 
 
 def their_logits(model):
@@ -70,7 +69,7 @@ def their_logits(model):
         return model(torch.tensor(TOKENS).long()).logits[0, PROMPT - 1 :].numpy()
 
 
-@pytest.mark.parametrize("spelling", [4, 5])
+@pytest.mark.parametrize("spelling", quick_first((5, 4)))
 @pytest.mark.parametrize(("family", "tied"), [("llama", True), ("qwen2", False)])
 def test_there_and_back(tmp_path, family, tied, spelling):
     model = save_hf(tmp_path / "theirs", family, tied=tied)
@@ -92,7 +91,7 @@ def test_there_and_back(tmp_path, family, tied, spelling):
 
 def test_a_second_copy_of_tied_embeddings_must_be_one(tmp_path):
     config = DecoderConfig.tiny(attention_bias=True)
-    _, params = init_params(lambda: Decoder(config, rngs=nnx.Rngs(0)))
+    _, params = random_params(lambda: Decoder(config, rngs=FastRngs(0)))
     values = {"model_type": "qwen2", "tie_word_embeddings": True, "rope_theta": 1e4, "rms_norm_eps": 1e-5}
     save_params(tmp_path / "a", params, decoder_tensors(config), SIZES | values | {"hidden_act": "silu"})
     file = tmp_path / "a" / "model.safetensors"
@@ -110,7 +109,7 @@ def test_a_second_copy_of_tied_embeddings_must_be_one(tmp_path):
 
 def test_names_cover_the_decoder():
     config = DecoderConfig.tiny(attention_bias=True, tie_word_embeddings=False)
-    _, shapes = abstract_params(lambda: Decoder(config, rngs=nnx.Rngs(0)))
+    _, shapes = abstract_params(lambda: Decoder(config, rngs=FastRngs(0)))
     tensors = decoder_tensors(config, prefix="thinker.model.", head="thinker.lm_head.weight", into=("text", 0))
     assert all(tensor.path[:2] == ("text", 0) for tensor in tensors.values())
     assert len(tensors) == len(jax.tree.leaves(shapes)) and all(name.startswith("thinker.") for name in tensors)

@@ -12,7 +12,9 @@ from models.decoder import DecoderConfig
 from models.hf.config import reading
 from models.qwen2_5_omni.config import ThinkerConfig
 from models.qwen2_5_omni.params import open_thinker
+from tests.models.cached import logits_through_cache
 from tests.models.qwen2_5_omni.thinkers import Ours, embedded, random_case, reference_thinker
+from tests.tiers import quick_first
 from tests.tolerances import FP32
 
 LENGTH, STEPS = 320, 4
@@ -28,51 +30,34 @@ def folder(tmp_path_factory):
     return path
 
 
-def answers(folder, mesh):
-    """Logits of two prompts, and of the steps after them on the pruned cache."""
+def answers(folder, prompts, rows=None):
+    """Logits of the first prompts, and of the steps after them on the pruned cache; `rows` divides the prompts."""
     with reading(folder) as section:
         config, source = open_thinker(folder, section)
-    _, params = source.load(jnp.dtype(jnp.float32))
-    ours = Ours.of(config, params)
-    cases = [random_case(np.random.default_rng(seed), CONFIG, interleaved=seed == 0) for seed in range(2)]
+    ours = Ours.of(config, source.load(jnp.dtype(jnp.float32))[1])
+    cases = [random_case(np.random.default_rng(seed), CONFIG, interleaved=seed == 0) for seed in range(prompts)]
     batch = padded([embedded(ours, case)[1] for case in cases], LENGTH)
-    if mesh is not None:
-        rows = [PartitionSpec("data"), PartitionSpec(None, "data")]
-        batch = jax.device_put(batch, jax.tree.map(lambda x: rows[x.ndim == 3 and len(x) == 3], batch))
-    run = kv.jitted.prefill
-    options = {"policy": POLICY, "reserved_slots": STEPS}
-    logits, cache = run(ours.decoder, params["decoder"], **batch.arguments(), **options)
-    step = jax.jit(kv.decode_step, static_argnames=("decoder", "policy"))
-    seen = [logits]
-    for _ in range(STEPS):
-        token = logits.argmax(-1)
-        logits, cache = step(ours.decoder, params["decoder"], token, cache, POLICY, token >= 0)
-        seen.append(logits)
-    return np.stack(seen)
+    if rows is not None:
+        specs = [PartitionSpec(rows), PartitionSpec(None, rows)]
+        batch = jax.device_put(batch, jax.tree.map(lambda x: specs[x.ndim == 3 and len(x) == 3], batch))
+    tokens = np.random.default_rng(0).integers(0, 40, (prompts, STEPS)).astype(np.int32)
+    options = {"decoder": ours.decoder, "policy": POLICY}
+    return np.asarray(logits_through_cache(ours.params["decoder"], batch.arguments(), tokens, **options))
 
 
 @pytest.fixture(scope="module")
-def expected(folder):
-    return answers(folder, None)
+def alone(folder):
+    """Of two prompts and of one, on one device."""
+    return {prompts: answers(folder, prompts) for prompts in (2, 1)}
 
 
-@pytest.mark.parametrize("any_mesh", ["explicit", "auto"], indirect=True)
-def test_equals_one_device(expected, any_mesh, folder):
-    np.testing.assert_allclose(answers(folder, any_mesh), expected, **FP32)
+@pytest.mark.parametrize("any_mesh", quick_first(("explicit", "auto")), indirect=True)
+def test_equals_one_device(alone, any_mesh, folder):
+    np.testing.assert_allclose(answers(folder, 2, "data"), alone[2], **FP32)
 
 
-@pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto])
-def test_one_question_on_a_mesh(kind, folder):
+@pytest.mark.parametrize("kind", quick_first((AxisType.Explicit, AxisType.Auto)))
+def test_one_question_on_a_mesh(kind, alone, folder):
     """A batch of one row, which no axis divides, beside parameters that are divided over two axes."""
-
-    def answer():
-        with reading(folder) as section:
-            config, source = open_thinker(folder, section)
-        ours = Ours.of(config, source.load(jnp.dtype(jnp.float32))[1])
-        batch = padded([embedded(ours, random_case(np.random.default_rng(0), CONFIG, interleaved=True))[1]], LENGTH)
-        run = kv.jitted.prefill
-        return run(ours.decoder, ours.params["decoder"], **batch.arguments(), policy=POLICY)[0]
-
-    alone = answer()
     with jax.set_mesh(jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(kind,) * 3)):
-        np.testing.assert_allclose(answer(), alone, **FP32)
+        np.testing.assert_allclose(answers(folder, 1), alone[1], **FP32)

@@ -15,6 +15,7 @@ from models.qwen2_5_omni.prompt import expand
 from tests.acckv_jax.contract_cases import CONTRACT
 from tests.models.conversations import EQUAL_LAYERS, FULL, MOVED, STEPS, converse, masked_alike, read, talk
 from tests.models.qwen2_5_omni.thinkers import embedded, loaded_thinker, random_case, reference_thinker, theirs
+from tests.tiers import quick_only
 from tests.tolerances import LOGITS
 
 LENGTH, QUESTION = 320, 8
@@ -80,7 +81,7 @@ def test_two_questions_equal_transformers(ours, reference, cases):
         np.testing.assert_allclose(found["later"][1][:-1, row], torch.cat(out.logits).numpy()[1:], **LOGITS)
 
 
-@pytest.mark.parametrize("name", EQUAL_LAYERS)
+@pytest.mark.parametrize("name", quick_only(EQUAL_LAYERS))
 def test_positions_go_on_from_the_uncompressed_prompt(name, ours, cases):
     policy = CONTRACT[name].with_budget(1.0 if name == "full" else 0.5)
     chunks, batch, second = conversation(ours, cases)
@@ -98,7 +99,7 @@ def test_positions_go_on_from_the_uncompressed_prompt(name, ours, cases):
     assert (kept <= lengths if name == "full" else kept <= np.round(lengths / 2)).all()
 
 
-@pytest.mark.parametrize("name", MOVED)
+@pytest.mark.parametrize("name", quick_only(MOVED))
 def test_pruning_equals_masking(name, ours, cases):
     """Answers after pruning are those of the whole cache with the dropped slots masked."""
     policy = dataclasses.replace(CONTRACT[name], budget=0.5, evict_every=0)

@@ -1,26 +1,23 @@
 """The whole thinker against transformers: logits of the prompt, of cached decoding, and greedy answers."""
 
 import dataclasses
-import functools
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 
-import acckv_jax
 from models.batching import padded
 from models.decoder import DecoderConfig
 from models.qwen2_5_omni.config import AudioConfig, ThinkerConfig, VisionConfig
 from models.qwen2_5_omni.prompt import expand
+from tests.models.cached import logits_through_cache
 from tests.models.qwen2_5_omni.thinkers import embedded, loaded_thinker, random_case, reference_thinker, theirs
 from tests.models.qwen2_5_omni.towers import DRAWS, STRUCTURES
+from tests.tiers import quick_first
 from tests.tolerances import LOGITS
 
 STEPS = 32
 LENGTH = 320
-FULL = acckv_jax.make_policy("full")
 
 
 def random_config(rng):
@@ -39,28 +36,10 @@ def random_config(rng):
     )
 
 
-@functools.partial(jax.jit, static_argnames=("decoder", "reserved_slots"))
-def prefill(params, batch, *, decoder, reserved_slots):
-    return acckv_jax.prefill(decoder, params, **batch.arguments(), policy=FULL, reserved_slots=reserved_slots)
-
-
-@functools.partial(jax.jit, static_argnames="decoder")
-def forced(params, cache, tokens, *, decoder):
-    """Logits after each of the given tokens [B, T], through the cache."""
-
-    def one(cache, token):
-        logits, cache = acckv_jax.decode_step(decoder, params, token, cache, FULL, jnp.ones(len(token), bool))
-        return cache, logits
-
-    return jax.lax.scan(one, cache, tokens.T)[1]
-
-
 def our_logits(ours, chunks, answers):
     """Logits [B, STEPS, V] of the prompts' last tokens and of all but the last token of the answers."""
-    params = ours.params["decoder"]
-    logits, cache = prefill(params, padded(chunks, LENGTH), decoder=ours.decoder, reserved_slots=STEPS)
-    after = forced(params, cache, jnp.asarray(answers[:, :-1], jnp.int32), decoder=ours.decoder)
-    return np.concatenate([logits[None], after]).swapaxes(0, 1)
+    before, after = padded(chunks, LENGTH).arguments(), answers[:, :-1].astype(np.int32)
+    return np.asarray(logits_through_cache(ours.params["decoder"], before, after, decoder=ours.decoder)).swapaxes(0, 1)
 
 
 def made_by_transformers(reference, case, tokens, config):
@@ -81,12 +60,12 @@ def made_by_transformers(reference, case, tokens, config):
     return answer, logits
 
 
-@pytest.fixture(scope="module", params=range(STRUCTURES))
+@pytest.fixture(scope="module", params=quick_first(range(STRUCTURES)))
 def structure(request):
     return request.param, random_config(np.random.default_rng(request.param))
 
 
-@pytest.mark.parametrize("draw", range(DRAWS))
+@pytest.mark.parametrize("draw", quick_first(range(DRAWS), 2))
 def test_equals_transformers(structure, draw, tmp_path):
     """Both layouts, several media to a prompt; in one batch of ragged rows."""
     number, config = structure

@@ -15,7 +15,7 @@ from models.decoder import Decoder
 from models.hf.checkpoint import open_checkpoint
 from models.hf.load import load_params
 from models.interface import EmbeddedPrompt
-from models.layers.init import Params, abstract_params
+from models.layers.init import FastRngs, Params, abstract_params
 from models.over_decoder import DecoderStep
 from models.qwen2_5_omni.config import ThinkerConfig
 from models.qwen2_5_omni.encoders import embed_prompt, encode_frames, encode_sound
@@ -56,12 +56,12 @@ class Ours:
 
     @staticmethod
     def make(config: ThinkerConfig) -> Thinker:
-        return Thinker(config, rngs=nnx.Rngs(0))
+        return Thinker(config, rngs=FastRngs(0))
 
     @classmethod
     def of(cls, config: ThinkerConfig, params: Params) -> "Ours":
         graph, _ = abstract_params(lambda: cls.make(config))
-        decoder, _ = abstract_params(lambda: Decoder(config.text, rngs=nnx.Rngs(0)))
+        decoder, _ = abstract_params(lambda: Decoder(config.text, rngs=FastRngs(0)))
         return cls(config, graph, params, acckv_jax.Decoder(DecoderStep(decoder), config.text.num_hidden_layers))
 
 

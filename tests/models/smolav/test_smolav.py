@@ -11,11 +11,12 @@ from flax import nnx
 
 from acckv_jax import Modality
 from models.decoder import Decoder
-from models.layers.init import init_params
+from models.layers.init import FastRngs
 from models.smolav.config import LAYOUTS, SmolAVConfig
 from models.smolav.lora import init_lora, merge_lora
 from models.smolav.modeling import MediaEmbedder, SmolAV, time_features
 from models.smolav.preprocess import Chat, EncodedMedia, media_rows, media_tokens, pool_audio, pool_grid
+from tests.models.parameters import random_params
 from tests.prompts import prompt_tokens
 from tests.tolerances import FP32
 
@@ -99,7 +100,7 @@ def test_audio_pooling_averages_the_remainder_alone() -> None:
 
 
 def test_embedder_replaces_media_and_leaves_text() -> None:
-    graph, params = init_params(lambda: MediaEmbedder(CONFIG, rngs=nnx.Rngs(0)))
+    graph, params = random_params(lambda: MediaEmbedder(CONFIG, rngs=FastRngs(0)))
     media = _media(2, 6)
     tokens = prompt_tokens(media, [7], CHAT, "interleaved", CONFIG)
     video, audio = media_rows(tokens, media)
@@ -123,7 +124,7 @@ def test_embedder_replaces_media_and_leaves_text() -> None:
 
 
 def test_merged_updates_equal_the_sum_of_both_products() -> None:
-    graph, params = init_params(lambda: Decoder(CONFIG.decoder, rngs=nnx.Rngs(0)))
+    graph, params = random_params(lambda: Decoder(CONFIG.decoder, rngs=FastRngs(0)))
     lora = init_lora(jax.random.key(1), CONFIG.decoder, CONFIG.lora_rank)
     lora = jax.tree.map(lambda x: x + 0.1, lora)
     merged = merge_lora(params, lora, scale=0.5)
@@ -140,7 +141,7 @@ def test_merged_updates_equal_the_sum_of_both_products() -> None:
 
 
 def test_whole_model_embeds_text_with_the_decoder() -> None:
-    graph, params = init_params(lambda: SmolAV(CONFIG, rngs=nnx.Rngs(0)))
+    graph, params = random_params(lambda: SmolAV(CONFIG, rngs=FastRngs(0)))
     assert set(params) == {"decoder", "media"}
     tokens = np.array([[3, 4]], np.int32)
     zeros = np.zeros((1, 2), np.int32)

@@ -3,11 +3,11 @@
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 from models.decoder import Decoder, DecoderConfig
 from models.errors import UserError
 from models.hub.weights import fetch
+from models.layers.init import FastRngs
 from models.readers.gguf import read_gguf_metadata
 from models.smolav.smollm2 import halves_from_pairs, llama_config, load_smollm2
 from tests.models.parameters import assert_fits
@@ -16,7 +16,7 @@ from tests.models.parameters import assert_fits
 def test_configuration_and_parameters_fit_the_decoder() -> None:
     config, params = load_smollm2()
     assert config == DecoderConfig.smollm2_135m()
-    assert_fits(params, lambda: Decoder(config, rngs=nnx.Rngs(0)))
+    assert_fits(params, lambda: Decoder(config, rngs=FastRngs(0)))
     assert sum(x.size for x in jax.tree.leaves(params)) == 134_515_008
 
 

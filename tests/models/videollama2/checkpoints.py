@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flax import nnx
 from safetensors.numpy import save_file
 
 from models.hf.config import Section
-from models.layers.init import abstract_params
+from models.layers.init import FastRngs, abstract_params
 from models.videollama2.config import VideoLLaMA2Config
 from models.videollama2.modeling import VideoLLaMA2
 from models.videollama2.params import PARTS, videollama2_tensors
@@ -41,7 +40,7 @@ def write_checkpoint(folder: Path, case: ModelCase, *, bins: bool, **changes: An
     values = model_config(case) | changes
     write_config(folder, values)
     config = VideoLLaMA2Config.from_hf(Section(folder / "config.json", values))
-    _, shapes = abstract_params(lambda: VideoLLaMA2(config, rngs=nnx.Rngs(0)))
+    _, shapes = abstract_params(lambda: VideoLLaMA2(config, rngs=FastRngs(0)))
     tensors = seeded_tensors(case.seed, videollama2_tensors(config), shapes)
     if bins:
         for file, prefix in PARTS.items():

@@ -10,16 +10,17 @@ from flax import nnx
 
 import acckv_jax
 from models.decoder import Decoder
-from models.layers.init import abstract_params
+from models.layers.init import FastRngs, abstract_params
 from models.over_decoder import DecoderStep
 from models.videollama2.config import VideoLLaMA2Config
 from models.videollama2.modeling import VideoLLaMA2
 from models.videollama2.params import videollama2_tensors
-from tests.acckv_jax.contract_cases import QUICK
+from tests.models.cached import logits_through_cache
 from tests.models.videollama2 import seeded
 from tests.models.videollama2.cases import GOLDEN, MODEL, VIDEO_TOKEN, question_ids
 from tests.models.videollama2.checkpoints import case_config
 from tests.models.videollama2.parameters import seeded_params
+from tests.tiers import quick_first, quick_only
 from tests.tolerances import LOGITS
 
 EXPECTED = np.load(GOLDEN / "videollama2_model.npz")
@@ -32,16 +33,16 @@ def causal(index, q, k, v, cache):
 
 @functools.cache
 def programs(config):
-    graph, shapes = abstract_params(lambda: VideoLLaMA2(config, rngs=nnx.Rngs(0)))
+    graph, shapes = abstract_params(lambda: VideoLLaMA2(config, rngs=FastRngs(0)))
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def embed(params, before, after, frames, banks):
         model = nnx.merge(graph, params)
         text = [model.decoder.embed(part[None])[0] for part in (before, after)]
         media = [model.see(frames), *([] if banks is None else [model.hear(banks)])]
         return jnp.concatenate([text[0], *media, text[1]])[None]
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def logits(params, embedded):
         decoder = nnx.merge(graph, params).decoder
         positions = jnp.arange(embedded.shape[1])[None]
@@ -56,7 +57,7 @@ def inputs(number, dtype=jnp.float32):
     config = case_config(case)
     embed, _, shapes = programs(config)
     params = seeded_params(case.seed, videollama2_tensors(config), shapes)
-    params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
+    params = jax.tree.map(lambda x: jnp.asarray(x.astype(dtype)), params)
     side = config.vision.image_size
     frames = seeded.image(case.seed, (config.num_frames, side, side, 3))
     banks = seeded.banks(case.seed, (1, case.frames, case.bands))[0] if case.frames else None
@@ -65,36 +66,27 @@ def inputs(number, dtype=jnp.float32):
     return config, params, embed(params, ids[:at], ids[at + 1 :], frames, banks)
 
 
-@pytest.mark.parametrize("number", range(len(MODEL)))
+@pytest.mark.parametrize("number", quick_only(range(len(MODEL)), (0, 1, 20)))  # two draws, and one without sound
 def test_logits_equal_upstream(number):
     config, params, embedded = inputs(number)
     ours = programs(config)[1](params, embedded)
     np.testing.assert_allclose(ours, EXPECTED[f"logits_{number}"], **LOGITS)
 
 
-@pytest.mark.parametrize("number", SHAPES)
+@pytest.mark.parametrize("number", quick_first(SHAPES))
 def test_cached_decoding_equals_upstreams_greedy_tokens(number):
     config, params, embedded = inputs(number)
-    step = DecoderStep(abstract_params(lambda: Decoder(config.decoder, rngs=nnx.Rngs(0)))[0])
-    decoder = acckv_jax.Decoder(step, config.decoder.num_hidden_layers)
-    policy = acckv_jax.make_policy("full")
+    step = DecoderStep(abstract_params(lambda: Decoder(config.decoder, rngs=FastRngs(0)))[0])
     tokens = EXPECTED[f"tokens_{number}"]
-    prompt = acckv_jax.make_prompt(np.zeros((1, embedded.shape[1]), int))
-    prefill = functools.partial(acckv_jax.prefill, decoder, policy=policy, reserved_slots=len(tokens))
-    run = jax.jit(prefill, compiler_options=QUICK)
-    logits, cache = run(params["decoder"], embedded, prompt)
-    decode_step = functools.partial(acckv_jax.decode_step, decoder, policy=policy)
-    one = jax.jit(decode_step, donate_argnames="cache", compiler_options=QUICK)
-    chosen = []
-    for _ in tokens:
-        chosen.append(logits.argmax(-1))
-        logits, cache = one(params["decoder"], tokens=chosen[-1], cache=cache, active=jnp.ones(1, bool))
-    np.testing.assert_array_equal(np.concatenate(chosen), tokens)
+    arguments = {"inputs": embedded, "prompt": acckv_jax.make_prompt(np.zeros((1, embedded.shape[1]), int))}
+    decoder = acckv_jax.Decoder(step, config.decoder.num_hidden_layers)
+    logits = logits_through_cache(params["decoder"], arguments, tokens[None, :-1].astype(np.int32), decoder=decoder)
+    np.testing.assert_array_equal(np.asarray(logits)[:, 0].argmax(-1), tokens)
 
 
 def test_published_size():
     config = VideoLLaMA2Config.videollama2_1_7b_av()
-    graph, shapes = abstract_params(lambda: VideoLLaMA2(config, rngs=nnx.Rngs(0)))
+    graph, shapes = abstract_params(lambda: VideoLLaMA2(config, rngs=FastRngs(0)))
     counts = {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in shapes.items()}
     assert counts == {  # counted on upstream's classes at this size
         "decoder": 7_615_616_512,

@@ -5,19 +5,19 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from flax import nnx
 
 import acckv_jax as kv
 from models.batching import padded
 from models.decoder import Decoder
 from models.interface import EmbeddedPrompt
-from models.layers.init import abstract_params
+from models.layers.init import FastRngs, abstract_params
 from models.over_decoder import DecoderStep
 from tests.acckv_jax.contract_cases import CONTRACT
 from tests.models.conversations import EQUAL_LAYERS, FULL, MOVED, STEPS, converse, masked_alike, read, talk
 from tests.models.hf_decoder import hf_model
 from tests.models.videollama2.cases import MODEL
 from tests.models.videollama2.test_model import inputs
+from tests.tiers import quick_only
 from tests.tolerances import LOGITS
 
 CASE = 0
@@ -27,7 +27,7 @@ SECOND = [7, 3, 11, 5, 2]
 
 @pytest.fixture(scope="module")
 def talks():
-    """Parameters, step, and two conversations: the second one's first question is shorter."""
+    """Parameters, decoder, and two conversations: the second one's first question is shorter."""
     case = MODEL[CASE]
     config, params, embedded = inputs(CASE)
     embedded = np.asarray(embedded[0])
@@ -37,7 +37,7 @@ def talks():
     long = EmbeddedPrompt(embedded, np.repeat(kinds, counts))
     chunks = [long, long.split(len(long) - 3)[0]]
     second = [EmbeddedPrompt(np.array(part), np.zeros(len(part), int)) for part in (SECOND, SECOND[:3])]
-    step = DecoderStep(abstract_params(lambda: Decoder(config.decoder, rngs=nnx.Rngs(0)))[0])
+    step = DecoderStep(abstract_params(lambda: Decoder(config.decoder, rngs=FastRngs(0)))[0])
     decoder = kv.Decoder(step, config.decoder.num_hidden_layers)
     return config.decoder, params["decoder"], decoder, chunks, padded(chunks, LENGTH), padded(second, QUESTION)
 
@@ -63,7 +63,7 @@ def test_two_questions_equal_transformers(talks):
         np.testing.assert_allclose(found["later"][1][:, row], logits[start : start + STEPS], **LOGITS)
 
 
-@pytest.mark.parametrize("name", EQUAL_LAYERS)
+@pytest.mark.parametrize("name", quick_only(EQUAL_LAYERS, ("snapkv", "acckv_plus")))
 def test_positions_go_on_from_the_uncompressed_prompt(name, talks):
     """Where slots are only moved, answers moreover are those of the whole cache with the dropped slots masked."""
     config, params, decoder, chunks, batch, second = talks

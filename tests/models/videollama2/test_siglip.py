@@ -16,10 +16,10 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from models.hf.checkpoint import open_checkpoint
 from models.hf.load import load_params
-from models.layers.init import abstract_params
+from models.layers.init import FastRngs, abstract_params
 from models.vision.siglip import SiglipConfig, SiglipVision, siglip_tensors
-from tests.acckv_jax.contract_cases import QUICK
 from tests.models.videollama2 import seeded
+from tests.tiers import quick_only
 from tests.tolerances import LOGITS
 
 CASES = int(os.environ.get("PARITY_CASES", "20"))
@@ -33,9 +33,9 @@ SHAPES = [  # cases share them, to compile few programs
 
 @functools.cache
 def tower(config):
-    graph, shapes = abstract_params(lambda: SiglipVision(config, rngs=nnx.Rngs(0)))
+    graph, shapes = abstract_params(lambda: SiglipVision(config, rngs=FastRngs(0)))
 
-    @functools.partial(jax.jit, static_argnums=2, compiler_options=QUICK)
+    @functools.partial(jax.jit, static_argnums=2)
     def run(params, pixels, layers):
         siglip = nnx.merge(graph, params)
         return siglip.patches(pixels, layers), siglip(pixels)
@@ -53,7 +53,7 @@ def reference(config, seed):
     return model
 
 
-@pytest.mark.parametrize("seed", range(CASES))
+@pytest.mark.parametrize("seed", quick_only(range(CASES), (0, 3)))
 def test_equals_transformers(seed, tmp_path):
     config = SHAPES[seed % len(SHAPES)]
     model = reference(config, seed)

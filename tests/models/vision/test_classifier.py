@@ -20,10 +20,10 @@ from models.vision.classifier import CLASSIFIERS, Classifier
 from models.vision.efficientnet_lite import EPSILON, EfficientNetLite, EfficientNetLiteConfig
 from models.vision.mobilenet_v2 import MobileNetV2, MobileNetV2Config
 from models.vision.resnet import ResNet, ResNetConfig
-from tests.acckv_jax.contract_cases import QUICK
 from tests.models import torch_classifiers as theirs
 from tests.models.hf_classifiers import apply
 from tests.models.videollama2 import seeded
+from tests.tiers import quick_first
 from tests.tolerances import FP32, LOGITS
 
 TINY = {
@@ -43,7 +43,7 @@ LABELS = np.arange(16) % 10
 def initial(name):
     """Parameters and statistics of two seeds, with a leading axis; statistics are not those of a fresh network."""
     classifier, _, _ = TINY[name]
-    init = jax.jit(jax.vmap(classifier.init), compiler_options=QUICK)
+    init = jax.jit(jax.vmap(classifier.init))
     params, stats = init(jax.random.split(jax.random.key(0), 2))
     return params, jax.tree.map(lambda x: x + 0.1 * jnp.abs(jnp.sin(jnp.arange(float(x.size)).reshape(x.shape))), stats)
 
@@ -64,7 +64,7 @@ def step(classifier, params, stats, images):
     return value, logits, gradient, moved
 
 
-run = jax.jit(step, static_argnums=0, compiler_options=QUICK)
+run = jax.jit(step, static_argnums=0)
 evaluate = functools.partial(apply, train=False)
 
 
@@ -122,16 +122,16 @@ def test_evaluation_equals_torch(name):
     chex.assert_trees_all_equal(same, stats)
 
 
-@pytest.mark.parametrize("name", ["resnet", "mobilenet_v2"])
+@pytest.mark.parametrize("name", quick_first(("resnet", "mobilenet_v2")))
 def test_seeds_under_vmap(name):
     params, stats = initial(name)
-    together = jax.jit(jax.vmap(functools.partial(step, TINY[name][0]), (0, 0, None)), compiler_options=QUICK)
+    together = jax.jit(jax.vmap(functools.partial(step, TINY[name][0]), (0, 0, None)))
     found = together(params, stats, IMAGES)
     for seed in range(2):
         assert_same_step(one(found, seed), alone(name, seed), FP32)
 
 
-@pytest.mark.parametrize("name", ["resnet", "mobilenet_v2"])
+@pytest.mark.parametrize("name", quick_first(("resnet", "mobilenet_v2")))
 def test_a_divided_batch(name):
     """Eight devices with two pictures each give what one gives with sixteen: statistics are of the whole batch."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))

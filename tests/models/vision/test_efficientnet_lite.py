@@ -12,6 +12,7 @@ from flax import nnx
 
 from models.hub.weights import fetch
 from models.layers.depthwise import grouped, shifted
+from models.layers.init import FastRngs
 from models.readers.legacy_pickle import read_legacy_state_dict
 from models.vision.efficientnet_lite import EfficientNetLite, EfficientNetLiteConfig, load_efficientnet_lite0
 from tests.models.parameters import assert_fits
@@ -77,7 +78,7 @@ def test_lite0_follows_the_table_and_its_parameters_fit() -> None:
     ]
     assert [(b.expansion, b.features_out, b.stride, b.kernel) for b in config.blocks] == expected
     _, params = load_efficientnet_lite0()
-    assert_fits(params, lambda: EfficientNetLite(config, rngs=nnx.Rngs(0)))
+    assert_fits(params, lambda: EfficientNetLite(config, rngs=FastRngs(0)))
 
 
 @pytest.mark.parametrize("stride", [1, 2])

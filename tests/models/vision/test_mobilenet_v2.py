@@ -13,9 +13,10 @@ from models.vision.classifier import CLASSIFIERS, Classifier
 from models.vision.mobilenet_v2 import MobileNetV2, MobileNetV2Config, mobilenet_v2_tensors
 from models.vision.pretrained import load_classifier
 from tests.models.hf_classifiers import assert_equals_transformers, count
+from tests.tiers import quick_first
 
 
-@pytest.mark.parametrize("tf_padding", [True, False])
+@pytest.mark.parametrize("tf_padding", quick_first((True, False)))
 def test_equals_transformers(tf_padding, tmp_path):
     config = HFConfig(depth_multiplier=0.35, tf_padding=tf_padding, num_labels=5, classifier_dropout_prob=0.0)
     model = MobileNetV2ForImageClassification(config)

@@ -11,9 +11,10 @@ from models.vision.classifier import CLASSIFIERS
 from models.vision.pretrained import load_classifier
 from models.vision.resnet import ResNetConfig, resnet_tensors
 from tests.models.hf_classifiers import assert_equals_transformers, count
+from tests.tiers import quick_first
 
 
-@pytest.mark.parametrize("kind", ["basic", "bottleneck"])
+@pytest.mark.parametrize("kind", quick_first(("basic", "bottleneck")))
 def test_equals_transformers(kind, tmp_path):
     expansion = {"basic": 1, "bottleneck": 4}[kind]
     sizes = [width * expansion for width in (4, 6, 8)]
