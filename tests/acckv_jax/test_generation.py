@@ -97,7 +97,10 @@ def test_the_loop_takes_the_likeliest_token_of_every_step():
         np.testing.assert_array_equal(token, greedy_tokens()[:, number])
 
 
-@pytest.mark.parametrize("name", quick_only(["h2o", "h2o_every_4", "streaming_llm_every_4", "acckv_every_2", "acckv_plus_every_4"]))
+EVICTING = ("h2o", "h2o_every_4", "streaming_llm_every_4", "acckv_every_2", "acckv_plus_every_4")
+
+
+@pytest.mark.parametrize("name", quick_only(EVICTING))
 def test_a_loop_that_evicts_equals_single_steps(name):
     policy = CONTRACT[name]
     step = jax.jit(kv.decode_step, static_argnums=(0, 4))
@@ -170,7 +173,6 @@ def test_decoding_one_policys_cache_leaves_the_scored_prompt_alive():
     donated = jax.jit(
         functools.partial(kv.decode, DECODER, policy=kv.CachePolicy(), steps=2),
         donate_argnums=1,
-        ,
     )
     for name in ("full", "acckv", "full"):
         cache = kv.prune(scored, CONTRACT[name], reserved_slots=8)
