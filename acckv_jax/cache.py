@@ -135,8 +135,11 @@ def widen(layer: LayerCache, slots: int) -> LayerCache:
 
 def store_like(layer: LayerCache, other: LayerCache) -> LayerCache:
     """Stores the keys and values of `layer`, plain arrays, in the form that `other` has."""
-    stored = {name: encode_like(getattr(other, name), getattr(layer, name), layer.reserved_slots) for name in STORED}
-    return dataclasses.replace(layer, **stored)
+
+    def stored(name: str) -> Slots:
+        return encode_like(getattr(other, name), getattr(layer, name), layer.valid, layer.reserved_slots)
+
+    return dataclasses.replace(layer, k=stored("k"), v=stored("v"))
 
 
 def _update_free(layer: LayerCache, update: Callable[..., Array], *new: LayerCache) -> LayerCache:
@@ -207,10 +210,10 @@ def take_slots(
 ) -> LayerCache:
     """Gathers slots (in the given order) into a layer of C slots and `reserved_slots` empty ones; nothing is merged."""
     taken: dict[str, Any] = {name: gather_slots(getattr(layer, name), slots) for name in METADATA}
+    taken["valid"] &= kept
     for name in STORED:
         stored = getattr(layer, name)
-        taken[name] = encode_like(stored, gather_slots(dense(stored), slots), 0)
-    taken["valid"] &= kept
+        taken[name] = encode_like(stored, gather_slots(dense(stored), slots), taken["valid"], 0)
     layer = dataclasses.replace(layer, **taken, next_slot=jnp.int32(slots.shape[-1]), reserved_slots=0)
     return reserve(layer, reserved_slots)
 

@@ -6,7 +6,7 @@ from typing import Self
 
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 
 class SlotStorage(abc.ABC):
@@ -23,7 +23,7 @@ class SlotStorage(abc.ABC):
         """All slots in the model's type."""
 
     @abc.abstractmethod
-    def encode(self, dense: Float[Array, "B K S H"], free_slots: int) -> Self:
+    def encode(self, dense: Float[Array, "B K S H"], valid: Bool[Array, "B K S"], free_slots: int) -> Self:
         """Other contents in this form; the last `free_slots` slots stay as they are."""
 
     @property
@@ -44,9 +44,9 @@ def dense(slots: Slots) -> Float[Array, "B K S H"]:
     return slots.dense() if isinstance(slots, SlotStorage) else slots
 
 
-def encode_like(slots: Slots, array: Float[Array, "B K S H"], free_slots: int) -> Slots:
+def encode_like(slots: Slots, array: Float[Array, "B K S H"], valid: Bool[Array, "B K S"], free_slots: int) -> Slots:
     """`array` in the form of `slots`."""
-    return slots.encode(array, free_slots) if isinstance(slots, SlotStorage) else array
+    return slots.encode(array, valid, free_slots) if isinstance(slots, SlotStorage) else array
 
 
 def update_free(slots: Slots, stored: int, update: Callable[[Array, int], Array]) -> Slots:

@@ -208,8 +208,8 @@ def test_rule_5_bytes_and_valid_slots(name):
     reserved = min(policy.evict_every, STEPS) if policy.evict_every else STEPS
     heads = len(LENGTHS) * MODEL.kv_heads
     size = kv.cache_bytes(jax.tree.map(jnp.asarray, run.pruned))
-    if is_quantized(run.pruned.layers[0]):  # a byte a number, a scale for each key channel and for each value
-        prompt = sum(heads * (2 * c * MODEL.head_dim + 4 * MODEL.head_dim + 4 * c) for c in capacities)
+    if is_quantized(run.pruned.layers[0]):  # a byte a number; scale and zero of each key channel and of each value
+        prompt = sum(heads * (2 * c * MODEL.head_dim + 8 * MODEL.head_dim + 8 * c) for c in capacities)
     else:
         prompt = sum(heads * 2 * c * MODEL.head_dim * 4 for c in capacities)
     assert size.prompt == prompt
