@@ -130,6 +130,11 @@ def _factored(key: Array, leaf: Array, config: MergeConfig, layout: Layout) -> A
     return draw(key, leaf, config.rank, layout)
 
 
+def _drawing(config: MergeConfig) -> MergeConfig:
+    """The options that `init_adapter` reads, so that transfers that differ in others share its program."""
+    return MergeConfig(layers=config.layers, heads=config.heads, merge=config.merge)
+
+
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))  # many small operations
 def _drawn(keys: Array, target: Shape, source: Shape, config: MergeConfig) -> tuple[Params, Vectors]:
     return jax.vmap(lambda key: init_adapter(key, target, source, config))(keys)
@@ -156,7 +161,7 @@ def _adapter(transfer: Transfer, params: Mapping[str, Any], rest: Array, key: Ar
     made = []
     for group, (target, source) in enumerate(zip(targets, sources, strict=True)):
         keys = jax.random.split(jax.random.fold_in(key, group), len(target))
-        made.append(_drawn(keys, target.shape[1:], source.shape[1:], transfer.config))
+        made.append(_drawn(keys, target.shape[1:], source.shape[1:], _drawing(transfer.config)))
     adapters, vectors = [params for params, _ in made], [vectors for _, vectors in made]
     pending = None
     if transfer.config.inner_steps > 1:  # copies: all of the state is donated, so that nothing may be in it twice

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from mergenet_jax import Learner, LossOutput
@@ -13,12 +14,17 @@ FEATURES, CLASSES = 8, 4
 
 
 def perceptron(seed: int, width: int) -> dict[str, Any]:
-    """Parameters as plain nested dicts, kernels [in, out]."""
-    first, second = jax.random.split(jax.random.key(seed))
+    """Parameters as plain nested dicts, kernels [in, out]; drawn by NumPy, which compiles nothing."""
+    random = np.random.default_rng(seed)
+    sizes = {"hidden": (FEATURES, width), "head": (width, CLASSES)}
     return {
-        "hidden": {"kernel": jax.random.normal(first, (FEATURES, width)) * FEATURES**-0.5, "bias": jnp.zeros(width)},
-        "head": {"kernel": jax.random.normal(second, (width, CLASSES)) * width**-0.5, "bias": jnp.zeros(CLASSES)},
+        name: {"kernel": _normal(random, size), "bias": jnp.asarray(np.zeros(size[1], np.float32))}
+        for name, size in sizes.items()
     }
+
+
+def _normal(random: np.random.Generator, size: tuple[int, int]) -> jax.Array:
+    return jnp.asarray((random.standard_normal(size) * size[0] ** -0.5).astype(np.float32))
 
 
 def logits(params: Any, x: jax.Array) -> jax.Array:
@@ -42,8 +48,18 @@ def learner(rate: float = 0.1) -> Learner:
     return Learner(loss, optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(rate, momentum=0.9)))
 
 
+RULE = np.random.default_rng(99).standard_normal((FEATURES, CLASSES)).astype(np.float32)
+
+
 def batch(seed: int, size: int = 16) -> dict[str, jax.Array]:
     """Random inputs and their classes."""
-    x = jax.random.normal(jax.random.key(seed), (size, FEATURES))
-    rule = jax.random.normal(jax.random.key(99), (FEATURES, CLASSES))
-    return {"x": x, "y": (x @ rule).argmax(-1)}
+    x = np.random.default_rng(seed).standard_normal((size, FEATURES)).astype(np.float32)
+    return {"x": jnp.asarray(x), "y": jnp.asarray((x @ RULE).argmax(-1).astype(np.int32))}
+
+
+@jax.jit
+def step_alone(params: Any, opt_state: Any, data: Any) -> tuple[Any, Any, Any]:
+    """Parameters, optimiser's state and gradients after a step without MergeNet."""
+    gradients = jax.grad(lambda p: loss(p, None, data, jax.random.key(0))[0])(params)
+    updates, opt_state = learner().optimizer.update(gradients, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state, gradients

@@ -1,5 +1,7 @@
 """Joint training on meshes: the same four steps wherever they run."""
 
+import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -9,14 +11,30 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import mergenet_jax as mn
-from tests.mergenet_jax.learners import batch, learner, perceptron
+from tests.mergenet_jax.learners import batch, learner, loss, perceptron
 
 STEPS = 4
-LEARNERS = {"teacher": learner(), "student": learner()}
+
+
+def noisy(params: Any, state: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, mn.LossOutput]:
+    """A loss that depends on its random key."""
+    x = batch["x"] + 0.1 * jax.random.normal(key, batch["x"].shape)
+    return loss(params, state, batch | {"x": x}, key)
+
+
+LEARNERS = {name: mn.Learner(noisy, learner().optimizer) for name in ("teacher", "student")}
 CONFIG = mn.MergeConfig(cycle=2, layers=1, attention_dropout=0.1, output_dropout=0.0, rescale="frobenius")
 PAIRS = (mn.Pair("hidden/kernel", "hidden/kernel"),)
 # Plain descent: Adam makes steps of full size from gradients that are nothing but rounding error.
 TRANSFERS = (mn.Transfer("teacher", "student", PAIRS, CONFIG, optax.sgd(0.1)),)
+
+
+@functools.cache
+def alone() -> tuple[mn.MergeState, list[dict[str, Any]]]:
+    """What one device makes: the last state, in the host's memory, and the metrics of every step."""
+    state, told, _ = train(mesh_of({"data": 1}))
+    models, adapters = jax.tree.map(np.asarray, (state.models, state.adapters))
+    return dataclasses.replace(state, models=models, adapters=adapters), told
 
 
 def mesh_of(axes: dict[str, int], kind: AxisType = AxisType.Auto, devices: Any = None) -> Mesh:
