@@ -102,7 +102,7 @@ def _append_token(
 def _evict(cache: KVCache, policy: CachePolicy) -> KVCache:
     """Lets the policy evict in every layer that is full."""
     number = len(cache.layers)
-    layers = (between_steps(policy, layer, cache.length, i, number) for i, layer in enumerate(cache.layers))
+    layers = (between_steps(policy, layer, cache, i, number) for i, layer in enumerate(cache.layers))
     return dataclasses.replace(cache, layers=tuple(layers))
 
 

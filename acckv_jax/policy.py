@@ -9,8 +9,9 @@ A policy is written at one of three levels, each a method with a default that us
     select(scores, layer, context) -> mask [B, K, S]      which of them stay
     compress(layer, context) -> (LayerCache, carry)       what becomes of the layer
 
-Wrappers (`acckv_jax.wrappers`) reach a policy through the context: `keep` are slots that must stay, `scores` replace
-its `token_scores`. docs/policy_protocol.md lists what each published policy needs of this protocol.
+Wrappers (`acckv_jax.wrappers`) reach a policy through the context: `keep` are slots that must stay, `scores` and
+`chosen` replace what its own `token_scores` and `select` would say. docs/policy_protocol.md lists what each published
+policy needs of this protocol.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from acckv_jax.budget import Budget, TokenCounts, check_budget, check_slots, row_slots, slots_of
-from acckv_jax.cache import LayerCache, take_slots
+from acckv_jax.cache import KVCache, LayerCache, take_slots
 from acckv_jax.queries import QuerySet
 from acckv_jax.selection import chosen_slots, top_k_mask
 
@@ -37,13 +38,15 @@ class Context:
     Attributes:
         layer: [] number of the layer.
         length: [B] tokens of the prompt; while decoding, tokens so far.
+        next_position: [B] rotary position of the next token, which differs from `length` with M-RoPE.
         budget: [B] slots that each row may hold in this layer.
         sums: [B, K, S] for each entry of `queries`; read them by `attention_sums`.
         carry: what `compress` returned for the layer before; for the first layer, `CachePolicy.init_carry`.
         inputs: by name, what the policy `needs`, aligned with the slots: `hidden_states` [B, S, D], `unrotated_q`
             [B, S, N, H], `output_weights` [N, H, D]. Empty while decoding.
         keep: [B, K, S] slots that must stay, or None.
-        scores: [B, K, S] in the place of the policy's own `token_scores`, or None.
+        scores: [B, K, S] in the place of the policy's own scores, or None.
+        chosen: [B, K, S] in the place of the policy's own `select`, or None.
         queries: the sets that `sums` belong to (static).
         num_layers: of the decoder (static).
         capacity: slots of the result, the reserved ones not counted (static).
@@ -51,12 +54,14 @@ class Context:
 
     layer: Int[Array, ""]
     length: Int[Array, " B"]
+    next_position: Int[Array, " B"]
     budget: Int[Array, " B"]
     sums: tuple[Float[Array, "B K S"], ...] = ()
     carry: Any = ()
     inputs: dict[str, Array] = dataclasses.field(default_factory=dict)
     keep: Bool[Array, "B K S"] | None = None
     scores: Float[Array, "B K S"] | None = None
+    chosen: Bool[Array, "B K S"] | None = None
     queries: tuple[QuerySet, ...] = dataclasses.field(default=(), metadata={"static": True})
     num_layers: int = dataclasses.field(default=1, metadata={"static": True})
     capacity: int = dataclasses.field(default=0, metadata={"static": True})
@@ -187,6 +192,10 @@ class CachePolicy:
         """How much each slot matters; infinity is allowed. The scores of empty slots do not count."""
         return jnp.zeros_like(layer.mass)
 
+    def eviction_scores(self, layer: LayerCache, context: Context) -> Float[Array, "B K S"]:
+        """`token_scores` between decode steps."""
+        return self.token_scores(layer, context)
+
     def select(self, scores: Float[Array, "B K S"], layer: LayerCache, context: Context) -> Bool[Array, "B K S"]:
         """The slots to keep: those that must stay, and of the others the best that the budget allows.
 
@@ -208,29 +217,37 @@ class CachePolicy:
         Returns:
             A layer of `context.capacity` slots and those reserved, its `budget` set; and the next layer's carry.
         """
-        return self._select_and_keep(layer, context), context.carry
+        scores = self.token_scores(layer, context) if context.scores is None else context.scores
+        return self._keep_best(scores, layer, context), context.carry
 
     def evict(self, layer: LayerCache, context: Context) -> LayerCache:
         """Prunes a layer between decode steps to its budget; its reserved slots are free again afterwards."""
-        return self._select_and_keep(layer, context)
+        scores = self.eviction_scores(layer, context) if context.scores is None else context.scores
+        return self._keep_best(scores, layer, context)
 
-    def _select_and_keep(self, layer: LayerCache, context: Context) -> LayerCache:
-        scores = self.scores(layer, context)
-        return keep(layer, self.select(scores, layer, context), context)
-
-    def scores(self, layer: LayerCache, context: Context) -> Float[Array, "B K S"]:
-        """`token_scores`, or what a wrapper put in their place."""
-        return self.token_scores(layer, context) if context.scores is None else context.scores
+    def _keep_best(self, scores: Float[Array, "B K S"], layer: LayerCache, context: Context) -> LayerCache:
+        chosen = self.select(scores, layer, context) if context.chosen is None else context.chosen
+        return keep(layer, chosen, context)
 
 
 def between_steps(
-    policy: CachePolicy, layer: LayerCache, length: Int[Array, " B"], number: int | Array, num_layers: int
+    policy: CachePolicy, layer: LayerCache, cache: KVCache, number: int | Array, num_layers: int
 ) -> LayerCache:
-    """Runs after every decode step, shape-preserving: evicts once no slot is free, if `evict_every` is set."""
+    """Runs on a layer of `cache` after every decode step, shape-preserving: evicts once no slot is free.
+
+    Nothing happens unless the policy has `evict_every` set.
+    """
     if not policy.evict_every:
         return layer
     capacity = layer.slots - layer.reserved_slots
-    context = Context(jnp.asarray(number, jnp.int32), length, layer.budget, num_layers=num_layers, capacity=capacity)
+    context = Context(
+        jnp.asarray(number, jnp.int32),
+        cache.length,
+        cache.next_position,
+        layer.budget,
+        num_layers=num_layers,
+        capacity=capacity,
+    )
 
     def evict(layer: LayerCache) -> LayerCache:
         return policy.evict(layer, context)

@@ -102,6 +102,7 @@ def prefill(
     _check_reserved(reserved_slots)
     queries = _queries(prompt, jnp.zeros_like(prompt.length), prompt.length)
     weights = _weights(policy.queries, queries)
+    rows = KVCache((), prompt.length, jnp.zeros_like(prompt.length) if delta is None else delta)
 
     def attention(
         layer: int, q: Array, k: Array, v: Array, _: None, carry: Any, **given: Array
@@ -109,10 +110,8 @@ def prefill(
         full = _chunk(k, v, queries)
         out, sums = attend(_clean(q, queries), full, queries.index, weights, aligned=True)
         full = _flagged(full, sums, out, queries)
-        found = _needed((policy,), given)
-        pruned, carry = _prune_layer(
-            policy, full, sums, found, carry, prompt.length, layer, decoder.num_layers, reserved_slots
-        )
+        found = _needed((policy,), given, queries)
+        pruned, carry = _prune_layer(policy, full, sums, found, carry, rows, layer, decoder.num_layers, reserved_slots)
         # Else XLA puts off what no later layer needs, such as all layers' NaN flags, and keeps what they are made from.
         return jax.lax.optimization_barrier((out, pruned, carry))
 
@@ -125,7 +124,7 @@ def prefill(
         attention,
         prompt.length - 1,
     )
-    return logits, _owned(KVCache(cached, prompt.length, jnp.zeros_like(prompt.length) if delta is None else delta))
+    return logits, _owned(dataclasses.replace(rows, layers=cached))
 
 
 def score(
@@ -194,7 +193,7 @@ def score(
     def attention(
         layer: int, q: Array, k: Array, v: Array, past: Any, carry: Any, **given: Array
     ) -> tuple[Array, tuple, Any]:
-        full, found = _chunk(k, v, queries), _needed(policies, given)
+        full, found = _chunk(k, v, queries), _needed(policies, given, queries)
         if past is not None:
             cached, old_sums, old_inputs = past
             full = append(widen(cached, k.shape[1]), full)
@@ -250,21 +249,21 @@ def prune(scored: Scored, policy: CachePolicy, *, reserved_slots: int = 0) -> KV
     _check_reserved(reserved_slots)
     if not scored.complete:
         raise ValueError("only a complete prompt can be pruned: the last call of score needs complete=True.")
-    missing = [queries for queries in policy.queries if queries not in scored.queries]
+    missing: list[Any] = [queries for queries in policy.queries if queries not in scored.queries]
+    missing += [name for name in policy.needs if name not in scored.inputs[0]]
     if missing or policy.window > scored.window:
         raise ValueError(
-            f"{type(policy).__name__} cannot prune by the sums of this prompt: it reads {_listed(policy.queries)}, and "
-            f"the prompt was scored for {_listed(scored.queries)}."
+            f"{type(policy).__name__} cannot prune by the sums of this prompt: it reads "
+            f"{_listed(policy.queries + policy.needs)}, and the prompt was scored for "
+            f"{_listed(scored.queries + tuple(scored.inputs[0]))}; name the policy when the prompt is scored."
         )
     cache, pruned = scored.cache, []
-    decoder_layers = len(cache.layers)
+    num_layers = len(cache.layers)
     carry = policy.init_carry(cache.layers[0].modality[:, 0])
     for number, (layer, sums, inputs) in enumerate(zip(cache.layers, scored.sums, scored.inputs, strict=True)):
         chosen = tuple(sums[scored.queries.index(queries)] for queries in policy.queries)
-        found = _needed((policy,), inputs)
-        small, carry = _prune_layer(
-            policy, layer, chosen, found, carry, cache.length, number, decoder_layers, reserved_slots
-        )
+        found = {name: inputs[name] for name in policy.needs}
+        small, carry = _prune_layer(policy, layer, chosen, found, carry, cache, number, num_layers, reserved_slots)
         pruned.append(small)
     return _owned(dataclasses.replace(cache, layers=tuple(pruned)))
 
@@ -280,16 +279,17 @@ def _prune_layer(
     sums: tuple[Array, ...],
     inputs: dict[str, Array],
     carry: Any,
-    length: Int[Array, " B"],
+    rows: KVCache,
     number: int | Array,
     num_layers: int,
     reserved_slots: int,
 ) -> tuple[LayerCache, Any]:
-    """One layer, compressed, and the carry for the next one."""
+    """One layer, compressed, and the carry for the next one; of `rows` only lengths and positions are read."""
     context = Context(
         jnp.asarray(number, jnp.int32),
-        length,
-        policy.row_budget(length, layer.slots, number),
+        rows.length,
+        rows.next_position,
+        policy.row_budget(rows.length, layer.slots, number),
         sums,
         carry,
         inputs,
@@ -425,7 +425,7 @@ def _weights(sets: tuple[QuerySet, ...], queries: Queries) -> tuple[QueryWeights
     return tuple(QueryWeights(one.weights(queries), one.exclude_diagonal) for one in sets)
 
 
-def _listed(sets: tuple[QuerySet, ...]) -> str:
+def _listed(sets: tuple[Any, ...]) -> str:
     return ", ".join(map(str, sets)) or "none"
 
 
@@ -434,8 +434,8 @@ def _check_reserved(reserved_slots: int) -> None:
         raise ValueError(f"reserved_slots is a number of slots, at least 0, not {reserved_slots}.")
 
 
-def _needed(policies: tuple[CachePolicy, ...], given: dict[str, Array]) -> dict[str, Array]:
-    """What the policies need of what the decoder gave.
+def _needed(policies: tuple[CachePolicy, ...], given: dict[str, Array], queries: Queries) -> dict[str, Array]:
+    """What the policies need of what the decoder gave; padding is zero.
 
     Raises:
         ValueError: naming what is missing.
@@ -447,7 +447,12 @@ def _needed(policies: tuple[CachePolicy, ...], given: dict[str, Array]) -> dict[
                     f"{type(policy).__name__} needs {name}, which this decoder does not hand on; call "
                     f"attend(layer, q, k, v, cache, carry, {name}=...), or choose another policy."
                 )
-    return {name: given[name] for policy in policies for name in policy.needs}
+    found = {name: given[name] for policy in policies for name in policy.needs}
+    for name in TOKENWISE:
+        if name in found:
+            x = found[name]
+            found[name] = jnp.where(queries.valid.reshape(*queries.valid.shape, *(1,) * (x.ndim - 2)), x, 0)
+    return found
 
 
 def _joined(name: str, old: Array, new: Array) -> Array:

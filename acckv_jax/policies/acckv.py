@@ -143,12 +143,14 @@ class AccKV(CachePolicy):
     def compress(self, layer: LayerCache, context: Context) -> tuple[LayerCache, Any]:
         """Steps 1 to 5 on one layer."""
         budget, capacity = context.budget, context.capacity
-        score, seen = self.scores(layer, context), _with_kept_as_text(layer, context)
+        score = self.token_scores(layer, context) if context.scores is None else context.scores
+        seen = _with_kept_as_text(layer, context)
         if self.priority_stat == "redistributed":
             weight = self._weights(layer, context.attention_sums(self._priority) / self._share(layer))
         else:
             weight = self._weights(layer, context.attention_sums(self.mass_queries))
         selected, whole = self._select(seen, score, weight, budget)
+        selected = selected if context.chosen is None else context.chosen
         chosen, owner = self._assign(seen, selected, capacity)
         if self.gate != "none":
             high = jnp.where(whole, -1, _high_priority(weight))
@@ -159,15 +161,21 @@ class AccKV(CachePolicy):
         pruned = take_slots(layer, slots, kept, reserved_slots=layer.reserved_slots)
         return dataclasses.replace(pruned, k=keys, v=values, multiplicity=count, budget=budget), context.carry
 
+    def eviction_scores(self, layer: LayerCache, context: Context) -> Float[Array, "B K S"]:
+        """The attention that a token has received from text and generated tokens."""
+        return layer.mass
+
     def evict(self, layer: LayerCache, context: Context) -> LayerCache:
         """Between decode steps: text whole, modality floors, recent tokens, and the largest accumulated mass."""
+        if context.chosen is not None:
+            return keep(layer, context.chosen, context)
         seen = _with_kept_as_text(layer, context)
         text = seen.valid & is_text(seen.modality)
         free = context.budget[:, None] - text.sum(-1, dtype=jnp.int32)  # [B, K]
         generated = seen.valid & (seen.modality == Modality.GENERATED)
         recent_slots = jnp.minimum(self.recent, free // 2)
         sure = text | top_k_mask(seen.index.astype(jnp.float32), generated, recent_slots)
-        score = layer.mass if context.scores is None else context.scores
+        score = self.eviction_scores(layer, context) if context.scores is None else context.scores
         sure |= self._best_of_each(seen, score, free - recent_slots)
         chosen = top_k_mask(jnp.where(sure, jnp.inf, score), seen.valid, context.budget)
         return keep(layer, chosen, context)

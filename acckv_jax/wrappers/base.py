@@ -16,7 +16,7 @@ from acckv_jax.queries import QuerySet
 class Wrapper(CachePolicy):
     """A policy that changes what another one does; by itself it changes nothing.
 
-    A new wrapper overrides what it changes, and reaches the inner policy through the context: `keep` and `scores`.
+    A new wrapper overrides what it changes. It reaches the inner policy through the context: `keep`, `scores`, `chosen`.
 
     Attributes:
         inner: the policy inside. Budget and `evict_every` are its own.
@@ -96,6 +96,10 @@ class Wrapper(CachePolicy):
     def token_scores(self, layer: LayerCache, context: Context) -> Float[Array, "B K S"]:
         """As the inner policy."""
         return self.inner.token_scores(layer, context)
+
+    def eviction_scores(self, layer: LayerCache, context: Context) -> Float[Array, "B K S"]:
+        """As the inner policy."""
+        return self.inner.eviction_scores(layer, context)
 
     def select(self, scores: Float[Array, "B K S"], layer: LayerCache, context: Context) -> Bool[Array, "B K S"]:
         """As the inner policy."""

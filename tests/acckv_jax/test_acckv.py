@@ -25,7 +25,7 @@ def prune_layer(q, k, v, prompt, policy):
     weights = tuple(QueryWeights(queries.weights(rows), queries.exclude_diagonal) for queries in policy.queries)
     _, sums = attend(q, layer, index, weights, aligned=True)
     budget, capacity = policy.row_budget(prompt.length, layer.slots, 0), policy.capacity(layer.slots, 0)
-    context = Context(0, prompt.length, budget, sums, queries=policy.queries, capacity=capacity)
+    context = Context(0, prompt.length, prompt.length, budget, sums, queries=policy.queries, capacity=capacity)
     return policy.compress(layer, context)[0]
 
 

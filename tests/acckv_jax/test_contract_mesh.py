@@ -152,8 +152,7 @@ def test_rule_8_an_eviction_while_decoding_moves_no_keys_or_values(name):
     policy = kv.EvictEvery(CONTRACT[name], 4)
     scored = scored_by(name)
     with set_mesh("explicit"):
-        layer = place_scored(scored).cache.layers[0]
-        length = scored.cache.length
+        cache = place_scored(scored).cache
         evict = functools.partial(between_steps, policy, number=0, num_layers=MODEL.layers)
-        compiled = jax.jit(evict).lower(layer, length).compile()
+        compiled = jax.jit(evict).lower(cache.layers[0], cache=cache).compile()
     assert all(size < BUCKET for _, size in moved(compiled.as_text())), moved(compiled.as_text())
