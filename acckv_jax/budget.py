@@ -19,6 +19,13 @@ class TokenCounts:
         text: [B] text tokens.
         video: [B] video tokens.
         audio: [B] audio tokens.
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> counts = kv.TokenCounts(text=np.array([8]), video=np.array([40]), audio=np.array([16]))
+        >>> kv.AccKV(budget=0.1).check(counts)
+        Traceback (most recent call last):
+        ValueError: budget 0.1 keeps 6 of the 64 prompt tokens of row 0, but text, which is kept whole, needs 9: ...
     """
 
     text: np.ndarray
@@ -32,7 +39,14 @@ class TokenCounts:
 
 
 def count_tokens(*chunks: Prompt) -> TokenCounts:
-    """Counts the tokens of a prompt that arrives in chunks (host read)."""
+    """Counts the tokens of a prompt that arrives in chunks (host read).
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> counts = kv.count_tokens(kv.make_prompt(np.array([[0, 1, 1, 2]])), kv.make_prompt(np.array([[0, 0]])))
+        >>> counts.text.tolist(), counts.length.tolist()
+        ([3], [6])
+    """
     modalities = (Modality.TEXT, Modality.VIDEO, Modality.AUDIO)
     return TokenCounts(*(np.stack([c.count(m) for c in chunks]).sum(0) for m in modalities))
 

@@ -50,10 +50,9 @@ def decode_step(
         >>> from acckv_jax.testing import tiny_decoder
         >>> decoder, params, inputs, prompt = tiny_decoder()
         >>> policy = kv.Knorm(budget=0.5)
-        >>> read = jax.jit(kv.prefill, static_argnames=("decoder", "policy", "reserved_slots"))
-        >>> logits, cache = read(decoder, params, inputs, prompt, policy, reserved_slots=4)
-        >>> write = jax.jit(kv.decode_step, static_argnums=(0, 4), donate_argnums=3)
-        >>> logits, cache = write(decoder, params, logits.argmax(-1).astype("int32"), cache, policy, prompt.length > 0)
+        >>> logits, cache = kv.jitted.prefill(decoder, params, inputs, prompt, policy, reserved_slots=16)
+        >>> token, active = jnp.array([7]), jnp.array([True])
+        >>> logits, cache = kv.jitted.decode_step(decoder, params, token, cache, policy, active)
         >>> cache.length.tolist()
         [65]
     """
@@ -119,6 +118,15 @@ class DecodeState:
         token: [B] the last token, to be appended next.
         active: [B] false for rows that have ended.
         key: random key of the sampler.
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> from acckv_jax.testing import tiny_decoder
+        >>> decoder, params, inputs, prompt = tiny_decoder()
+        >>> logits, cache = kv.jitted.prefill(decoder, params, inputs, prompt, kv.Knorm(budget=0.5), reserved_slots=16)
+        >>> state = kv.start_decoding(logits, cache, jax.random.key(0))
+        >>> state.token.shape, state.active.tolist()
+        ((1,), [True])
     """
 
     cache: KVCache
@@ -135,7 +143,24 @@ def start_decoding(
     sampler: Sampler = greedy,
     stop_token_ids: tuple[int, ...] = (),
 ) -> DecodeState:
-    """Chooses the first token from the prompt's logits."""
+    """Chooses the first token from the prompt's logits.
+
+    Args:
+        logits: [B, V] of each row's last token.
+        cache: the prompt's, for `decode`.
+        key: random key of the sampler.
+        sampler: from logits to tokens.
+        stop_token_ids: ids that end a row.
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> from acckv_jax.testing import tiny_decoder
+        >>> decoder, params, inputs, prompt = tiny_decoder()
+        >>> logits, cache = kv.jitted.prefill(decoder, params, inputs, prompt, kv.Knorm(budget=0.5), reserved_slots=16)
+        >>> state = kv.start_decoding(logits, cache, jax.random.key(0), sampler=kv.Sample(temperature=0.7))
+        >>> state.active.tolist()
+        [True]
+    """
     key, draw = jax.random.split(key)
     token = sampler(logits, draw)
     return DecodeState(cache, token, ~_ended(token, stop_token_ids), key)
@@ -180,8 +205,7 @@ def decode(
         >>> from acckv_jax.testing import tiny_decoder
         >>> decoder, params, inputs, prompt = tiny_decoder()
         >>> policy = kv.Knorm(budget=0.5)
-        >>> read = jax.jit(kv.prefill, static_argnames=("decoder", "policy", "reserved_slots"))
-        >>> logits, cache = read(decoder, params, inputs, prompt, policy, reserved_slots=4)
+        >>> logits, cache = kv.jitted.prefill(decoder, params, inputs, prompt, policy, reserved_slots=16)
         >>> state = kv.start_decoding(logits, cache, jax.random.key(0))
         >>> write = jax.jit(kv.decode, static_argnames=("decoder", "policy", "steps"), donate_argnames="state")
         >>> tokens, number, state = write(decoder, params, state, policy, steps=4)

@@ -47,6 +47,16 @@ class Context:
         queries: the sets that `sums` belong to (static).
         num_layers: of the decoder (static).
         capacity: slots of the result, the reserved ones not counted (static).
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> class LastRow(kv.CachePolicy):
+        ...     queries = (kv.QuerySet(last=1),)
+        ...
+        ...     def token_scores(self, layer, context):
+        ...         return context.attention_sums(self.queries[0])
+        >>> LastRow(budget=0.5).window
+        1
     """
 
     layer: Int[Array, ""]

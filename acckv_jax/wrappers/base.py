@@ -20,6 +20,15 @@ class Wrapper(CachePolicy):
 
     Attributes:
         inner: the policy inside. Budget and `evict_every` are its own.
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> class Reversed(kv.Wrapper):
+        ...     def compress(self, layer, context):
+        ...         worst = -self.inner.scores(layer, context)
+        ...         return self.inner.compress(layer, dataclasses.replace(context, scores=worst))
+        >>> Reversed(kv.Knorm(budget=0.2)).capacity(1000, layer=0)
+        200
     """
 
     budget: Budget = dataclasses.field(init=False, repr=False)
