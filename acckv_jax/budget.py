@@ -115,6 +115,6 @@ def rounded_share(share: float, number: Int[Array, "*B"], most: int) -> Int[Arra
 
 
 def _looked_up(table: list[int], at: Int[Array, "*B"]) -> Int[Array, "*B"]:
-    """Entries of a table that starts at 0, as a sum of its steps: a gather would need to be told its sharding."""
+    """Entries of a table that starts at 0, as a sum of its steps: a gather would need its sharding."""
     steps = np.diff(np.array([0, *table], np.int32)).reshape(*(1,) * at.ndim, -1)
     return jnp.where(at[..., None] >= np.arange(len(table)).reshape(steps.shape), steps, 0).sum(-1, dtype=jnp.int32)

@@ -33,7 +33,7 @@ class LayerCache:
         mass: [B, K, S] accumulated attention, mean over the query heads of the group.
         budget: [B] slots that the row may hold after pruning.
         next_slot: [] the slot that `append` writes next.
-        finite: [B] false once a NaN or infinity was seen in the row, or a token was written without room.
+        finite: [B] false once a NaN or infinity was seen in the row, or a token was written without a free slot.
         reserved_slots: slots at the end that are kept for new tokens (static).
 
     Example:
@@ -176,7 +176,7 @@ def _update_free(layer: LayerCache, update: Callable[..., Array], *new: LayerCac
 def append(layer: LayerCache, new: LayerCache) -> LayerCache:
     """Writes a chunk at `next_slot`: shape-preserving, in place when donated.
 
-    The caller sees to it that there is room; else the last slots are overwritten and `finite` is lowered.
+    The caller makes sure that slots are free; else the last slots are overwritten and `finite` is lowered.
     """
 
     def write(old: Array, chunk: Array, offset: int) -> Array:
@@ -204,7 +204,7 @@ def empty_like(layer: LayerCache, slots: int) -> LayerCache:
 
 
 def join(layer: LayerCache, recent: LayerCache) -> LayerCache:
-    """Writes the filled slots of `recent` at `next_slot` of `layer`, where the caller knows there is room."""
+    """Writes the filled slots of `recent` at `next_slot` of `layer`, which must have as many free slots."""
     slots = recent.slots
 
     def written(old: Array, new: Array, offset: int) -> Array:

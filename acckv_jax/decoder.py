@@ -1,4 +1,4 @@
-"""What the library asks of a decoder."""
+"""The protocol that a decoder follows."""
 
 import dataclasses
 from collections.abc import Callable

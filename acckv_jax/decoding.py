@@ -177,7 +177,7 @@ def decode(
     sampler: Sampler = greedy,
     stop_token_ids: tuple[int, ...] = (),
 ) -> tuple[Int[Array, "B steps"], Int[Array, ""], DecodeState]:
-    """Up to `steps` decode steps in one while loop that ends early when every row has ended, or the room is used up.
+    """Up to `steps` decode steps in one while loop that ends early when every row has ended, or no slot is free.
 
     Donate `state`: the loop then updates the cache in place. Rows that have ended repeat their last token.
 
@@ -193,12 +193,12 @@ def decode(
         stop_token_ids: ids that end a row (static).
 
     Returns:
-        Tokens [B, steps], how many of the steps ran (fewer than asked for also if earlier calls have used up the room
-        and the policy does not evict: see `extend`), and the next state. In a shard_map over rows each shard stops for
+        Tokens [B, steps], how many of the steps ran (fewer than asked for if earlier calls have filled the slots and
+        the policy does not evict: see `extend`), and the next state. In a shard_map over rows each shard stops for
         itself, so that the number and `next_slot` belong to the shard.
 
     Raises:
-        ValueError: if less room was reserved than the steps need, or `steps` is below 1.
+        ValueError: if fewer slots were reserved than the steps need, or `steps` is below 1.
 
     Example:
         >>> import acckv_jax as kv
@@ -258,7 +258,7 @@ def decode(
 
 
 def _check_free_slots(cache: KVCache, steps: int) -> None:
-    """Checks the reserved room, and what is free of it where that is known on the host (outside jit)."""
+    """Checks the reserved slots; outside jit, those of them that are still free."""
     known = not isinstance(cache.layers[0].next_slot, Tracer)
     room = min((layer.slots - int(layer.next_slot) if known else layer.reserved_slots) for layer in cache.layers)
     if room < steps:

@@ -439,7 +439,7 @@ def _check_reserved(reserved_slots: int) -> None:
 
 
 def _needed(policies: tuple[CachePolicy, ...], given: dict[str, Array]) -> dict[str, Array]:
-    """What the policies need of what the decoder gave.
+    """The inputs that the policies need, of those that the decoder gave.
 
     Raises:
         ValueError: naming what is missing.

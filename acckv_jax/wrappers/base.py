@@ -1,4 +1,4 @@
-"""What every wrapper is: a policy around another one."""
+"""The base of all wrappers: policies around other policies."""
 
 import dataclasses
 from typing import Any, Self
@@ -14,7 +14,7 @@ from acckv_jax.queries import QuerySet
 
 @dataclasses.dataclass(frozen=True)
 class Wrapper(CachePolicy):
-    """A policy that changes what another one does; by itself it changes nothing.
+    """A policy that changes another one. This base class changes nothing.
 
     A new wrapper overrides what it changes, and reaches the inner policy through the context: `keep` and `scores`.
 
