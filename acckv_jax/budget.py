@@ -19,6 +19,13 @@ class TokenCounts:
         text: [B] text tokens.
         video: [B] video tokens.
         audio: [B] audio tokens.
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> counts = kv.TokenCounts(text=np.array([8]), video=np.array([40]), audio=np.array([16]))
+        >>> kv.AccKV(budget=0.1).check(counts)
+        Traceback (most recent call last):
+        ValueError: budget 0.1 keeps 6 of the 64 prompt tokens of row 0, but text, which is kept whole, needs 9: ...
     """
 
     text: np.ndarray
@@ -32,7 +39,14 @@ class TokenCounts:
 
 
 def count_tokens(*chunks: Prompt) -> TokenCounts:
-    """Counts the tokens of a prompt that arrives in chunks (host read)."""
+    """Counts the tokens of a prompt that arrives in chunks (host read).
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> counts = kv.count_tokens(kv.make_prompt(np.array([[0, 1, 1, 2]])), kv.make_prompt(np.array([[0, 0]])))
+        >>> counts.text.tolist(), counts.length.tolist()
+        ([3], [6])
+    """
     modalities = (Modality.TEXT, Modality.VIDEO, Modality.AUDIO)
     return TokenCounts(*(np.stack([c.count(m) for c in chunks]).sum(0) for m in modalities))
 
@@ -101,6 +115,6 @@ def rounded_share(share: float, number: Int[Array, "*B"], most: int) -> Int[Arra
 
 
 def _looked_up(table: list[int], at: Int[Array, "*B"]) -> Int[Array, "*B"]:
-    """Entries of a table that starts at 0, as a sum of its steps: a gather would need to be told its sharding."""
+    """Entries of a table that starts at 0, as a sum of its steps: a gather would need its sharding."""
     steps = np.diff(np.array([0, *table], np.int32)).reshape(*(1,) * at.ndim, -1)
     return jnp.where(at[..., None] >= np.arange(len(table)).reshape(steps.shape), steps, 0).sum(-1, dtype=jnp.int32)

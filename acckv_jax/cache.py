@@ -33,8 +33,17 @@ class LayerCache:
         mass: [B, K, S] accumulated attention, mean over the query heads of the group.
         budget: [B] slots that the row may hold after pruning.
         next_slot: [] the slot that `append` writes next.
-        finite: [B] false once a NaN or infinity was seen in the row, or a token was written without room.
+        finite: [B] false once a NaN or infinity was seen in the row, or a token was written without a free slot.
         reserved_slots: slots at the end that are kept for new tokens (static).
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> from acckv_jax.testing import tiny_decoder
+        >>> decoder, params, inputs, prompt = tiny_decoder()
+        >>> _, cache = kv.jitted.prefill(decoder, params, inputs, prompt, kv.Knorm(budget=0.5), reserved_slots=16)
+        >>> layer = cache.layers[0]
+        >>> layer.keys.shape, layer.reserved_slots, int(layer.next_slot)
+        ((1, 2, 48, 16), 16, 32)
     """
 
     k: Slots
@@ -78,6 +87,14 @@ class KVCache:
         layers: one `LayerCache` per layer; their slot numbers may differ.
         length: [B] tokens seen so far, dropped ones included.
         delta: [B] rotary position of a new token minus its index (M-RoPE; 0 for plain RoPE).
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> from acckv_jax.testing import tiny_decoder
+        >>> decoder, params, inputs, prompt = tiny_decoder()
+        >>> _, cache = kv.jitted.prefill(decoder, params, inputs, prompt, kv.Knorm(budget=0.5), reserved_slots=16)
+        >>> len(cache.layers), cache.next_position.tolist()
+        (2, [64])
     """
 
     layers: tuple[LayerCache, ...]
@@ -159,7 +176,7 @@ def _update_free(layer: LayerCache, update: Callable[..., Array], *new: LayerCac
 def append(layer: LayerCache, new: LayerCache) -> LayerCache:
     """Writes a chunk at `next_slot`: shape-preserving, in place when donated.
 
-    The caller sees to it that there is room; else the last slots are overwritten and `finite` is lowered.
+    The caller makes sure that slots are free; else the last slots are overwritten and `finite` is lowered.
     """
 
     def write(old: Array, chunk: Array, offset: int) -> Array:
@@ -187,7 +204,7 @@ def empty_like(layer: LayerCache, slots: int) -> LayerCache:
 
 
 def join(layer: LayerCache, recent: LayerCache) -> LayerCache:
-    """Writes the filled slots of `recent` at `next_slot` of `layer`, where the caller knows there is room."""
+    """Writes the filled slots of `recent` at `next_slot` of `layer`, which must have as many free slots."""
     slots = recent.slots
 
     def written(old: Array, new: Array, offset: int) -> Array:
@@ -224,6 +241,15 @@ def compact(cache: KVCache) -> KVCache:
     Budgets shrink with the slots, so that a later prune between decode steps fits them.
 
     For use outside jit: it reads the valid counts of all layers to the host (the one host read of this library).
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> from acckv_jax.testing import tiny_decoder
+        >>> decoder, params, inputs, prompt = tiny_decoder()
+        >>> short = kv.make_prompt(np.asarray(prompt.modality), np.array([20]))  # 20 tokens, the others are padding
+        >>> _, cache = kv.jitted.prefill(decoder, params, inputs, short, kv.Knorm(budget=0.5), reserved_slots=16)
+        >>> cache.layers[0].slots, kv.compact(cache).layers[0].slots
+        (48, 26)
     """
     shrunk = []
     for layer in cache.layers:
@@ -240,6 +266,14 @@ def check_finite(cache: KVCache) -> KVCache:
 
     Raises:
         ValueError: naming the rows in which a NaN or infinity was found, or a token had no free slot.
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> from acckv_jax.testing import tiny_decoder
+        >>> decoder, params, inputs, prompt = tiny_decoder()
+        >>> _, cache = kv.jitted.prefill(decoder, params, inputs, prompt, kv.Knorm(budget=0.5), reserved_slots=16)
+        >>> kv.check_finite(cache) is cache
+        True
     """
     finite = np.all([np.asarray(layer.finite) for layer in cache.layers], axis=0)
     if not finite.all():
@@ -258,6 +292,11 @@ class CacheBytes:
         prompt: K and V of the slots that hold the prompt, scales of quantised ones included.
         reserved: K and V of the slots kept for new tokens.
         metadata: everything else.
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> kv.CacheBytes(prompt=16384, reserved=8192, metadata=1350).prompt
+        16384
     """
 
     prompt: int
@@ -266,7 +305,17 @@ class CacheBytes:
 
 
 def cache_bytes(cache: KVCache) -> CacheBytes:
-    """Bytes of the live buffers of `cache`."""
+    """Bytes of the live buffers of `cache`.
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> from acckv_jax.testing import tiny_decoder
+        >>> decoder, params, inputs, prompt = tiny_decoder()
+        >>> _, cache = kv.jitted.prefill(decoder, params, inputs, prompt, kv.Knorm(budget=0.5), reserved_slots=16)
+        >>> size = kv.cache_bytes(cache)  # 2 layers, K and V, 2 heads, 32 and 16 slots, 16 numbers of 4 bytes
+        >>> size.prompt, size.reserved
+        (16384, 8192)
+    """
     prompt = reserved = metadata = 0
     for layer in cache.layers:
         for slots in (layer.k, layer.v):
@@ -291,9 +340,9 @@ def kept_counts(cache: KVCache) -> list[dict[str, float]]:
         >>> import acckv_jax as kv
         >>> from acckv_jax.testing import tiny_decoder
         >>> decoder, params, inputs, prompt = tiny_decoder()
-        >>> _, cache = kv.jitted.prefill(decoder, params, inputs, prompt, kv.Random(budget=0.5))
-        >>> kv.kept_counts(cache)[0]["text"]
-        8.0
+        >>> _, cache = kv.jitted.prefill(decoder, params, inputs, prompt, kv.Knorm(budget=0.5), reserved_slots=16)
+        >>> sum(kv.kept_counts(cache)[0].values())
+        32.0
     """
     counts = []
     for found in jax.device_get([_count(layer.valid, layer.modality) for layer in cache.layers]):

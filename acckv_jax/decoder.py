@@ -1,4 +1,4 @@
-"""What the library asks of a decoder."""
+"""The protocol that a decoder follows."""
 
 import dataclasses
 from collections.abc import Callable
@@ -22,6 +22,19 @@ class StepFn(Protocol):
 
     It computes q, k and v of each layer (rotated), calls `attend` once per layer in order, and returns the logits of
     one row per sequence. It must be hashable by value, or the same object in every call.
+
+    Example:
+        An `attend` of one's own, which counts layers where the library would read and write caches.
+
+        >>> import acckv_jax as kv
+        >>> from acckv_jax.testing import tiny_decoder
+        >>> decoder, params, inputs, prompt = tiny_decoder()
+        >>> def attend(layer, q, k, v, cache, carry, **inputs):
+        ...     return q, cache, carry + 1
+        >>> last = jnp.array([63])
+        >>> logits, caches, carry = decoder.step(params, inputs, jnp.arange(64)[None], (None, None), 0, attend, last)
+        >>> carry
+        2
     """
 
     def __call__(

@@ -50,10 +50,9 @@ def decode_step(
         >>> from acckv_jax.testing import tiny_decoder
         >>> decoder, params, inputs, prompt = tiny_decoder()
         >>> policy = kv.Knorm(budget=0.5)
-        >>> read = jax.jit(kv.prefill, static_argnames=("decoder", "policy", "reserved_slots"))
-        >>> logits, cache = read(decoder, params, inputs, prompt, policy, reserved_slots=4)
-        >>> write = jax.jit(kv.decode_step, static_argnums=(0, 4), donate_argnums=3)
-        >>> logits, cache = write(decoder, params, logits.argmax(-1).astype("int32"), cache, policy, prompt.length > 0)
+        >>> logits, cache = kv.jitted.prefill(decoder, params, inputs, prompt, policy, reserved_slots=16)
+        >>> token, active = jnp.array([7]), jnp.array([True])
+        >>> logits, cache = kv.jitted.decode_step(decoder, params, token, cache, policy, active)
         >>> cache.length.tolist()
         [65]
     """
@@ -119,6 +118,15 @@ class DecodeState:
         token: [B] the last token, to be appended next.
         active: [B] false for rows that have ended.
         key: random key of the sampler.
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> from acckv_jax.testing import tiny_decoder
+        >>> decoder, params, inputs, prompt = tiny_decoder()
+        >>> logits, cache = kv.jitted.prefill(decoder, params, inputs, prompt, kv.Knorm(budget=0.5), reserved_slots=16)
+        >>> state = kv.start_decoding(logits, cache, jax.random.key(0))
+        >>> state.token.shape, state.active.tolist()
+        ((1,), [True])
     """
 
     cache: KVCache
@@ -135,7 +143,24 @@ def start_decoding(
     sampler: Sampler = greedy,
     stop_token_ids: tuple[int, ...] = (),
 ) -> DecodeState:
-    """Chooses the first token from the prompt's logits."""
+    """Chooses the first token from the prompt's logits.
+
+    Args:
+        logits: [B, V] of each row's last token.
+        cache: the prompt's, for `decode`.
+        key: random key of the sampler.
+        sampler: from logits to tokens.
+        stop_token_ids: ids that end a row.
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> from acckv_jax.testing import tiny_decoder
+        >>> decoder, params, inputs, prompt = tiny_decoder()
+        >>> logits, cache = kv.jitted.prefill(decoder, params, inputs, prompt, kv.Knorm(budget=0.5), reserved_slots=16)
+        >>> state = kv.start_decoding(logits, cache, jax.random.key(0), sampler=kv.Sample(temperature=0.7))
+        >>> state.active.tolist()
+        [True]
+    """
     key, draw = jax.random.split(key)
     token = sampler(logits, draw)
     return DecodeState(cache, token, ~_ended(token, stop_token_ids), key)
@@ -152,7 +177,7 @@ def decode(
     sampler: Sampler = greedy,
     stop_token_ids: tuple[int, ...] = (),
 ) -> tuple[Int[Array, "B steps"], Int[Array, ""], DecodeState]:
-    """Up to `steps` decode steps in one while loop that ends early when every row has ended, or the room is used up.
+    """Up to `steps` decode steps in one while loop that ends early when every row has ended, or no slot is free.
 
     Donate `state`: the loop then updates the cache in place. Rows that have ended repeat their last token.
 
@@ -168,20 +193,19 @@ def decode(
         stop_token_ids: ids that end a row (static).
 
     Returns:
-        Tokens [B, steps], how many of the steps ran (fewer than asked for also if earlier calls have used up the room
-        and the policy does not evict: see `extend`), and the next state. In a shard_map over rows each shard stops for
+        Tokens [B, steps], how many of the steps ran (fewer than asked for if earlier calls have filled the slots and
+        the policy does not evict: see `extend`), and the next state. In a shard_map over rows each shard stops for
         itself, so that the number and `next_slot` belong to the shard.
 
     Raises:
-        ValueError: if less room was reserved than the steps need, or `steps` is below 1.
+        ValueError: if fewer slots were reserved than the steps need, or `steps` is below 1.
 
     Example:
         >>> import acckv_jax as kv
         >>> from acckv_jax.testing import tiny_decoder
         >>> decoder, params, inputs, prompt = tiny_decoder()
         >>> policy = kv.Knorm(budget=0.5)
-        >>> read = jax.jit(kv.prefill, static_argnames=("decoder", "policy", "reserved_slots"))
-        >>> logits, cache = read(decoder, params, inputs, prompt, policy, reserved_slots=4)
+        >>> logits, cache = kv.jitted.prefill(decoder, params, inputs, prompt, policy, reserved_slots=16)
         >>> state = kv.start_decoding(logits, cache, jax.random.key(0))
         >>> write = jax.jit(kv.decode, static_argnames=("decoder", "policy", "steps"), donate_argnames="state")
         >>> tokens, number, state = write(decoder, params, state, policy, steps=4)
@@ -234,7 +258,7 @@ def decode(
 
 
 def _check_free_slots(cache: KVCache, steps: int) -> None:
-    """Checks the reserved room, and what is free of it where that is known on the host (outside jit)."""
+    """Checks the reserved slots; outside jit, those of them that are still free."""
     known = not isinstance(cache.layers[0].next_slot, Tracer)
     room = min((layer.slots - int(layer.next_slot) if known else layer.reserved_slots) for layer in cache.layers)
     if room < steps:

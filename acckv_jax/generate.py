@@ -31,7 +31,15 @@ class Generation:
         num_tokens: [B] how many of them belong to the row, the stop token included.
         cache_bytes: of the pruned cache, before decoding.
         kept: per layer, slots of the pruned cache by modality, averaged over rows and KV heads.
-        state: to be given to the next call as `after`. That call uses it up.
+        state: where decoding stands. The next call takes it from `after`, and uses it up.
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> from acckv_jax.testing import tiny_decoder
+        >>> decoder, params, inputs, prompt = tiny_decoder()
+        >>> found = kv.generate(decoder, params, inputs, prompt, kv.Knorm(budget=0.5), max_new_tokens=4)
+        >>> found.num_tokens.tolist(), found.cache_bytes.prompt
+        ([4], 16384)
     """
 
     tokens: Int[np.ndarray, "B N"]

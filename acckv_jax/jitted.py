@@ -1,6 +1,16 @@
 """The library's functions as compiled programs, for callers who have no jit of their own.
 
 `prune` is not among them: called as it is, one compiled program serves all layers of equal size.
+
+Example:
+    >>> import acckv_jax as kv
+    >>> from acckv_jax.testing import tiny_decoder
+    >>> decoder, params, inputs, prompt = tiny_decoder()
+    >>> logits, cache = kv.jitted.prefill(decoder, params, inputs, prompt, kv.Knorm(budget=0.5), reserved_slots=16)
+    >>> state = kv.start_decoding(logits, cache, jax.random.key(0))
+    >>> tokens, number, state = kv.jitted.decode(decoder, params, state, kv.Knorm(budget=0.5), steps=16)
+    >>> tokens.shape
+    (1, 16)
 """
 
 import jax

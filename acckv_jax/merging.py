@@ -31,7 +31,7 @@ def nearest(
         keys: [B, K, S, H].
         pivots: [B, K, C, H].
         key_group: [B, K, S] group ids; a negative id has no pivot.
-        pivot_group: [B, K, C] likewise.
+        pivot_group: [B, K, C] group ids of the pivots.
         block: keys and pivots per block (static).
 
     Returns:

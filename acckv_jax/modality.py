@@ -10,7 +10,13 @@ from jaxtyping import Array, Bool, Int
 
 
 class Modality(enum.IntEnum):
-    """What a token is. Special tokens around media are text; tokens made while decoding are generated."""
+    """What a token is. Special tokens around media are text; tokens made while decoding are generated.
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> np.repeat([kv.Modality.TEXT, kv.Modality.VIDEO, kv.Modality.TEXT], [1, 3, 2]).tolist()
+        [0, 1, 1, 1, 0, 0]
+    """
 
     TEXT = 0
     VIDEO = 1
@@ -26,6 +32,12 @@ class Prompt:
     Attributes:
         modality: [B, T] modality ids (int8); padding may hold anything.
         length: [B] number of real tokens in each row.
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> prompt = kv.make_prompt(np.array([[0, 1, 1, 2, 0]]))
+        >>> prompt.count(kv.Modality.VIDEO).tolist(), prompt.length.tolist()
+        ([2], [5])
     """
 
     modality: Int[Array, "B T"]
@@ -51,6 +63,12 @@ def make_prompt(modality: np.ndarray, length: np.ndarray | None = None) -> Promp
 
     Raises:
         ValueError: on a wrong shape, an unknown modality id or a length outside 1..T.
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> prompt = kv.make_prompt(np.array([[0, 1, 1, 0], [0, 2, 0, 0]]), np.array([4, 3]))
+        >>> prompt.valid.tolist()
+        [[True, True, True, True], [True, True, True, False]]
     """
     ids = np.asarray(modality)
     if ids.ndim != 2 or not ids.size:
@@ -75,6 +93,11 @@ def bucket_length(tokens: int, *, minimum: int = 64, steps_per_octave: int = 4) 
 
     Raises:
         ValueError: if `tokens` is below 1.
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> [kv.bucket_length(tokens) for tokens in (10, 65, 500)]
+        [64, 80, 512]
     """
     if tokens < 1:
         raise ValueError(f"a prompt needs at least one token, not {tokens}.")

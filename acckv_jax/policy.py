@@ -1,4 +1,4 @@
-"""What a cache policy is.
+"""The protocol of cache policies.
 
 A policy is a frozen dataclass of options with pure methods. Being hashable by value it is a static argument of jitted
 functions, and two equal policies share one compiled program; a tuple of closures would compile anew for each.
@@ -33,7 +33,7 @@ from acckv_jax.selection import chosen_slots, top_k_mask
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What a policy may read beside the layer itself.
+    """The inputs of a policy beside the layer itself.
 
     Attributes:
         layer: [] number of the layer.
@@ -50,6 +50,16 @@ class Context:
         queries: the sets that `sums` belong to (static).
         num_layers: of the decoder (static).
         capacity: slots of the result, the reserved ones not counted (static).
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> class LastRow(kv.CachePolicy):
+        ...     queries = (kv.QuerySet(last=1),)
+        ...
+        ...     def token_scores(self, layer, context):
+        ...         return context.attention_sums(self.queries[0])
+        >>> LastRow(budget=0.5).window
+        1
     """
 
     layer: Int[Array, ""]
@@ -154,10 +164,10 @@ class CachePolicy:
         return dataclasses.replace(self, budget=budget)
 
     def while_decoding(self) -> "CachePolicy":
-        """What of this policy decoding depends on. Policies that are equal in that share one compiled loop."""
+        """The policy that decoding needs. Policies for which it is equal share one compiled loop."""
         return self if self.evict_every or self.log_multiplicity else CachePolicy()
 
-    # What is asked for.
+    # Statistics and sizes.
 
     @property
     def queries(self) -> tuple[QuerySet, ...]:
@@ -179,14 +189,14 @@ class CachePolicy:
         return row_slots(self.budget, length, bucket)
 
     def init_carry(self, modality: Int[Array, "B S"]) -> Any:
-        """What the first layer's `compress` finds in `Context.carry`: any pytree.
+        """The carry of the first layer (`Context.carry`): any pytree.
 
         Args:
             modality: [B, S] ids of the prompt's slots.
         """
         return ()
 
-    # What is done.
+    # Inside jit.
 
     def token_scores(self, layer: LayerCache, context: Context) -> Float[Array, "B K S"]:
         """How much each slot matters; infinity is allowed. The scores of empty slots do not count."""

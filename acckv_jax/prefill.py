@@ -39,6 +39,14 @@ class Scored:
         queries: whose sums they are (static).
         window: trailing tokens that must come in one chunk (static).
         complete: whether this is the whole prompt (static).
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> from acckv_jax.testing import tiny_decoder
+        >>> decoder, params, inputs, prompt = tiny_decoder()
+        >>> _, scored = kv.jitted.score(decoder, params, inputs, prompt, (kv.H2O(), kv.SnapKV(window_size=8)))
+        >>> scored.attention_sums(kv.QuerySet(last=8))[0].shape
+        (1, 2, 64)
     """
 
     cache: KVCache
@@ -95,9 +103,9 @@ def prefill(
         >>> from acckv_jax.testing import tiny_decoder
         >>> decoder, params, inputs, prompt = tiny_decoder()
         >>> read = jax.jit(kv.prefill, static_argnames=("decoder", "policy", "reserved_slots"))
-        >>> logits, cache = read(decoder, params, inputs, prompt, kv.Knorm(budget=0.5), reserved_slots=4)
-        >>> [layer.slots for layer in cache.layers]  # half of 64, and 4
-        [36, 36]
+        >>> logits, cache = read(decoder, params, inputs, prompt, kv.Knorm(budget=0.5), reserved_slots=16)
+        >>> [layer.slots for layer in cache.layers]  # half of 64, and 16
+        [48, 48]
     """
     _check_reserved(reserved_slots)
     queries = _queries(prompt, jnp.zeros_like(prompt.length), prompt.length)
@@ -166,8 +174,7 @@ def score(
         >>> import acckv_jax as kv
         >>> from acckv_jax.testing import tiny_decoder
         >>> decoder, params, inputs, prompt = tiny_decoder()
-        >>> read = jax.jit(kv.score, static_argnames=("decoder", "policies"))
-        >>> logits, scored = read(decoder, params, inputs, prompt, (kv.H2O(), kv.SnapKV(window_size=8)))
+        >>> logits, scored = kv.jitted.score(decoder, params, inputs, prompt, (kv.H2O(), kv.SnapKV(window_size=8)))
         >>> len(scored.queries), scored.cache.layers[0].slots
         (2, 64)
     """
@@ -242,7 +249,7 @@ def prune(scored: Scored, policy: CachePolicy, *, reserved_slots: int = 0) -> KV
         >>> import acckv_jax as kv
         >>> from acckv_jax.testing import tiny_decoder
         >>> decoder, params, inputs, prompt = tiny_decoder()
-        >>> _, scored = jax.jit(kv.score, static_argnums=(0, 4))(decoder, params, inputs, prompt, (kv.H2O(),))
+        >>> _, scored = kv.jitted.score(decoder, params, inputs, prompt, (kv.H2O(), kv.SnapKV(window_size=8)))
         >>> [kv.prune(scored, kv.H2O(budget=budget)).layers[0].slots for budget in (0.5, 16)]
         [32, 16]
     """
@@ -331,7 +338,7 @@ def repeat_rows(scored: Scored, times: int) -> Scored:
         >>> import acckv_jax as kv
         >>> from acckv_jax.testing import tiny_decoder
         >>> decoder, params, inputs, prompt = tiny_decoder()
-        >>> _, scored = jax.jit(kv.score, static_argnums=(0, 4))(decoder, params, inputs, prompt, (kv.H2O(),))
+        >>> _, scored = kv.jitted.score(decoder, params, inputs, prompt, (kv.H2O(), kv.SnapKV(window_size=8)))
         >>> kv.repeat_rows(scored, 3).cache.length.tolist()
         [64, 64, 64]
     """
@@ -388,14 +395,11 @@ def extend(
         >>> import acckv_jax as kv
         >>> from acckv_jax.testing import tiny_decoder
         >>> decoder, params, inputs, prompt = tiny_decoder()
-        >>> policy = kv.Knorm(budget=0.5)
-        >>> _, cache = jax.jit(kv.prefill, static_argnums=(0, 4))(decoder, params, inputs, prompt, policy)
+        >>> _, cache = kv.jitted.prefill(decoder, params, inputs, prompt, kv.Knorm(budget=0.5), reserved_slots=16)
         >>> question = kv.make_prompt(np.zeros((1, 8), int))
-        >>> _, cache = jax.jit(kv.extend, static_argnums=(0, 5))(
-        ...     decoder, params, inputs[:, :8], question, cache, policy
-        ... )
+        >>> _, cache = kv.jitted.extend(decoder, params, inputs[:, :8], question, cache, kv.Knorm(budget=0.5))
         >>> cache.layers[0].slots, cache.length.tolist()
-        (40, [64])
+        (56, [72])
     """
     _check_reserved(reserved_slots)
     queries = _queries(prompt, cache.length, cache.length + prompt.length)
@@ -435,7 +439,7 @@ def _check_reserved(reserved_slots: int) -> None:
 
 
 def _needed(policies: tuple[CachePolicy, ...], given: dict[str, Array], queries: Queries) -> dict[str, Array]:
-    """What the policies need of what the decoder gave; padding is zero.
+    """The inputs that the policies need, of those that the decoder gave; padding is zero.
 
     Raises:
         ValueError: naming what is missing.

@@ -17,7 +17,13 @@ class Sampler(Protocol):
 
 
 def greedy(logits: Float[Array, "B V"], key: Array) -> Int[Array, " B"]:
-    """The most likely token; the key is not used."""
+    """The most likely token; the key is not used.
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> kv.greedy(jnp.array([[0.1, 0.7, 0.2]]), jax.random.key(0)).tolist()
+        [1]
+    """
     return jnp.argmax(logits, -1).astype(jnp.int32)
 
 
@@ -30,6 +36,12 @@ class Sample:
     Attributes:
         temperature: above 0.
         top_k: number of tokens to draw from; None for all.
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> sampler = kv.Sample(temperature=0.7, top_k=2)
+        >>> int(sampler(jnp.array([[0.1, 0.7, 0.2]]), jax.random.key(0))[0]) in (1, 2)
+        True
     """
 
     temperature: float = 1.0

@@ -21,6 +21,11 @@ class ShardingRules:
         heads: query heads N and KV heads K (replicated where K does not divide, see `head_axis`).
         mlp: hidden units F of a feed-forward layer.
         vocab: rows of the output head, V.
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> kv.ShardingRules(batch="data").heads
+        'tensor'
     """
 
     batch: MeshAxis = ("data", "fsdp")

@@ -43,7 +43,7 @@ class H2O(CachePolicy):
 
     @property
     def mass_queries(self) -> QuerySet:
-        """Attention goes on being summed while decoding."""
+        """Decoding adds the attention of every step."""
         return QuerySet()
 
     def token_scores(self, layer: LayerCache, context: Context) -> Float[Array, "B K S"]:

@@ -1,4 +1,4 @@
-"""What every wrapper is: a policy around another one."""
+"""The base of all wrappers: policies around other policies."""
 
 import dataclasses
 from typing import Any, Self
@@ -14,12 +14,21 @@ from acckv_jax.queries import QuerySet
 
 @dataclasses.dataclass(frozen=True)
 class Wrapper(CachePolicy):
-    """A policy that changes what another one does; by itself it changes nothing.
+    """A policy that changes another one. This base class changes nothing.
 
-    A new wrapper overrides what it changes. It reaches the inner policy through the context: `keep`, `scores`, `chosen`.
+    A new wrapper overrides what it changes. It reaches the inner policy by the context: `keep`, `scores`, `chosen`.
 
     Attributes:
         inner: the policy inside. Budget and `evict_every` are its own.
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> class Reversed(kv.Wrapper):
+        ...     def compress(self, layer, context):
+        ...         worst = -self.inner.scores(layer, context)
+        ...         return self.inner.compress(layer, dataclasses.replace(context, scores=worst))
+        >>> Reversed(kv.Knorm(budget=0.2)).capacity(1000, layer=0)
+        200
     """
 
     budget: Budget = dataclasses.field(init=False, repr=False)
