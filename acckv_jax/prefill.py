@@ -266,7 +266,7 @@ def prune(scored: Scored, policy: CachePolicy, *, reserved_slots: int = 0) -> KV
         )
     cache, pruned = scored.cache, []
     num_layers = len(cache.layers)
-    carry = policy.init_carry(cache.layers[0].modality[:, 0])
+    carry = policy.init_carry(cache.layers[0].modality.max(1))  # equal in all heads; heads may be divided
     for number, (layer, sums, inputs) in enumerate(zip(cache.layers, scored.sums, scored.inputs, strict=True)):
         chosen = tuple(sums[scored.queries.index(queries)] for queries in policy.queries)
         found = {name: inputs[name] for name in policy.needs}
