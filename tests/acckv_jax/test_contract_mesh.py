@@ -65,7 +65,7 @@ def assert_same_episode(run, expected):
         assert_same_cache(getattr(run, field), getattr(expected, field), **FP32)
 
 
-@pytest.mark.parametrize("name", quick_only(CONTRACT, ("acckv", "quantized_h2o_every_4", "per_layer_acckv_plus")))
+@pytest.mark.parametrize("name", quick_only(CONTRACT, ("quantized_h2o_every_4", "per_layer_acckv_plus")))
 def test_rule_8_eight_devices_equal_one(name):
     with set_mesh("explicit"):
         run = run_episode(MODEL, CONTRACT[name], place_params(params_of()), place_inputs(random_inputs()))
@@ -129,7 +129,7 @@ def test_rule_8_heads_that_do_not_divide_are_replicated(name):
 
 
 @pytest.mark.parametrize("kind", quick_first(["explicit", "auto"]))
-@pytest.mark.parametrize("name", quick_only(CONTRACT))
+@pytest.mark.parametrize("name", quick_only(CONTRACT, ("acckv", "quantized_h2o_every_4")))
 def test_rule_8_a_prune_moves_no_keys_or_values_and_keeps_shardings(name, kind):
     policy, scored = CONTRACT[name], scored_by(name)
     with set_mesh(kind):
@@ -140,10 +140,11 @@ def test_rule_8_a_prune_moves_no_keys_or_values_and_keeps_shardings(name, kind):
     assert all(size < BUCKET for _, size in moved(compiled.as_text())), moved(compiled.as_text())
     for before, after in zip(scored.cache.layers, pruned.layers, strict=True):
         for field in ("k", "v", "index", "modality", "valid", "multiplicity", "mass", "budget", "finite", "next_slot"):
-            old, new = (getattr(layer, field) for layer in (before, after))
-            assert new.sharding.is_equivalent_to(old.sharding, new.ndim), field
-            if kind == "explicit":
-                assert jax.typeof(new).sharding.spec == jax.typeof(old).sharding.spec, field
+            old = getattr(before, field)
+            for new in jax.tree.leaves(getattr(after, field)):
+                assert new.sharding.is_equivalent_to(old.sharding, new.ndim), field
+                if kind == "explicit":
+                    assert jax.typeof(new).sharding.spec == jax.typeof(old).sharding.spec, field
     assert_same_cache(jax.device_get(pruned), episode(name).pruned, **FP32)
 
 
