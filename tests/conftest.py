@@ -7,8 +7,9 @@ from collections.abc import Iterator
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Where XLA prefers not to use some instructions, it logs this as an error for every program that comes from the cache.
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-# Most programs run once, over tiny arrays, and compiling them with these passes takes three times as long.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Most programs run once, over tiny arrays, and compiling them as users do takes three times as long.
+if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1":
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
 
 import jax
 import pytest

@@ -5,7 +5,6 @@ import functools
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -110,7 +109,7 @@ def params_of(model, config, task):
     flat = {}
     for name, tensor in bert_tensors(config, task).items():
         value = state[name].numpy()
-        flat[tensor.path] = jnp.asarray(value.T if tensor.order else value)
+        flat[tensor.path] = jax.device_put(value.T if tensor.order else value)
     nested: dict = {}
     for path, value in flat.items():
         at = nested

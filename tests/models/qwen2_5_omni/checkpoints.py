@@ -11,7 +11,7 @@ from models.qwen2_5_omni.config import AudioConfig, ThinkerConfig, VisionConfig
 from tests.models.qwen2_5_omni.thinkers import reference_thinker
 from tests.models.qwen2_5_omni.vocabulary import write_tokenizer
 
-TEXT = DecoderConfig(151680, 32, 3, 2, 1, 16, 48, 1e6, 1e-6, 8192, True, False, mrope_section=(2, 3, 3))
+TEXT = DecoderConfig(151680, 32, 2, 2, 1, 16, 48, 1e6, 1e-6, 8192, True, False, mrope_section=(2, 3, 3))
 CONFIG = dataclasses.replace(
     ThinkerConfig.omni_7b(),
     text=TEXT,

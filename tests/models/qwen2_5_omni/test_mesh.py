@@ -37,27 +37,34 @@ def answers(folder, prompts, rows=None):
     ours = Ours.of(config, source.load(jnp.dtype(jnp.float32))[1])
     cases = [random_case(np.random.default_rng(seed), CONFIG, interleaved=seed == 0) for seed in range(prompts)]
     batch = padded([embedded(ours, case)[1] for case in cases], LENGTH)
+    tokens = np.random.default_rng(0).integers(0, 40, (prompts, STEPS)).astype(np.int32)
     if rows is not None:
         specs = [PartitionSpec(rows), PartitionSpec(None, rows)]
         batch = jax.device_put(batch, jax.tree.map(lambda x: specs[x.ndim == 3 and len(x) == 3], batch))
-    tokens = np.random.default_rng(0).integers(0, 40, (prompts, STEPS)).astype(np.int32)
+        tokens = jax.device_put(tokens, specs[0])
     options = {"decoder": ours.decoder, "policy": POLICY}
     return np.asarray(logits_through_cache(ours.params["decoder"], batch.arguments(), tokens, **options))
 
 
 @pytest.fixture(scope="module")
-def alone(folder):
-    """Of two prompts and of one, on one device."""
-    return {prompts: answers(folder, prompts) for prompts in (2, 1)}
+def two(folder):
+    """Of two prompts, on one device."""
+    return answers(folder, 2)
+
+
+@pytest.fixture(scope="module")
+def one(folder):
+    return answers(folder, 1)
 
 
 @pytest.mark.parametrize("any_mesh", quick_first(("explicit", "auto")), indirect=True)
-def test_equals_one_device(alone, any_mesh, folder):
-    np.testing.assert_allclose(answers(folder, 2, "data"), alone[2], **FP32)
+def test_equals_one_device(two, any_mesh, folder):
+    np.testing.assert_allclose(answers(folder, 2, "data"), two, **FP32)
 
 
-@pytest.mark.parametrize("kind", quick_first((AxisType.Explicit, AxisType.Auto)))
-def test_one_question_on_a_mesh(kind, alone, folder):
+@pytest.mark.complete
+@pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto])
+def test_one_question_on_a_mesh(kind, one, folder):
     """A batch of one row, which no axis divides, beside parameters that are divided over two axes."""
     with jax.set_mesh(jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(kind,) * 3)):
-        np.testing.assert_allclose(answers(folder, 1), alone[1], **FP32)
+        np.testing.assert_allclose(answers(folder, 1), one, **FP32)

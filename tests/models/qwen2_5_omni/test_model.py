@@ -88,6 +88,13 @@ def test_short_long_and_slow_clips_keep_their_time(total, rate, fps, model):
     assert frames.fps == pytest.approx(fps)
 
 
+def test_the_default_policy_answers(model, clip, capsys):
+    answer(Options(clip, ("What?",), budget="0.5", max_new_tokens=2, json=True), model)
+    row = json.loads(capsys.readouterr().out)
+    assert row["policy"] == "acckv_plus" and row["model"] == model.name
+    assert {sum(layer.values()) for layer in row["kept"]} == {round(0.5 * sum(row["tokens"].values()))}
+
+
 @pytest.mark.complete
 @pytest.mark.parametrize("layout", ["interleaved", "blocks"])
 def test_every_policy_answers(layout, model, clip, capsys):
@@ -101,7 +108,8 @@ def test_every_policy_answers(layout, model, clip, capsys):
         assert "acckv" not in row["policy"] or all(layer["text"] == row["tokens"]["text"] for layer in row["kept"])
 
 
-@pytest.mark.parametrize("name", quick_first(("acckv_plus", "snapkv")))
+@pytest.mark.complete
+@pytest.mark.parametrize("name", ["acckv_plus", "snapkv"])
 def test_a_question_alone_and_among_others(name, model, clip):
     """Positions of several axes, split between the clip and the questions."""
     policy = build_policy(name, 0.3)

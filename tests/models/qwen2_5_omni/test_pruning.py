@@ -20,6 +20,7 @@ from tests.tolerances import LOGITS
 
 LENGTH, QUESTION = 320, 8
 CONFIG = ThinkerConfig.tiny()
+CONFIG = dataclasses.replace(CONFIG, text=dataclasses.replace(CONFIG.text, num_hidden_layers=2))
 SECOND = [7, 3, 11, 5, 2]
 
 

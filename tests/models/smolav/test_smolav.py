@@ -4,14 +4,13 @@ import dataclasses
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from acckv_jax import Modality
 from models.decoder import Decoder
-from models.layers.init import FastRngs
+from models.layers.init import FastRngs, Params
 from models.smolav.config import LAYOUTS, SmolAVConfig
 from models.smolav.lora import init_lora, merge_lora
 from models.smolav.modeling import MediaEmbedder, SmolAV, time_features
@@ -106,16 +105,18 @@ def test_embedder_replaces_media_and_leaves_text() -> None:
     video, audio = media_rows(tokens, media)
     text = np.random.default_rng(1).normal(size=(1, len(tokens), 32)).astype(np.float32)
 
+    where = tokens.modality[None], tokens.seconds[None]
+    run = jax.jit(lambda video, audio: nnx.merge(graph, params)(text, *where, video, audio))
+
     def embed(video: np.ndarray, audio: np.ndarray) -> np.ndarray:
-        module = nnx.merge(graph, params)
-        return np.asarray(module(text, tokens.modality[None], tokens.seconds[None], video[None], audio[None]))[0]
+        return np.asarray(run(video[None], audio[None]))[0]
 
     out = embed(video, audio)
     is_text = tokens.modality == TEXT
     np.testing.assert_array_equal(out[is_text], text[0, is_text])
     # Without the time embedding, every media token has the embeddings' root mean square.
-    module = nnx.merge(graph, params)
-    time = np.asarray(module.time(time_features(jnp.asarray(tokens.seconds)[None], CONFIG.time_periods)))[0]
+    timed = jax.jit(lambda seconds: nnx.merge(graph, params).time(time_features(seconds, CONFIG.time_periods)))
+    time = np.asarray(timed(tokens.seconds[None]))[0]
     rms = np.sqrt(np.mean((out - time)[~is_text] ** 2, axis=-1))
     np.testing.assert_allclose(rms, CONFIG.embedding_rms, rtol=1e-3)
     changed = embed(video + 1, audio) != out
@@ -125,9 +126,9 @@ def test_embedder_replaces_media_and_leaves_text() -> None:
 
 def test_merged_updates_equal_the_sum_of_both_products() -> None:
     graph, params = random_params(lambda: Decoder(CONFIG.decoder, rngs=FastRngs(0)))
-    lora = init_lora(jax.random.key(1), CONFIG.decoder, CONFIG.lora_rank)
-    lora = jax.tree.map(lambda x: x + 0.1, lora)
-    merged = merge_lora(params, lora, scale=0.5)
+    draw = jax.jit(lambda key: init_lora(key, CONFIG.decoder, CONFIG.lora_rank))
+    lora = jax.tree.map(lambda x: np.asarray(x) + np.float32(0.1), draw(jax.random.key(1)))
+    merged = jax.device_get(merge_lora(params, lora, scale=0.5))
     x = np.random.default_rng(0).normal(size=(4, 32)).astype(np.float32)
     for index in range(CONFIG.decoder.num_hidden_layers):
         for name in ("q", "k", "v", "o"):
@@ -145,10 +146,14 @@ def test_whole_model_embeds_text_with_the_decoder() -> None:
     assert set(params) == {"decoder", "media"}
     tokens = np.array([[3, 4]], np.int32)
     zeros = np.zeros((1, 2), np.int32)
-    model = nnx.merge(graph, params)
     empty = [np.zeros((1, 2, width), np.float32) for width in (CONFIG.video_width, CONFIG.audio_width)]
-    out = model.embed(tokens, zeros, zeros.astype(np.float32), *empty)
-    np.testing.assert_array_equal(out, model.decoder.embed(tokens))
+
+    @jax.jit
+    def both(params: Params) -> tuple[jax.Array, jax.Array]:
+        model = nnx.merge(graph, params)
+        return model.embed(tokens, zeros, zeros.astype(np.float32), *empty), model.decoder.embed(tokens)
+
+    np.testing.assert_array_equal(*both(params))
 
 
 def test_config_survives_json() -> None:

@@ -44,8 +44,9 @@ def initial(name):
     """Parameters and statistics of two seeds, with a leading axis; statistics are not those of a fresh network."""
     classifier, _, _ = TINY[name]
     init = jax.jit(jax.vmap(classifier.init))
-    params, stats = init(jax.random.split(jax.random.key(0), 2))
-    return params, jax.tree.map(lambda x: x + 0.1 * jnp.abs(jnp.sin(jnp.arange(float(x.size)).reshape(x.shape))), stats)
+    params, stats = jax.device_get(init(jax.random.split(jax.random.key(0), 2)))
+    waves = jax.tree.map(lambda x: np.abs(np.sin(np.arange(x.size, dtype=np.float32).reshape(x.shape))), stats)
+    return params, jax.tree.map(lambda x, wave: x + np.float32(0.1) * wave, stats, waves)
 
 
 def one(tree, seed=0):
@@ -72,7 +73,7 @@ evaluate = functools.partial(apply, train=False)
 def alone(name, seed):
     """What one network gives on one device."""
     params, stats = initial(name)
-    return run(TINY[name][0], one(params, seed), one(stats, seed), IMAGES)
+    return jax.device_get(run(TINY[name][0], one(params, seed), one(stats, seed), IMAGES))
 
 
 def close(one, other, tolerance):
@@ -126,7 +127,7 @@ def test_evaluation_equals_torch(name):
 def test_seeds_under_vmap(name):
     params, stats = initial(name)
     together = jax.jit(jax.vmap(functools.partial(step, TINY[name][0]), (0, 0, None)))
-    found = together(params, stats, IMAGES)
+    found = jax.device_get(together(params, stats, IMAGES))
     for seed in range(2):
         assert_same_step(one(found, seed), alone(name, seed), FP32)
 
@@ -145,7 +146,7 @@ def test_a_divided_batch(name):
 def test_a_step_lowers_the_loss(name):
     params, stats = (one(tree) for tree in initial(name))
     value, _, gradient, moved = alone(name, 0)
-    better = jax.tree.map(lambda p, g: p - 0.05 * g, params, gradient)
+    better = jax.tree.map(lambda p, g: p - np.float32(0.05) * g, params, gradient)
     assert run(TINY[name][0], better, moved, IMAGES)[0] < value - 0.01
 
 
