@@ -63,6 +63,7 @@ def test_an_experiment_from_start_to_table(tmp_path: Path) -> None:
     assert sum("is finished" in line for line in again) == 1 + 2 * len(ARMS)
 
 
+@pytest.mark.complete
 def test_backward_the_target_is_the_source_that_is_trained_first(tmp_path: Path) -> None:
     recipe = tiny.recipe(epochs=1, direction="backward")
     run_arms(Options(recipe, workdir=tmp_path, arms=("frozen",), seeds=(0,)), lambda _: None)

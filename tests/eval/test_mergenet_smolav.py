@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +56,6 @@ def materials(recipe: Recipe = RECIPE) -> Materials:
     pool, pictures = SyntheticPool(), SyntheticPictures()
     held: Any = HeldOutClips(pool, pictures)
     return Materials(recipe, SIZES, {"decoder": decoder, "media": media}, pictures, pool, held)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quickly_compiled() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

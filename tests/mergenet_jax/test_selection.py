@@ -10,7 +10,7 @@ import pytest
 
 import mergenet_jax as mn
 from mergenet_jax.selection import select
-from tests.mergenet_jax.learners import batch, learner, loss, perceptron
+from tests.mergenet_jax.learners import batch, learner, perceptron, step_alone
 from tests.tolerances import FP32
 
 KEY = jax.random.key(3)
@@ -46,19 +46,29 @@ def test_evenly_spaced_channels_are_given(target, source, rows, columns):
 HIDDEN = (mn.Pair("hidden/kernel", "hidden/kernel"),)
 
 
-def _start(config, start_pairs=(), **params):
-    learners = {"teacher": None, "student": learner()}
-    transfers = (
-        mn.Transfer("teacher", "student", (mn.Pair("head/kernel", "head/kernel"),), config, start_pairs=start_pairs),
-    )
+LEARNERS = {"teacher": None, "student": learner()}
+GATED = mn.MergeConfig.plus(cycle=2, layers=1)
+
+
+def transfers_of(config, start_pairs=()):
+    pairs = (mn.Pair("head/kernel", "head/kernel"),)
+    return (mn.Transfer("teacher", "student", pairs, config, optax.sgd(10.0), start_pairs=start_pairs),)
+
+
+def first_state(config, start_pairs=(), **params):
     params = {"teacher": perceptron(0, 12), "student": perceptron(1, 6)} | params
-    return mn.init_state(learners, transfers, params, KEY), mn.make_train_step(learners, transfers)
+    return mn.init_state(LEARNERS, transfers_of(config, start_pairs), params, KEY)
+
+
+@pytest.fixture(scope="module")
+def gated_step():
+    return jax.jit(mn.train_step(LEARNERS, transfers_of(GATED)))
 
 
 def test_start_of_real_zero_and_random_sources():
     own, found = perceptron(1, 6), {}
     for source in ("real", "zero", "random"):
-        state, _ = _start(mn.MergeConfig(start="source", source=source, **QUICK))
+        state = first_state(mn.MergeConfig(start="source", source=source, **QUICK))
         found[source] = state.models["student"].params
         np.testing.assert_array_equal(found[source]["hidden"]["kernel"], own["hidden"]["kernel"])
     taken = perceptron(0, 12)["head"]["kernel"][::2]
@@ -71,7 +81,7 @@ def test_start_of_real_zero_and_random_sources():
 
 
 def test_other_kernels_than_those_of_the_pairs_can_start_as_the_source():
-    state, _ = _start(mn.MergeConfig(start="source", **QUICK), HIDDEN)
+    state = first_state(mn.MergeConfig(start="source", **QUICK), HIDDEN)
     found, own, theirs = state.models["student"].params, perceptron(1, 6), perceptron(0, 12)
     np.testing.assert_array_equal(found["head"]["kernel"], own["head"]["kernel"])
     taken = theirs["hidden"]["kernel"][:, ::2]
@@ -88,49 +98,43 @@ def test_a_source_of_any_float_type():
     np.testing.assert_allclose(found, theirs / np.sqrt(np.mean(theirs**2)), rtol=1e-2)
 
 
-def test_a_residual_that_is_not_finite_leaves_the_last_one():
-    config = mn.MergeConfig.plus(cycle=1, layers=1, learning_rate=0.1)
-    state, step = _start(config)
+def test_a_residual_that_is_not_finite_leaves_the_last_one(gated_step):
+    state, step = first_state(GATED), gated_step
     for number in range(2):
         state, _ = step(state, {"student": batch(number)})
-    broken = jax.tree.map(lambda x: x * jnp.nan, state.models["teacher"].params)
+    broken = jax.tree.map(lambda x: jnp.asarray(np.full(x.shape, np.nan, x.dtype)), state.models["teacher"].params)
     models = state.models | {"teacher": dataclasses.replace(state.models["teacher"], params=broken)}
-    state = dataclasses.replace(state, models=models)
-    before, kept = jax.tree.map(jnp.copy, (state.models["student"], state.adapters[0].residual))
-    state, told = step(state, {"student": batch(2)})
-    assert told["teacher->student"]["transferred"] == 0 and jnp.abs(kept[0]).max() > 0.01
+    before, kept = state.models["student"], state.adapters[0].residual
+    state, told = step(dataclasses.replace(state, models=models), {"student": batch(2)})
+    assert told["teacher->student"]["transferred"] == 0
     jax.tree.map(np.testing.assert_array_equal, state.adapters[0].residual, kept)
-    grads = jax.grad(lambda p: loss(p, None, batch(2), KEY)[0])(before.params)
-    updates, _ = learner().optimizer.update(grads, before.opt_state, before.params)
-    expected = optax.apply_updates(before.params, updates)
+    expected, _, _ = step_alone(before.params, before.opt_state, batch(2))
     np.testing.assert_allclose(state.models["student"].params["head"]["kernel"], expected["head"]["kernel"], **FP32)
 
 
-def test_a_gated_residual_is_renewed_and_never_piles_up():
+def test_a_gated_residual_is_renewed_and_never_piles_up(gated_step):
     """After each transfer the kernel is what plain training made of it, plus that transfer's output alone."""
-    config = mn.MergeConfig.plus(cycle=2, layers=1, learning_rate=0.1)
-    state, step = _start(config)
+    state, step = first_state(GATED), gated_step
+    run = jax.jit(lambda *args, key: mn.apply_adapter(*args, GATED, key=key))
     base = np.asarray(state.models["student"].params["head"]["kernel"])
     for number in range(5):
-        before = jax.tree.map(jnp.copy, (state.models["student"], state.adapters[0]))
+        model, adapter = state.models["student"], state.adapters[0]
         state, _ = step(state, {"student": batch(number)})
-        model, adapter = before
-        kernel, residual = model.params["head"]["kernel"], adapter.residual[0][0].T
+        kernel, residual = (np.asarray(x) for x in (model.params["head"]["kernel"], adapter.residual[0][0].T))
         np.testing.assert_allclose(kernel - residual, base, **FP32)
         if number % 2 == 0:
             key = jax.random.split(
                 jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(state.key, number), 0), 0), 1
             )[0]
             one = [jax.tree.map(lambda x: x[0], part[0]) for part in (adapter.params, adapter.vectors)]
-            out, _ = mn.apply_adapter(*one, base.T, perceptron(0, 12)["head"]["kernel"].T, config, key=key)
+            out, _ = run(*one, base.T, perceptron(0, 12)["head"]["kernel"].T, key=key)
             kernel = out.T
         params = model.params | {"head": model.params["head"] | {"kernel": kernel}}
-        grads = jax.grad(lambda p, n=number: loss(p, None, batch(n), KEY)[0])(params)
-        updates, _ = learner().optimizer.update(grads, model.opt_state, params)
-        after = optax.apply_updates(params, updates)
+        after, _, _ = step_alone(params, model.opt_state, batch(number))
         np.testing.assert_allclose(state.models["student"].params["head"]["kernel"], after["head"]["kernel"], **FP32)
-        base = np.asarray(after["head"]["kernel"] - state.adapters[0].residual[0][0].T)
-    assert jnp.abs(state.adapters[0].residual[0]).max() > 0.01
+        base = np.asarray(after["head"]["kernel"]) - np.asarray(state.adapters[0].residual[0][0].T)
+    print(np.abs(state.adapters[0].residual[0]).max())
+    assert np.abs(state.adapters[0].residual[0]).max() > 0.01
 
 
 def test_kernels_of_different_size_cannot_start_as_each_other():
@@ -138,13 +142,13 @@ def test_kernels_of_different_size_cannot_start_as_each_other():
     with pytest.raises(
         ValueError, match=r"head/kernel cannot start as head/kernel: height and width are 1 and \(3, 3\)"
     ):
-        _start(mn.MergeConfig(start="source"), teacher=wide)
+        first_state(mn.MergeConfig(start="source"), teacher=wide)
     with pytest.raises(ValueError, match="start='source' gives whole kernels, not those of encoding='svd'"):
         mn.MergeConfig(start="source", encoding="svd")
     with pytest.raises(ValueError, match="has start_pairs, which start='own' leaves alone"):
-        _start(mn.MergeConfig(), HIDDEN)
+        first_state(mn.MergeConfig(), HIDDEN)
     with pytest.raises(ValueError, match="nothing"):
-        _start(mn.MergeConfig(start="source"), (mn.Pair("nothing", "hidden/kernel"),))
+        first_state(mn.MergeConfig(start="source"), (mn.Pair("nothing", "hidden/kernel"),))
 
 
 @pytest.mark.parametrize("value", [np.inf, np.nan, 1e30])
@@ -152,11 +156,11 @@ def test_a_source_that_is_not_finite_is_no_beginning(value):
     teacher = perceptron(0, 12)
     teacher["hidden"]["kernel"] = teacher["hidden"]["kernel"].at[0, 0].set(value)
     with pytest.raises(ValueError, match="hidden/kernel of teacher is not finite, so that nothing can start as it is"):
-        _start(mn.MergeConfig(start="source"), HIDDEN, teacher=teacher)
+        first_state(mn.MergeConfig(start="source"), HIDDEN, teacher=teacher)
     own = perceptron(1, 6)["hidden"]["kernel"]
     np.testing.assert_array_equal(select(own, teacher["hidden"]["kernel"], "in_out", "in_out"), own)
 
 
 def test_two_kernels_cannot_be_one_beginning():
     with pytest.raises(ValueError, match="hidden/kernel of student is to start as two kernels; name it once"):
-        _start(mn.MergeConfig(start="source"), (*HIDDEN, mn.Pair("head/kernel", "hidden/kernel")))
+        first_state(mn.MergeConfig(start="source"), (*HIDDEN, mn.Pair("head/kernel", "hidden/kernel")))

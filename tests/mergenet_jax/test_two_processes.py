@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 from tests.mergenet_jax.sharded import mesh_of, train
 from tests.mergenet_jax.two_processes import DEVICES
@@ -17,6 +18,8 @@ from tests.tolerances import FP32
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.complete
+@pytest.mark.packaging
 def test_two_processes_equal_one():
     """Metrics of four steps, losses among them, within 1e-5: two processes of two devices each, and four devices."""
     with socket.socket() as probe:

@@ -1,26 +1,36 @@
 """What a transfer adds to the joint step: tiny networks timed, and compiled ahead of time for virtual devices."""
 
 import json
+from collections.abc import Iterator
 
 import pytest
 
 from eval.perf.mergenet import main
+from tests.train.mergenet import tiny
 
-SMALL = ["--source", "resnet18", "--target", "resnet18", "--target-path", "classifier/kernel", "--preset", "plus"]
-SMALL += ["--width", "0.1", "--classes", "10", "--batch", "8", "--steps", "2"]
+SMALL = ["--source", "tiny_resnet", "--target", "tiny_resnet", "--target-path", "classifier/kernel"]
+SMALL += ["--preset", "plus", "--classes", "10", "--batch", "8", "--steps", "2"]
 """What compiles fastest."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tiny() -> Iterator[None]:
+    tiny.register()
+    yield
+    tiny.unregister()
 
 
 def test_times(capsys):
     assert main([*SMALL, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["source"], found["batch"], found["cycle"], found["topology"]) == ("resnet18", 8, 2, None)
+    assert (found["source"], found["batch"], found["cycle"], found["topology"]) == ("tiny_resnet", 8, 2, None)
     assert min(found[name] for name in ("without", "transferring", "between")) > 0  # which is more is chance
     assert found["with"] == pytest.approx((found["transferring"] + found["between"]) / 2)
     assert found["overhead"] == pytest.approx(found["with"] / found["without"] - 1)
     assert found["work"] == pytest.approx(found["with"] / found["between"] - 1)
 
 
+@pytest.mark.complete
 def test_a_transfer_in_every_step_has_none_between(capsys):
     assert main([*SMALL, "--cycle", "1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -28,6 +38,7 @@ def test_a_transfer_in_every_step_has_none_between(capsys):
     assert found["with"] == found["transferring"]
 
 
+@pytest.mark.complete
 def test_memory(capsys):
     assert main([*SMALL, "--topology", "cpu:8", "--mesh", "data=4,fsdp=2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -17,10 +17,11 @@ from train.mergenet.augment import STATISTICS, augment
 from train.mergenet.config import read_recipe, recipe_names
 from train.mergenet.data import load_pictures
 from train.mergenet.distillation import cross_entropy
-from train.mergenet.program import DATA, Program, make_program
+from train.mergenet.program import DATA, Program, begin, make_program
 
 STEPS = 2
-RUN = ("mergenet", "zero", "plus_frozen", "direct", "kd", "rkd")
+COMPLETE = [pytest.param(arm, marks=pytest.mark.complete) for arm in ("zero", "plus_frozen", "direct", "rkd")]
+RUN = ["mergenet", "kd", *COMPLETE]
 """Arms that are compiled; the others differ from these in a constant or two, and are traced."""
 
 
@@ -44,7 +45,7 @@ def made(given: Any = None, seeds: int = 1, **changes: Any) -> Program:
 def steps(seeds: Any = (0,), given: Any = None, **changes: Any) -> tuple[Any, Any, list[Any]]:
     """A program, its state after two steps, and what the steps told."""
     program = made(given, len(seeds), **changes)
-    state, told = program.start(seeds), []
+    state, told = begin(program.setup, seeds, compiled=False), []  # whose small programs the arms share
     for step in range(STEPS):
         rows = jnp.arange(8, dtype=jnp.int32) + 8 * step
         if len(seeds) > 1:
@@ -87,21 +88,29 @@ def kernel(program: Any, state: Any) -> np.ndarray:
     return np.asarray(program.weights(state)[TARGET][0]["blocks"][1]["project"]["conv"]["kernel"])
 
 
-@pytest.mark.parametrize("arm", [name for name in ARMS if name != "none"])
+def frozen_of(arm: str, given: Any) -> Any:
+    return given if ARMS[arm].source == "frozen" else None
+
+
+def trained_by(arm: str) -> set[str]:
+    return {TARGET, SOURCE} if ARMS[arm].source == "used" else {TARGET}
+
+
+@pytest.mark.parametrize("arm", [name for name in ARMS if name not in ("none", "mergenet", "kd")])
+def test_an_arm_is_traced(arm: str, given: Any) -> None:
+    program = made(frozen_of(arm, given), arm=arm)
+    assert len(program.setup.transfers) == ARMS[arm].transfers
+    assert {name for name in traced(program)[1] if "->" not in name} == trained_by(arm)
+
+
+@pytest.mark.parametrize("arm", RUN)
 def test_an_arm_takes_steps(arm: str, alone: Any, merged: Any, given: Any) -> None:
-    kind = ARMS[arm]
-    frozen = given if kind.source == "frozen" else None
-    trained = {TARGET, SOURCE} if kind.source == "used" else {TARGET}
-    if arm not in RUN:
-        program = made(frozen, arm=arm)
-        assert len(program.setup.transfers) == kind.transfers
-        assert {name for name in traced(program)[1] if "->" not in name} == trained
-        return
+    kind, frozen = ARMS[arm], frozen_of(arm, given)
     program, state, told = merged if arm == "mergenet" else steps(arm=arm, given=frozen)
-    assert set(program.weights(state)) == trained
+    assert set(program.weights(state)) == trained_by(arm)
     for metrics in told:
         assert all(np.isfinite(value) for values in metrics.values() for value in values.values())
-        assert {name for name in metrics if "->" not in name} == trained
+        assert {name for name in metrics if "->" not in name} == trained_by(arm)
         transfers = [values for name, values in metrics.items() if "->" in name]
         assert len(transfers) == kind.transfers
         assert all(values["transferred"] == 1 and values["gradient"] > 0 for values in transfers)
@@ -117,10 +126,15 @@ def test_first_step_by_hand(alone: Any) -> None:
     setup = set_up(recipe, STEPS)
     state = setup.start(0, None)
     images, labels = pictures()
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(DATA), 0), 0)
-    seen = augment(images[:8], key, STATISTICS["cifar10"], recipe.augmentation)
-    outputs, _ = recipe.target.make(10).apply(*setup.weights(state)[TARGET], seen, train=True)
-    expected = float(cross_entropy(outputs.logits, labels[:8]))
+
+    @jax.jit
+    def loss(weights: Any) -> jax.Array:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(DATA), 0), 0)
+        seen = augment(images[:8], key, STATISTICS["cifar10"], recipe.augmentation)
+        outputs, _ = recipe.target.make(10).apply(*weights, seen, train=True)
+        return cross_entropy(outputs.logits, labels[:8])
+
+    expected = float(loss(setup.weights(state)[TARGET]))
     assert float(alone[2][0][TARGET]["loss"]) == pytest.approx(expected, rel=1e-4)
 
 
@@ -159,13 +173,16 @@ def test_both_ways_and_back() -> None:
     assert made(direction="backward", arm="none").setup.trained[TARGET] == tiny.recipe().source.make(10)
 
 
-def test_seeds_at_once_are_seeds_by_themselves(merged: Any) -> None:
-    both, state, told = steps((0, 5), arm="mergenet")
-    one, own, single = merged
-    for together, alone in zip(told, single, strict=True):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, rtol=2e-4, atol=2e-4), together, alone)
+@pytest.mark.parametrize(
+    ("arm", "seeds", "place"), [("none", (0, 5), 0), pytest.param("mergenet", (0, 5), 1, marks=pytest.mark.complete)]
+)
+def test_seeds_at_once_are_seeds_by_themselves(arm: str, seeds: Any, place: int, alone: Any, merged: Any) -> None:
+    both, state, told = steps(seeds, arm=arm)
+    one, own, single = alone if arm == "none" else merged
+    for together, by_itself in zip(told, single, strict=True):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a[place], b, rtol=2e-4, atol=2e-4), together, by_itself)
     assert state.step.shape == ()
-    np.testing.assert_allclose(kernel(both, state)[1], kernel(one, own), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(kernel(both, state)[place], kernel(one, own), rtol=1e-3, atol=1e-4)
 
 
 def test_a_frozen_teacher_is_distilled(given: Any) -> None:
@@ -189,9 +206,9 @@ def test_what_cannot_be(changes: Any, said: str) -> None:
         set_up(tiny.recipe(**changes), STEPS)
 
 
-def test_all_recipes_can_be_set_up() -> None:
+@pytest.mark.parametrize("smoke", [True, pytest.param(False, marks=pytest.mark.complete)], ids=["smoke", "whole"])
+def test_all_recipes_can_be_set_up(smoke: bool) -> None:
     for name in recipe_names():
-        recipe = read_recipe(name)
-        for size in (recipe, recipe.small()):
-            if ARMS[size.arm].source != "frozen":
-                jax.eval_shape(lambda seed, size=size: set_up(size, 8).start(seed, None), 0)
+        recipe = read_recipe(name).small() if smoke else read_recipe(name)
+        if ARMS[recipe.arm].source != "frozen":
+            jax.eval_shape(lambda seed, recipe=recipe: set_up(recipe, 8).start(seed, None), 0)

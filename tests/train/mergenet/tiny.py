@@ -3,8 +3,6 @@
 import dataclasses
 from typing import Any
 
-import jax
-
 from mergenet_jax import MergeConfig, Pair
 from models.vision.classifier import CLASSIFIERS, Classifier
 from models.vision.mobilenet_v2 import MobileNetV2, MobileNetV2Config
@@ -21,16 +19,14 @@ STILL: dict[str, Any] = {"layers": 1, "heads": 2, "attention_dropout": 0.0, "out
 
 
 def register() -> None:
-    """Adds the classifiers, and lets XLA optimise little: these programs are compiled often and run seldom."""
+    """Adds the classifiers."""
     CLASSIFIERS.update(MODELS)
-    jax.config.update("jax_disable_most_optimizations", True)
 
 
 def unregister() -> None:
     """The inverse."""
     for name in MODELS:
         del CLASSIFIERS[name]
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def recipe(**changes: Any) -> Recipe:

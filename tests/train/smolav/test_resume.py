@@ -1,14 +1,17 @@
 """A run that is killed, and started again, has the losses and the parameters of a run that was not."""
 
 import csv
+import dataclasses
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 from tests.train.synthetic import CONFIG, tiny_run, with_last_stage
 from train.log import read_metrics
@@ -34,6 +37,8 @@ def _losses(workdir: Path) -> dict[tuple[str, str], str]:
         return {(row["step"], row["kind"]): row["loss"] for row in csv.DictReader(file)}
 
 
+@pytest.mark.complete
+@pytest.mark.packaging
 def test_killed_run_resumes_to_the_same_losses(tmp_path: Path) -> None:
     checkpoints = tmp_path / "killed" / "checkpoints"
     process = multiprocessing.get_context("spawn").Process(target=_train_forever, args=(str(checkpoints.parent),))
@@ -58,16 +63,26 @@ def test_killed_run_resumes_to_the_same_losses(tmp_path: Path) -> None:
     assert _losses(tmp_path / "killed") == _losses(tmp_path / "whole")
 
 
-def test_training_learns(tmp_path: Path) -> None:
+def test_training_learns_and_a_run_cut_short_ends_the_same(tmp_path: Path) -> None:
     said: list[str] = []
-    run, trained = tiny_run(tmp_path)
+    run, trained = tiny_run(tmp_path / "whole")
     before = jax.tree.map(np.array, trained["media"]["video"])  # copies: the state is donated
-    after = train(type(run)(**{**vars(run), "say": said.append}), lambda: trained)
-    video = after["media"]["video"]
+    whole = train(dataclasses.replace(run, say=said.append), lambda: trained)
+    video = whole["media"]["video"]
     assert not np.array_equal(before["up"]["kernel"], np.asarray(video["up"]["kernel"]))
-    losses = [float(row["loss"]) for row in read_metrics(tmp_path / "metrics.csv") if row["kind"] == "train"]
+    rows = read_metrics(tmp_path / "whole" / "metrics.csv")
+    losses = [float(row["loss"]) for row in rows if row["kind"] == "train"]
     assert len(losses) == CONFIG.steps
     assert losses[-1] < losses[0] - 0.1, losses
     np.testing.assert_array_equal(video["mean"], before["mean"])
-    assert (tmp_path / "metrics.png").is_file()
+    assert (tmp_path / "whole" / "metrics.png").is_file()
     assert any("validation" in line for line in said)
+
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    newest = _newest(tmp_path / "cut" / "checkpoints")
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / str(newest))
+    run, _ = tiny_run(tmp_path / "cut")
+    resumed = train(dataclasses.replace(run, say=said.append), lambda: pytest.fail("it starts anew"))
+    assert said.count("resumed at step 9") == 1
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+    assert _losses(tmp_path / "cut") == _losses(tmp_path / "whole")
