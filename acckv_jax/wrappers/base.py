@@ -25,7 +25,7 @@ class Wrapper(CachePolicy):
         >>> import acckv_jax as kv
         >>> class Reversed(kv.Wrapper):
         ...     def compress(self, layer, context):
-        ...         worst = -self.inner.scores(layer, context)
+        ...         worst = -self.inner.token_scores(layer, context)
         ...         return self.inner.compress(layer, dataclasses.replace(context, scores=worst))
         >>> Reversed(kv.Knorm(budget=0.2)).capacity(1000, layer=0)
         200
