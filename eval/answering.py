@@ -16,7 +16,7 @@ from eval.perf.roofline import step_bytes
 from eval.perf.timing import fastest
 from eval.policies import check_policies
 from eval.programs import decode, score
-from models.batching import Batch, padded
+from models.batching import in_bucket
 from models.errors import UserError
 from models.interface import AVModel, EmbeddedPrompt
 
@@ -87,11 +87,6 @@ def timed(function: Any, *args: Any, **static: Any) -> tuple[Any, float]:
     start = time.perf_counter()
     result = jax.block_until_ready(compiled(*args))
     return result, time.perf_counter() - start
-
-
-def in_bucket(chunk: EmbeddedPrompt) -> Batch:
-    """A chunk as a batch of one, padded to its bucket."""
-    return padded([chunk], acckv_jax.bucket_length(len(chunk)))
 
 
 def check_fits(model: AVModel, prompt: EmbeddedPrompt, new_tokens: int) -> None:

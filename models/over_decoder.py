@@ -2,14 +2,18 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from acckv_jax import bucket_length
 from models.decoder import Attend, Decoder, DecoderConfig
+from models.interface import EmbeddedPrompt
 from models.layers.init import FastRngs, Params, abstract_params
 
 
@@ -66,6 +70,12 @@ class OverDecoder:
         """The decoder's parameters."""
         return self.all_params["decoder"]
 
+    def embed_text(self, ids: Sequence[int] | Int[np.ndarray, " T"]) -> EmbeddedPrompt:
+        """Text of a prompt."""
+        padded = np.zeros(bucket_length(len(ids)), np.int32)
+        padded[: len(ids)] = ids
+        return EmbeddedPrompt.of(_embed(self.step.graph, self.params, padded), np.zeros(len(ids), np.int32))
+
     @property
     def num_layers(self) -> int:
         """Number of decoder layers."""
@@ -75,6 +85,11 @@ class OverDecoder:
     def max_context(self) -> int:
         """Most tokens that the decoder can tell apart."""
         return self.decoder.max_position_embeddings
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _embed(graph: nnx.GraphDef, params: Params, ids: Int[Array, " T"]) -> Float[Array, "T D"]:
+    return nnx.merge(graph, params).embed(ids[None])[0]
 
 
 @functools.cache
