@@ -14,7 +14,7 @@ from acckv_jax import CachePolicy, KVCache, Modality
 from eval.perf.roofline import step_bytes
 from eval.perf.timing import fastest
 from eval.policies import check_policies
-from models.batching import Batch, padded
+from models.batching import in_bucket
 from models.errors import UserError
 from models.interface import AVModel, EmbeddedPrompt
 
@@ -70,11 +70,6 @@ Report = Callable[[str], None]
 def timed(function: Any, **arguments: Any) -> tuple[Any, float]:
     """Runs a jitted function twice, of which the first compiles: its result, and the seconds of the second run."""
     return fastest(functools.partial(function, **arguments), 1)
-
-
-def in_bucket(chunk: EmbeddedPrompt) -> Batch:
-    """A chunk as a batch of one, padded to its bucket."""
-    return padded([chunk], acckv_jax.bucket_length(len(chunk)))
 
 
 def check_fits(model: AVModel, prompt: EmbeddedPrompt, new_tokens: int) -> None:

@@ -7,11 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Array, Int
 
 import acckv_jax
 from acckv_jax import Prompt
 from models.interface import EmbeddedPrompt
+
+MINIMUM = 4
+"""Least number of parts that `joined` makes room for."""
 
 
 @jax.tree_util.register_dataclass
@@ -43,15 +46,58 @@ def padded(chunks: Sequence[EmbeddedPrompt], length: int) -> Batch:
         ValueError: if some have positions and others none.
     """
 
-    def right(x: np.ndarray, axis: int = 0) -> np.ndarray:
-        return np.pad(x, [(0, length - x.shape[axis]) if a == axis else (0, 0) for a in range(x.ndim)])
+    def right(x: np.ndarray, axis: int = 0, fill: int = 0) -> np.ndarray:
+        widths = [(0, length - x.shape[axis]) if a == axis else (0, 0) for a in range(x.ndim)]
+        return np.pad(x, widths, constant_values=fill)
 
-    inputs = jnp.asarray(np.stack([right(c.inputs) for c in chunks]))
+    rows = np.stack([right(c.rows, fill=-1) for c in chunks]).astype(np.int32)
+    inputs = _gather(tuple(c.buffers for c in chunks), rows)
     prompt = acckv_jax.make_prompt(np.stack([right(c.modality) for c in chunks]), np.array([len(c) for c in chunks]))
     axes = [right(c.positions, 1) for c in chunks if c.positions is not None]
     if not axes:
         return Batch(inputs, prompt, None, None)
     if len(axes) < len(chunks):
         raise ValueError("some of the chunks have rotary positions and others have none; a batch needs one kind.")
-    positions = jnp.asarray(np.stack(axes, axis=1), jnp.int32)
-    return Batch(inputs, prompt, positions, jnp.array([c.delta for c in chunks], jnp.int32))
+    positions = jnp.asarray(np.stack(axes, axis=1).astype(np.int32))
+    return Batch(inputs, prompt, positions, jnp.asarray(np.array([c.delta for c in chunks], np.int32)))
+
+
+def in_bucket(chunk: EmbeddedPrompt) -> Batch:
+    """A chunk as a batch of one, padded to its bucket."""
+    return padded([chunk], acckv_jax.bucket_length(len(chunk)))
+
+
+def joined(parts: Sequence[Array | np.ndarray]) -> Array:
+    """Arrays of one shape, one after the other along the first axis, on the device.
+
+    The last one is repeated to fill a bucket of them, so that few programs are compiled.
+    """
+    room = acckv_jax.bucket_length(len(parts), minimum=MINIMUM)
+    return _concatenate((*parts, *[parts[-1]] * (room - len(parts))))
+
+
+def filled(rows: np.ndarray, unit: int) -> Array:
+    """Rows, and zeros up to what `joined` makes of as many parts of `unit` rows as hold them; at least one part."""
+    room = unit * acckv_jax.bucket_length(max(1, -(-len(rows) // unit)), minimum=MINIMUM)
+    return jnp.asarray(np.pad(rows.astype(np.float32), [(0, room - len(rows)), *[(0, 0)] * (rows.ndim - 1)]))
+
+
+@jax.jit
+def _concatenate(parts: tuple[Array, ...]) -> Array:
+    return jnp.concatenate(parts)
+
+
+@jax.jit
+def _gather(buffers: tuple[tuple[Array, ...], ...], rows: Int[Array, "B L"]) -> Array:
+    """[B, L] or [B, L, D]: of each row of the batch the wanted rows of its buffers; zeros where -1 is wanted."""
+    batch = []
+    for mine, wanted in zip(buffers, rows, strict=True):
+        found = jnp.zeros((len(wanted), *mine[0].shape[1:]), mine[0].dtype)
+        start = 0
+        for buffer in mine:
+            here = wanted - start
+            inside = ((here >= 0) & (here < len(buffer))).reshape(-1, *(1,) * (buffer.ndim - 1))
+            found = jnp.where(inside, buffer[jnp.clip(here, 0, len(buffer) - 1)], found)
+            start += len(buffer)
+        batch.append(found)
+    return jnp.stack(batch)

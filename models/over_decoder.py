@@ -2,16 +2,19 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 import acckv_jax
 from acckv_jax.decoder import Attend
 from models.decoder import Decoder, DecoderConfig
+from models.interface import EmbeddedPrompt
 from models.layers.init import FastRngs, Params, abstract_params
 
 
@@ -69,10 +72,23 @@ class OverDecoder:
         """The decoder's parameters."""
         return self.all_params["decoder"]
 
+    def embed_text(self, ids: Sequence[int] | Int[np.ndarray, " T"]) -> EmbeddedPrompt:
+        """Text of a prompt."""
+        padded = np.zeros(acckv_jax.bucket_length(len(ids)), np.int32)
+        padded[: len(ids)] = ids
+        return EmbeddedPrompt.of(
+            _embed(_step(self.decoder_config).graph, self.params, padded), np.zeros(len(ids), np.int32)
+        )
+
     @property
     def max_context(self) -> int:
         """Most tokens that the decoder can tell apart."""
         return self.decoder_config.max_position_embeddings
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _embed(graph: nnx.GraphDef, params: Params, ids: Int[Array, " T"]) -> Float[Array, "T D"]:
+    return nnx.merge(graph, params).embed(ids[None])[0]
 
 
 @functools.cache

@@ -67,8 +67,8 @@ class Chat:
         """
         return expand([self.chatml.question(text)], self.config)
 
-    def next_question(self, answer: str, text: str) -> Tokens:
-        """A further question: the answer so far, its end, and a new turn of the user.
+    def next_question(self, answer: str | Sequence[int], text: str) -> Tokens:
+        """A further question: the rest of the answer (see `ChatML.next_question`), its end, a new turn of the user.
 
         Raises:
             UserError: if the question is empty.

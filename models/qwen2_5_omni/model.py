@@ -1,6 +1,7 @@
 """Qwen2.5-Omni's thinker, ready to answer questions."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -8,17 +9,17 @@ import numpy as np
 from jaxtyping import UInt8
 
 from models.hf.config import reading
-from models.interface import EmbeddedPrompt
+from models.interface import EmbeddedPrompt, media_sequence
 from models.media.clip import Media, Progress, Sampling, read_clip
 from models.media.resize import resize_bicubic
 from models.over_decoder import OverDecoder
 from models.qwen2_5_omni import images
 from models.qwen2_5_omni.chat import LAYOUTS, Chat, clip_items
 from models.qwen2_5_omni.config import ThinkerConfig, VisionConfig
-from models.qwen2_5_omni.encoders import embed_prompt, encode_frames, encode_sound
+from models.qwen2_5_omni.encoders import Features, encode_frames, encode_sound, place_features
 from models.qwen2_5_omni.params import open_thinker
 from models.qwen2_5_omni.positions import audio_tokens
-from models.qwen2_5_omni.prompt import AudioItem, ImageItem, Tokens, VideoItem
+from models.qwen2_5_omni.prompt import AudioItem, ImageItem, VideoItem
 from models.qwen2_5_omni.sound import mel_features
 from models.text.chatml import ChatML
 from models.text.tokenizers import load_tokenizer
@@ -58,28 +59,37 @@ class QwenOmniModel(OverDecoder):
         media = read_clip(clip, Sampling(images.FPS, frames.choose, resize=frames.resize), progress=progress)
         return dataclasses.replace(media, fps=frames.fps)
 
-    def encode_media(self, media: Media, layout: str) -> EmbeddedPrompt:
-        """The system's turn, and the user's turn as far as its media go.
+    def encode_media(self, media: Media | Sequence[Media], layout: str) -> EmbeddedPrompt:
+        """The system's turn, and the user's turn as far as its media go: one clip after the other.
 
         Raises:
             UserError: on an unknown layout, if there are neither frames nor enough sound for one token, or too much.
         """
-        where = self.graph, self.all_params, self.config
-        visual = audio = None
-        seen, heard = [], []
-        if media.frames is not None:
-            grid = images.patch_grid(media.frames.shape, self.config.vision)
-            if len(media.frames) == 1:
-                visual = ImageItem(grid)
-            else:
-                visual = VideoItem(grid, self.config.vision.temporal_patch_size / media.fps)
-            seen.append(encode_frames(*where, media.frames))
-        if media.audio is not None and len(media.audio):
-            mel = mel_features(media.audio, self.config.audio.num_mel_bins)
-            if audio_tokens(mel.shape[1]):
-                audio = AudioItem(mel.shape[1])
-                heard.append(encode_sound(*where, mel))
-        return self._chunk(self.chat.prefix(clip_items(visual, audio, layout)), seen, heard)
+        items, seen, heard = [], [], []
+        for clip in media_sequence(media):
+            visual, pictures = self._encode_pictures(clip)
+            audio, sounds = self._encode_sound(clip)
+            items += clip_items(visual, audio, layout)
+            seen += pictures
+            heard += sounds
+        tokens = self.chat.prefix(items)
+        return place_features(self.embed_text(tokens.text_ids), tokens, seen, heard)
+
+    def _encode_pictures(self, clip: Media) -> tuple[ImageItem | VideoItem | None, list[Features]]:
+        if clip.frames is None:
+            return None, []
+        grid = images.patch_grid(clip.frames.shape, self.config.vision)
+        one = len(clip.frames) == 1
+        item = ImageItem(grid) if one else VideoItem(grid, self.config.vision.temporal_patch_size / clip.fps)
+        return item, [encode_frames(self.graph, self.all_params, self.config, clip.frames)]
+
+    def _encode_sound(self, clip: Media) -> tuple[AudioItem | None, list[Features]]:
+        if clip.audio is None or not len(clip.audio):
+            return None, []
+        mel = mel_features(clip.audio, self.config.audio.num_mel_bins)
+        if not audio_tokens(mel.shape[1]):
+            return None, []
+        return AudioItem(mel.shape[1]), [encode_sound(self.graph, self.all_params, self.config, mel)]
 
     def encode_question(self, text: str) -> EmbeddedPrompt:
         """The rest of the user's turn, and the start of the answer.
@@ -87,24 +97,19 @@ class QwenOmniModel(OverDecoder):
         Raises:
             UserError: if the question is empty.
         """
-        return self._text(self.chat.question(text))
+        return self.embed_text(self.chat.question(text).ids)
 
-    def encode_next_question(self, answer: str, text: str) -> EmbeddedPrompt:
-        """A further question after an answer: the answer, its end, and a new turn of the user."""
-        return self._text(self.chat.next_question(answer, text))
+    def encode_next_question(self, answer: str | Sequence[int], text: str) -> EmbeddedPrompt:
+        """A further question: the rest of an answer (its text, or its last tokens), its end, a new turn of the user.
+
+        Raises:
+            UserError: if the question is empty.
+        """
+        return self.embed_text(self.chat.next_question(answer, text).ids)
 
     def detokenize(self, tokens: list[int]) -> str:
         """Generated tokens as text."""
         return self.chat.chatml.detokenize(tokens)
-
-    def _chunk(self, tokens: Tokens, seen: list[np.ndarray], heard: list[np.ndarray]) -> EmbeddedPrompt:
-        return embed_prompt(self.graph, self.all_params, tokens, seen, heard)
-
-    def _text(self, tokens: Tokens) -> EmbeddedPrompt:
-        chunk = self._chunk(tokens, [], [])
-        return EmbeddedPrompt(
-            chunk.inputs, chunk.modality
-        )  # its positions are those of the prompt that it is appended to
 
 
 class ClipFrames:

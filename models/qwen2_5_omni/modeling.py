@@ -2,9 +2,7 @@
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
 
-from acckv_jax import Modality
 from acckv_jax.sharding import ShardingRules
 from models.decoder import Decoder
 from models.hf.decoder import decoder_tensors
@@ -28,29 +26,6 @@ class Thinker(nnx.Module):
         self.decoder = Decoder(config.text, rules=rules, rngs=rngs, dtype=dtype)
         self.vision = VisionTower(config.vision, rngs=rngs, dtype=dtype)
         self.audio = AudioTower(config.audio, rngs=rngs, dtype=dtype)
-
-    def embed(
-        self,
-        ids: Int[Array, "B T"],
-        modality: Int[Array, "B T"],
-        row: Int[Array, "B T"],
-        video: Float[Array, "V D"],
-        audio: Float[Array, "A D"],
-    ) -> Float[Array, "B T D"]:
-        """Input embeddings of a prompt.
-
-        Args:
-            ids: token ids; ignored where media stand.
-            modality: id of each token's `Modality`.
-            row: of each media token in the features of its kind, see `prompt.Tokens.row`.
-            video: vision features of all pictures and videos; at least one row.
-            audio: audio features of all sounds; at least one row.
-        """
-        embedded = self.decoder.embed(ids)
-        for kind, features in ((Modality.VIDEO, video), (Modality.AUDIO, audio)):
-            here = (modality == kind)[..., None]
-            embedded = jnp.where(here, features[row].astype(embedded.dtype), embedded)
-        return embedded
 
 
 def thinker_tensors(config: ThinkerConfig) -> Tensors:

@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+import math
+from collections.abc import Iterator
 from typing import Self
 
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from models.audio.log_mel import log_mel
 from models.audio.whisper import load_whisper_tiny_en
@@ -23,14 +25,16 @@ FRAME_SIZE = 224  # EfficientNet-Lite0 was trained on pictures of this size
 BATCH = 8  # frames per call: one compilation serves every clip
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _features(graph: nnx.GraphDef, params: Params, frames: UInt8[Array, "B Y X 3"]) -> Float[Array, "B y x W"]:
-    return nnx.merge(graph, params).features(frames)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _see(graph: nnx.GraphDef, grid: int, params: Params, frames: UInt8[Array, "B Y X 3"]) -> Float[Array, "B P W"]:
+    return pool_grid(nnx.merge(graph, params).features(frames), grid)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _encode(graph: nnx.GraphDef, params: Params, mel: Float[Array, "B M F"]) -> Float[Array, "B F/2 W"]:
-    return nnx.merge(graph, params)(mel)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _hear(
+    graph: nnx.GraphDef, factor: int, params: Params, mel: Float[Array, "M F"], vectors: Int[Array, ""]
+) -> Float[Array, "A W"]:
+    return pool_audio(nnx.merge(graph, params)(mel[None])[0], factor, vectors)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,24 +61,54 @@ class Encoders:
         Raises:
             ValueError: if the frames have another size.
         """
+        batches = [np.asarray(batch) for batch in self.frame_batches(images)]
+        none = np.zeros((0, self.config.frame_tokens, self.config.video_width), np.float32)
+        return np.concatenate([none, *batches])[: len(images)]
+
+    def frame_batches(self, images: UInt8[np.ndarray, "F Y X 3"]) -> Iterator[Float[Array, "B P W"]]:
+        """The same on the device, BATCH frames at a time; what fills the last batch is meaningless.
+
+        Raises:
+            ValueError: if the frames have another size.
+        """
         if images.shape[1:] != (FRAME_SIZE, FRAME_SIZE, 3):
             raise ValueError(f"Frames must be [n, {FRAME_SIZE}, {FRAME_SIZE}, 3], not {images.shape}; resize them.")
-        out = np.zeros((len(images), self.config.frame_tokens, self.config.video_width), np.float32)
+        graph, params = self.vision
         for start in range(0, len(images), BATCH):
             batch = images[start : start + BATCH]
             padded = np.pad(batch, ((0, BATCH - len(batch)), (0, 0), (0, 0), (0, 0)))
-            maps = np.asarray(_features(*self.vision, padded))[: len(batch)]
-            out[start : start + BATCH] = pool_grid(maps, self.config.video_grid)
-        return out
+            yield _see(graph, self.config.video_grid, params, padded)
 
     def audio(self, samples: Float[np.ndarray, " samples"]) -> Float[np.ndarray, "A W"]:
         """Encodes mono sound at 16 kHz into audio_rate vectors per second (the last one may stand for less)."""
+        windows = [np.asarray(window) for window in self.audio_windows(samples)]
+        none = np.zeros((0, self.config.audio_width), np.float32)
+        return np.concatenate([none, *windows])[: self.audio_tokens(len(samples))]
+
+    def audio_windows(self, samples: Float[np.ndarray, " samples"]) -> Iterator[Float[Array, "A W"]]:
+        """The same on the device, WINDOW_SECONDS at a time; what fills the last window is meaningless."""
         window = WINDOW_SECONDS * SAMPLE_RATE
-        parts = [np.zeros((0, self.config.audio_width), np.float32)]
+        graph, params = self.hearing
         for start in range(0, len(samples), window):
             piece = samples[start : start + window]
-            mel = log_mel(piece, pad_to=window)
-            vectors = -(-len(piece) * RATE // SAMPLE_RATE)
-            encoded = np.asarray(_encode(*self.hearing, mel[None]))[0, :vectors]
-            parts.append(pool_audio(encoded, RATE // self.config.audio_rate))
-        return np.concatenate(parts)
+            yield _hear(graph, self.pooled, params, log_mel(piece, pad_to=window), np.int32(_vectors(len(piece))))
+
+    @property
+    def pooled(self) -> int:
+        """Whisper's vectors that are averaged to one audio token."""
+        return RATE // self.config.audio_rate
+
+    def audio_tokens(self, samples: int) -> int:
+        """Audio tokens that so many samples make."""
+        whole, rest = divmod(samples, WINDOW_SECONDS * SAMPLE_RATE)
+        return whole * self.window_tokens + math.ceil(_vectors(rest) / self.pooled)
+
+    @property
+    def window_tokens(self) -> int:
+        """Audio tokens of a whole window."""
+        return math.ceil(WINDOW_SECONDS * RATE / self.pooled)
+
+
+def _vectors(samples: int) -> int:
+    """Whisper's vectors that stand for so many samples."""
+    return math.ceil(samples * RATE / SAMPLE_RATE)

@@ -2,35 +2,49 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float
+from jaxtyping import Array, Float
 from tokenizers import Tokenizer
 
+from acckv_jax import bucket_length
+from models.batching import filled, joined
 from models.errors import UserError
 from models.hub.package_index import DownloadProgress
 from models.hub.weights import fetch
-from models.interface import EmbeddedPrompt
+from models.interface import EmbeddedPrompt, media_sequence
 from models.layers.init import Params
 from models.media.clip import Media, Progress, Sampling, read_clip
 from models.over_decoder import OverDecoder
 from models.smolav.config import LAYOUTS, Layout, SmolAVConfig
-from models.smolav.encoders import FRAME_SIZE, Encoders
+from models.smolav.encoders import BATCH, FRAME_SIZE, Encoders
 from models.smolav.params import load_smolav
-from models.smolav.preprocess import Chat, EncodedMedia, Tokens, concatenate, media_rows, media_tokens, text_tokens
+from models.smolav.preprocess import (
+    Chat,
+    ClipRows,
+    EncodedMedia,
+    Tokens,
+    concatenate,
+    sequence_tokens,
+    text_tokens,
+)
 from models.text.tokenizers import load_smollm2_tokenizer
 
 PRETRAINED = ("smollm2", "whisper-tiny-en", "efficientnet-lite0")
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _embed(graph: nnx.GraphDef, params: Params, *inputs: jax.Array) -> Float[jax.Array, "B T D"]:
-    return nnx.merge(graph, params).embed(*inputs)
+def _embed(
+    graph: nnx.GraphDef, params: Params, tokens: Tokens, video: Float[Array, "V W"], audio: Float[Array, "A W"]
+) -> Float[Array, "T D"]:
+    rows = video[tokens.row], audio[tokens.row]  # of the wrong kind where the other kind stands; not looked at
+    inputs = (tokens.ids, tokens.modality, tokens.seconds, *rows)
+    return nnx.merge(graph, params).embed(*(x[None] for x in inputs))[0]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,8 +85,8 @@ class SmolAVModel(OverDecoder):
         """Decodes a clip: one frame per second."""
         return read_clip(clip, Sampling(size=(FRAME_SIZE, FRAME_SIZE)), progress=progress)
 
-    def encode_media(self, media: Media, layout: str) -> EmbeddedPrompt:
-        """Turn start and media.
+    def encode_media(self, media: Media | Sequence[Media], layout: str) -> EmbeddedPrompt:
+        """Turn start and media; several clips are shown one after the other, as one.
 
         Raises:
             UserError: on an unknown layout, or if there are neither frames nor enough sound for one token.
@@ -80,9 +94,19 @@ class SmolAVModel(OverDecoder):
         if layout not in LAYOUTS:
             raise UserError(f"Unknown layout {layout!r}; choose one of {', '.join(LAYOUTS)}.")
         chosen: Layout = "blocks" if layout == "blocks" else "interleaved"
-        frames = np.zeros((0, FRAME_SIZE, FRAME_SIZE, 3), np.uint8) if media.frames is None else media.frames
-        sound = np.zeros(0, np.float32) if media.audio is None else media.audio
-        return self.encode_features(EncodedMedia(self.encoders.frames(frames), self.encoders.audio(sound)), chosen)
+        clips, video, audio = [], [], []
+        for clip in media_sequence(media):
+            frames = np.zeros((0, FRAME_SIZE, FRAME_SIZE, 3), np.uint8) if clip.frames is None else clip.frames
+            sound = np.zeros(0, np.float32) if clip.audio is None else clip.audio
+            first = len(video) * BATCH * self.config.frame_tokens, len(audio) * self.encoders.window_tokens
+            clips.append(ClipRows(len(frames), self.encoders.audio_tokens(len(sound)), *first))
+            video += self.encoders.frame_batches(frames)
+            audio += self.encoders.audio_windows(sound)
+        if not video:
+            video = [np.zeros((BATCH, self.config.frame_tokens, self.config.video_width), np.float32)]
+        if not audio:
+            audio = [np.zeros((self.encoders.window_tokens, self.config.audio_width), np.float32)]
+        return self._embed_media(clips, chosen, joined(video), joined(audio))
 
     def encode_features(self, encoded: EncodedMedia, layout: Layout) -> EmbeddedPrompt:
         """Turn start and media that the encoders have seen already.
@@ -90,10 +114,8 @@ class SmolAVModel(OverDecoder):
         Raises:
             UserError: if there are none.
         """
-        tokens = media_tokens(len(encoded.video), len(encoded.audio), layout, self.config)
-        if not len(tokens):
-            raise UserError("The clip has neither a frame nor a tenth of a second of sound; choose a longer one.")
-        return self._chunk(concatenate([text_tokens(self.chat.before), tokens]), encoded)
+        video, audio = filled(encoded.video, BATCH), filled(encoded.audio, self.encoders.window_tokens)
+        return self._embed_media([ClipRows(len(encoded.video), len(encoded.audio))], layout, video, audio)
 
     def encode_question(self, text: str) -> EmbeddedPrompt:
         """The question, and the start of the answer's turn.
@@ -101,33 +123,35 @@ class SmolAVModel(OverDecoder):
         Raises:
             UserError: if the question is empty.
         """
-        if not text.strip():
-            raise UserError("The question is empty; ask something about the clip.")
-        ids = [*self.tokenizer.encode(text.strip()).ids, *self.chat.after]
-        return self._chunk(text_tokens(ids), self._no_media())
+        return self.embed_text(self._question(text))
 
-    def encode_next_question(self, answer: str, text: str) -> EmbeddedPrompt:
-        """A further question after an answer: the answer, its end, and a new turn of the user."""
-        ids = [*self.tokenizer.encode(answer).ids, self.chat.end, *self.chat.before]
-        return self._chunk(text_tokens(ids), self._no_media()).then(self.encode_question(text))
+    def encode_next_question(self, answer: str | Sequence[int], text: str) -> EmbeddedPrompt:
+        """A further question: the rest of an answer (its text, or its last tokens), its end, a new turn of the user.
+
+        Raises:
+            UserError: if the question is empty.
+        """
+        rest = self.tokenizer.encode(answer).ids if isinstance(answer, str) else answer
+        spoken = [token for token in rest if token != self.chat.end]
+        return self.embed_text([*spoken, self.chat.end, *self.chat.before, *self._question(text)])
 
     def detokenize(self, tokens: list[int]) -> str:
         """Generated tokens as text."""
         return self.tokenizer.decode([token for token in tokens if token != self.chat.end])
 
-    def _no_media(self) -> EncodedMedia:
-        return EncodedMedia(
-            np.zeros((0, self.config.frame_tokens, self.config.video_width), np.float32),
-            np.zeros((0, self.config.audio_width), np.float32),
-        )
+    def _question(self, text: str) -> list[int]:
+        if not text.strip():
+            raise UserError("The question is empty; ask something about the clip.")
+        return [*self.tokenizer.encode(text.strip()).ids, *self.chat.after]
 
-    def _chunk(self, tokens: Tokens, media: EncodedMedia) -> EmbeddedPrompt:
-        video, audio = media_rows(tokens, media)
-        extra = -len(tokens) % 64  # few lengths, few compilations
-
-        def padded(x: np.ndarray) -> Any:
-            return jnp.asarray(np.pad(x, ((0, extra),) + ((0, 0),) * (x.ndim - 1)))[None]
-
-        inputs = (padded(x) for x in (tokens.ids, tokens.modality, tokens.seconds, video, audio))
-        embedded = _embed(self.graph, self.all_params, *inputs)
-        return EmbeddedPrompt(np.asarray(embedded)[0, : len(tokens)], tokens.modality)
+    def _embed_media(
+        self, clips: Sequence[ClipRows], layout: Layout, video: Float[Array, "F P W"], audio: Float[Array, "A W"]
+    ) -> EmbeddedPrompt:
+        media = sequence_tokens(clips, layout, self.config)
+        if not len(media):
+            raise UserError("The clip has neither a frame nor a tenth of a second of sound; choose a longer one.")
+        tokens = concatenate([text_tokens(self.chat.before), media])
+        extra = bucket_length(len(tokens)) - len(tokens)
+        padded = jax.tree.map(lambda x: np.pad(x, (0, extra)), tokens)
+        rows = video.reshape(-1, video.shape[-1])
+        return EmbeddedPrompt.of(_embed(self.graph, self.all_params, padded, rows, audio), tokens.modality)

@@ -1,10 +1,12 @@
-"""From encoder outputs to a token sequence, in numpy: pooling, the two layouts, the chat around them."""
+"""From encoder outputs to a token sequence: pooling, the two layouts, the chat around them."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 from acckv_jax import Modality
 from models.smolav.config import LAYOUTS, Layout, SmolAVConfig
@@ -48,6 +50,7 @@ class EncodedMedia:
     audio: Float[np.ndarray, "A W"]
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Tokens:
     """A token sequence; every array has T entries.
@@ -76,8 +79,7 @@ def text_tokens(ids: Sequence[int]) -> Tokens:
 
 def concatenate(parts: Sequence[Tokens]) -> Tokens:
     """Joins token sequences."""
-    names = [field.name for field in dataclasses.fields(Tokens)]
-    return Tokens(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
 def media_tokens(frames: int, audio: int, layout: Layout, config: SmolAVConfig) -> Tokens:
@@ -108,6 +110,43 @@ def media_tokens(frames: int, audio: int, layout: Layout, config: SmolAVConfig) 
     return Tokens(np.zeros(len(row), np.int32), modality, row, seconds.astype(np.float32))
 
 
+@dataclasses.dataclass(frozen=True)
+class ClipRows:
+    """The encoded tokens of one of several clips, among those of all.
+
+    Attributes:
+        frames: number of frames.
+        audio: number of audio tokens.
+        first_video: row of its first video token.
+        first_audio: row of its first audio token.
+    """
+
+    frames: int
+    audio: int
+    first_video: int = 0
+    first_audio: int = 0
+
+
+def sequence_tokens(clips: Sequence[ClipRows], layout: Layout, config: SmolAVConfig) -> Tokens:
+    """Orders the media tokens of clips that are shown one after the other: as one clip, of whole seconds each.
+
+    Raises:
+        ValueError: the layout is unknown.
+    """
+    parts, start = [], 0
+    for clip in clips:
+        tokens = media_tokens(clip.frames, clip.audio, layout, config)
+        first = np.where(tokens.modality == Modality.VIDEO, clip.first_video, clip.first_audio)
+        seconds = tokens.seconds + np.float32(start)
+        parts.append(dataclasses.replace(tokens, row=(tokens.row + first).astype(np.int32), seconds=seconds))
+        start += max(clip.frames, round(clip.audio / config.audio_rate))
+    whole = concatenate(parts)
+    if layout == "interleaved":
+        return whole
+    order = np.argsort(whole.modality, kind="stable")
+    return jax.tree.map(lambda x: x[order], whole)
+
+
 def media_rows(tokens: Tokens, media: EncodedMedia) -> tuple[Float[np.ndarray, "T W"], Float[np.ndarray, "T A"]]:
     """Encoder outputs laid along the sequence: [T, video_width] and [T, audio_width], zero where none stands."""
     rows = []
@@ -120,7 +159,7 @@ def media_rows(tokens: Tokens, media: EncodedMedia) -> tuple[Float[np.ndarray, "
     return rows[0], rows[1]
 
 
-def pool_grid(maps: Float[np.ndarray, "F Y X W"], size: int) -> Float[np.ndarray, "F P W"]:
+def pool_grid(maps: Float[Array, "F Y X W"], size: int) -> Float[Array, "F P W"]:
     """Adaptive average pooling of [F, Y, X, W] maps to size x size cells, in reading order.
 
     Cell i of n averages rows floor(i Y / n) to ceil((i + 1) Y / n), so neighbouring cells share a row where n does
@@ -134,15 +173,20 @@ def pool_grid(maps: Float[np.ndarray, "F Y X W"], size: int) -> Float[np.ndarray
             matrix[i, low:high] = 1 / (high - low)
         return matrix
 
-    pooled = np.einsum("iy,jx,fyxw->fijw", weights(maps.shape[1]), weights(maps.shape[2]), maps, optimize=True)
+    rows, columns = weights(maps.shape[1]), weights(maps.shape[2])
+    pooled = jnp.einsum("iy,jx,fyxw->fijw", rows, columns, maps, precision=jax.lax.Precision.HIGHEST)
     return pooled.reshape(len(maps), size * size, -1)
 
 
-def pool_audio(features: Float[np.ndarray, "N W"], factor: int) -> Float[np.ndarray, "N/factor W"]:
-    """Averages every `factor` vectors; a remainder at the end is averaged by itself."""
-    pad = -len(features) % factor
-    counts = np.full((len(features) + pad) // factor, factor, np.float32)
-    if pad:
-        counts[-1] = factor - pad
-    padded = np.pad(features, ((0, pad), (0, 0))).reshape(len(counts), factor, features.shape[-1])
-    return padded.sum(axis=1) / counts[:, None]
+def pool_audio(
+    features: Float[Array, "N W"], factor: int, count: Int[Array, ""] | int
+) -> Float[Array, "ceil(N/factor) W"]:
+    """Averages every `factor` of the first `count` vectors; a remainder at the end is averaged by itself.
+
+    Later vectors, and results of which none of the first are part, are meaningless.
+    """
+    real = (jnp.arange(len(features)) < count)[:, None]
+    padded = jnp.pad(jnp.where(real, features, 0), ((0, -len(features) % factor), (0, 0)))
+    groups = padded.reshape(-1, factor, features.shape[-1])
+    sizes = jnp.clip(count - factor * jnp.arange(len(groups)), 1, factor).astype(features.dtype)
+    return groups.sum(axis=1) / sizes[:, None]

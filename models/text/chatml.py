@@ -78,13 +78,21 @@ class ChatML:
             raise UserError("The question is empty; ask something about the clip.")
         return [*self.encode(gap + text.strip()), *self.close(), *self.start("assistant")]
 
-    def next_question(self, answer: str, text: str) -> list[int]:
-        """A further question: the answer so far, its end, and a new turn of the user.
+    def next_question(self, answer: str | Sequence[int], text: str) -> list[int]:
+        """A further question: the rest of the answer, its end, and a new turn of the user.
+
+        Args:
+            answer: the answer as text; or its last tokens, of which a stop token is left out.
+            text: the question.
 
         Raises:
             UserError: if the question is empty.
         """
-        return [*self.encode(answer), *self.close(), *self.start("user"), *self.question(text)]
+        if isinstance(answer, str):
+            rest = self.encode(answer)
+        else:
+            rest = [token for token in answer if token not in self.stop_token_ids]
+        return [*rest, *self.close(), *self.start("user"), *self.question(text)]
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """Generated tokens as text, without special tokens."""

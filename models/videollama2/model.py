@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -10,11 +11,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from acckv_jax import Modality, bucket_length
+from acckv_jax import Modality
 from models.errors import UserError
 from models.hf.config import reading
 from models.hf.decoder import decoder_tensors
-from models.interface import EmbeddedPrompt
+from models.interface import EmbeddedPrompt, media_sequence
 from models.layers.init import Params
 from models.media.clip import Media, Progress, Sampling, read_clip
 from models.media.resize import resize_bicubic
@@ -37,11 +38,6 @@ def _see(graph: nnx.GraphDef, params: Params, frames: Float[Array, "F Y X C"]) -
 @functools.partial(jax.jit, static_argnums=0)
 def _hear(graph: nnx.GraphDef, params: Params, banks: Float[Array, "F M"]) -> Float[Array, "T D"]:
     return nnx.merge(graph, params).hear(banks)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _embed(graph: nnx.GraphDef, params: Params, tokens: np.ndarray) -> Float[Array, "B T D"]:
-    return nnx.merge(graph, params).decoder.embed(tokens)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,25 +81,28 @@ class VideoLLaMA2Model(OverDecoder):
 
         return read_clip(clip, Sampling(choose=choose, resize=square), progress=progress)
 
-    def encode_media(self, media: Media, layout: str) -> EmbeddedPrompt:
+    def encode_media(self, media: Media | Sequence[Media], layout: str) -> EmbeddedPrompt:
         """System turn, all video tokens, all audio tokens. A clip without sound, or without pictures, has fewer.
 
         Raises:
-            UserError: on an unknown layout, or if there are neither frames nor sound.
+            UserError: on an unknown layout, on several clips, or if there are neither frames nor sound.
         """
         if layout not in LAYOUTS:
             raise UserError(f"VideoLLaMA2.1 has no layout {layout!r}; it reads its media as {' or '.join(LAYOUTS)}.")
-        if media.frames is None and media.audio is None:
+        clip, *more = media_sequence(media)
+        if more:
+            raise UserError(f"VideoLLaMA2.1 reads one clip, not {1 + len(more)}; join them to one file, or ask apart.")
+        if clip.frames is None and clip.audio is None:
             raise UserError("The clip has neither pictures nor sound; choose another one.")
-        chunk = self._text(before_media(self.chat))
-        if media.frames is not None:
+        prompt = self.embed_text(before_media(self.chat))
+        if clip.frames is not None:
             # One picture is shown as a video in which nothing moves.
-            chosen = media.frames[frame_numbers(len(media.frames), self.config.num_frames)]
-            chunk = chunk.then(_chunk(_see(self.graph, self.all_params, pixels(chosen)), Modality.VIDEO))
-        if media.audio is not None:
-            banks = clip_banks(media.audio, with_frames=media.frames is not None)
-            chunk = chunk.then(_chunk(_hear(self.graph, self.all_params, banks), Modality.AUDIO))
-        return chunk
+            chosen = clip.frames[frame_numbers(len(clip.frames), self.config.num_frames)]
+            prompt = prompt.then(_media(_see(self.graph, self.all_params, pixels(chosen)), Modality.VIDEO))
+        if clip.audio is not None:
+            banks = clip_banks(clip.audio, with_frames=clip.frames is not None)
+            prompt = prompt.then(_media(_hear(self.graph, self.all_params, banks), Modality.AUDIO))
+        return prompt
 
     def encode_question(self, text: str) -> EmbeddedPrompt:
         """The question, and the start of the answer's turn.
@@ -111,25 +110,20 @@ class VideoLLaMA2Model(OverDecoder):
         Raises:
             UserError: if the question is empty.
         """
-        return self._text(first_question(self.chat, text))
+        return self.embed_text(first_question(self.chat, text))
 
-    def encode_next_question(self, answer: str, text: str) -> EmbeddedPrompt:
-        """A further question after an answer: the answer, its end, and a new turn of the user.
+    def encode_next_question(self, answer: str | Sequence[int], text: str) -> EmbeddedPrompt:
+        """A further question: the rest of an answer (its text, or its last tokens), its end, a new turn of the user.
 
         Raises:
             UserError: if the question is empty.
         """
-        return self._text(self.chat.next_question(answer, text))
+        return self.embed_text(self.chat.next_question(answer, text))
 
     def detokenize(self, tokens: list[int]) -> str:
         """Generated tokens as text."""
         return self.chat.detokenize(tokens).strip()
 
-    def _text(self, ids: list[int]) -> EmbeddedPrompt:
-        padded = np.zeros((1, bucket_length(len(ids))), np.int32)  # few lengths, few compilations
-        padded[0, : len(ids)] = ids
-        return _chunk(_embed(self.graph, self.all_params, padded)[0, : len(ids)], Modality.TEXT)
 
-
-def _chunk(embedded: Float[Array, "T D"], modality: Modality) -> EmbeddedPrompt:
-    return EmbeddedPrompt(np.asarray(embedded), np.full(len(embedded), modality, np.int32))
+def _media(embedded: Float[Array, "T D"], modality: Modality) -> EmbeddedPrompt:
+    return EmbeddedPrompt.of(embedded, np.full(len(embedded), modality, np.int32))

@@ -5,14 +5,14 @@ from acckv_jax import Modality
 from models.batching import padded
 from models.interface import EmbeddedPrompt
 
-TEXT = EmbeddedPrompt(np.arange(3), np.zeros(3, int))
+TEXT = EmbeddedPrompt.of(np.arange(3), np.zeros(3, int))
 
 
 def test_text_follows_a_prompt_with_positions():
     """Appended text and generated tokens count on from where the prompt ends, not from its highest position."""
     positions = np.array([[0, 1, 1, 9, 9, 4], [0, 1, 2, 1, 2, 4], [0, 1, 1, 2, 2, 4]])
     modality = np.array([Modality.TEXT, *[Modality.VIDEO] * 4, Modality.AUDIO])
-    prompt = EmbeddedPrompt(np.arange(6), modality, positions, delta=5 - 6)
+    prompt = EmbeddedPrompt.of(np.arange(6), modality, positions, delta=5 - 6)
     whole = prompt.then(TEXT)
     np.testing.assert_array_equal(whole.positions, np.concatenate([positions, np.tile([5, 6, 7], (3, 1))], axis=1))
     assert whole.delta == 8 - 9
@@ -33,7 +33,7 @@ def test_a_piece_is_no_prompt():
 
 
 def test_a_batch_is_of_one_kind():
-    placed = EmbeddedPrompt(np.arange(3), np.zeros(3, int), np.zeros((3, 3), int))
+    placed = EmbeddedPrompt.of(np.arange(3), np.zeros(3, int), np.zeros((3, 3), int))
     assert padded([placed, placed], 4).positions.shape == (3, 2, 4)
     with pytest.raises(ValueError, match="others have none"):
         padded([placed, TEXT], 4)
@@ -45,6 +45,6 @@ def test_counted_positions_stay_counted():
 
 
 def test_only_text_can_be_appended():
-    media = EmbeddedPrompt(np.arange(2), np.ones(2, int), np.zeros((3, 2), int))
+    media = EmbeddedPrompt.of(np.arange(2), np.ones(2, int), np.zeros((3, 2), int))
     with pytest.raises(ValueError, match="only text can be appended"):
         TEXT.then(media)

@@ -2,12 +2,15 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from acckv_jax import Modality
 from models.errors import UserError
+from models.interface import EmbeddedPrompt
 from models.qwen2_5_omni.config import ThinkerConfig, VisionConfig
+from models.qwen2_5_omni.encoders import Features, place_features
 from models.qwen2_5_omni.prompt import (
     AudioItem,
     ImageItem,
@@ -19,6 +22,7 @@ from models.qwen2_5_omni.prompt import (
     join,
 )
 from tests.models.qwen2_5_omni.prompt_oracle import Oracle
+from tests.prompts import embeddings
 
 CASES = 1000
 BASE = ThinkerConfig.omni_7b()
@@ -125,7 +129,11 @@ def test_layouts_of_a_clip() -> None:
         VIDEO,
         TEXT,
     ]
-    assert rows.row.tolist() == [0, 0, 1, 2, 3, 0, 0, 0, 1, 0, 0, 4, 5, 0]
+    text = EmbeddedPrompt.of(rows.text_ids, np.zeros(6, int))
+    pictures = [Features(jnp.arange(100, 108), np.arange(4)), Features(jnp.arange(200, 208), np.array([5, 2]))]
+    placed = place_features(text, rows, pictures, [Features(jnp.arange(300, 308), np.arange(2))])
+    seen = np.where(rows.modality == TEXT, rows.ids, [0, 100, 101, 102, 103, 0, 0, 300, 301, 0, 0, 205, 202, 0])
+    np.testing.assert_array_equal(embeddings(placed), seen)
 
 
 def test_one_slow_frame_is_split_over_chunks() -> None:

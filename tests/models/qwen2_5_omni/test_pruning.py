@@ -55,8 +55,8 @@ def run(ours, batch, second, policy):
 def conversation(ours, cases):
     chunks = [embedded(ours, case)[1] for case in cases]
     second = [
-        EmbeddedPrompt(np.array(SECOND), np.zeros(len(SECOND), int)),
-        EmbeddedPrompt(np.array(SECOND[:3]), np.zeros(3, int)),
+        EmbeddedPrompt.of(np.array(SECOND), np.zeros(len(SECOND), int)),
+        EmbeddedPrompt.of(np.array(SECOND[:3]), np.zeros(3, int)),
     ]
     return chunks, padded(chunks, LENGTH), padded(second, QUESTION)
 

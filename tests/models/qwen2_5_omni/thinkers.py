@@ -16,9 +16,9 @@ from models.hf.checkpoint import open_checkpoint
 from models.hf.load import load_params
 from models.interface import EmbeddedPrompt
 from models.layers.init import FastRngs, Params, abstract_params
-from models.over_decoder import DecoderStep
+from models.over_decoder import DecoderStep, OverDecoder
 from models.qwen2_5_omni.config import ThinkerConfig
-from models.qwen2_5_omni.encoders import embed_prompt, encode_frames, encode_sound
+from models.qwen2_5_omni.encoders import encode_frames, encode_sound, place_features
 from models.qwen2_5_omni.images import patchify
 from models.qwen2_5_omni.modeling import Thinker, thinker_tensors
 from models.qwen2_5_omni.prompt import AudioItem, ImageItem, Part, Tokens, VideoItem, expand
@@ -150,4 +150,5 @@ def embedded(ours: Ours, case: Case) -> tuple[Tokens, EmbeddedPrompt]:
     where = ours.graph, ours.params, ours.config
     video = [encode_frames(*where, frames) for frames in case.frames]
     audio = [encode_sound(*where, mel) for mel in case.mels]
-    return tokens, embed_prompt(ours.graph, ours.params, tokens, video, audio)
+    decoder = OverDecoder("tiny", ours.config.text, ours.graph, ours.params)
+    return tokens, place_features(decoder.embed_text(tokens.text_ids), tokens, video, audio)

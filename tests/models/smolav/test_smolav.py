@@ -95,7 +95,9 @@ def test_grid_pooling_averages_overlapping_cells() -> None:
 def test_audio_pooling_averages_the_remainder_alone() -> None:
     features = np.arange(14, dtype=np.float32).reshape(7, 2)
     expected = [features[:5].mean(axis=0), features[5:].mean(axis=0)]
-    np.testing.assert_allclose(pool_audio(features, 5), expected, **FP32)
+    np.testing.assert_allclose(pool_audio(features, 5, 7), expected, **FP32)
+    longer = np.concatenate([features, np.full((4, 2), np.nan, np.float32)])  # what fills the window counts for nothing
+    np.testing.assert_allclose(pool_audio(longer, 5, 7)[:2], expected, **FP32)
 
 
 def test_embedder_replaces_media_and_leaves_text() -> None:

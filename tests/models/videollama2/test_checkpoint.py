@@ -22,6 +22,7 @@ from tests.models.qwen2_5_omni.vocabulary import write_tokenizer
 from tests.models.videollama2.cases import MODEL, model_config
 from tests.models.videollama2.checkpoints import BIAS, write_checkpoint, write_config
 from tests.models.videollama2.parameters import seeded_params
+from tests.prompts import embeddings
 
 CASE = MODEL[0]
 DEMO = SMOLAV / "demo" / "demo.mp4"
@@ -126,9 +127,9 @@ def test_clip_to_prompt(model):
     np.testing.assert_array_equal(chunk.modality, kinds)
     question = model.encode_question("What plays?")
     whole = chunk.then(question)
-    assert whole.inputs.shape == (len(chunk) + len(question), 32) and np.isfinite(whole.inputs).all()
+    assert embeddings(whole).shape == (len(chunk) + len(question), 32) and np.isfinite(embeddings(whole)).all()
     seen = model.encode_media(dataclasses.replace(media, audio=None), "blocks")
-    np.testing.assert_array_equal(seen.inputs, chunk.inputs[: len(seen)])
+    np.testing.assert_array_equal(embeddings(seen), embeddings(chunk)[: len(seen)])
     heard = model.encode_media(dataclasses.replace(media, frames=None), "blocks")
     assert heard.count(Modality.VIDEO) == 0 and heard.count(Modality.AUDIO) == audio
 
@@ -149,7 +150,7 @@ def test_a_picture_is_a_video_in_which_nothing_moves(model):
     assert picture.frames.shape == (1, 20, 20, 3)
     still = dataclasses.replace(picture, frames=np.repeat(picture.frames, CASE.num_frames, axis=0))
     seen, repeated = (model.encode_media(media, "blocks") for media in (picture, still))
-    np.testing.assert_array_equal(seen.inputs, repeated.inputs)
+    np.testing.assert_array_equal(embeddings(seen), embeddings(repeated))
 
 
 def test_media_that_cannot_be_laid_out(model):

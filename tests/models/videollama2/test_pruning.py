@@ -17,6 +17,7 @@ from tests.models.conversations import EQUAL_LAYERS, FULL, MOVED, STEPS, convers
 from tests.models.hf_decoder import hf_model
 from tests.models.videollama2.cases import MODEL
 from tests.models.videollama2.test_model import inputs
+from tests.prompts import embeddings
 from tests.tiers import quick_only
 from tests.tolerances import LOGITS
 
@@ -34,9 +35,9 @@ def talks():
     audio = (case.frames // 16) * (case.bands // 16)
     counts = [case.before, config.video_tokens, audio, case.after]
     kinds = [kv.Modality.TEXT, kv.Modality.VIDEO, kv.Modality.AUDIO, kv.Modality.TEXT]
-    long = EmbeddedPrompt(embedded, np.repeat(kinds, counts))
+    long = EmbeddedPrompt.of(embedded, np.repeat(kinds, counts))
     chunks = [long, long.split(len(long) - 3)[0]]
-    second = [EmbeddedPrompt(np.array(part), np.zeros(len(part), int)) for part in (SECOND, SECOND[:3])]
+    second = [EmbeddedPrompt.of(np.array(part), np.zeros(len(part), int)) for part in (SECOND, SECOND[:3])]
     step = DecoderStep(abstract_params(lambda: Decoder(config.decoder, rngs=FastRngs(0)))[0])
     decoder = kv.Decoder(step, config.decoder.num_hidden_layers)
     return config.decoder, params["decoder"], decoder, chunks, padded(chunks, LENGTH), padded(second, QUESTION)
@@ -53,7 +54,7 @@ def test_two_questions_equal_transformers(talks):
         question = SECOND[: int(second.prompt.length[row])]
         texts = [table[answer], table[question], table[later]]
         with torch.no_grad():
-            whole = torch.from_numpy(np.concatenate([chunk.inputs, *texts])[None])
+            whole = torch.from_numpy(np.concatenate([embeddings(chunk), *texts])[None])
             logits = reference(inputs_embeds=whole).logits[0].numpy()
         start = len(chunk)
         np.testing.assert_array_equal(logits[start - 1 : start + STEPS - 1].argmax(-1), answer)
