@@ -18,7 +18,7 @@ import models
 from acckv_jax import POLICIES, CachePolicy
 from eval.answering import Answer, answer_all, answer_one
 from eval.perf.roofline import measured_bandwidth
-from eval.policies import build_policy
+from eval.policies import build_policy, parse_budget
 from eval.report import answer_tables
 from models import command
 from models.acckv_tau import TAU
@@ -56,20 +56,6 @@ class Options:
 
 
 DEFAULT_POLICY = "acckv_plus"
-
-
-def parse_budget(text: str) -> float | int:
-    """A budget as typed.
-
-    Raises:
-        UserError: if it is neither a decimal fraction nor an integer.
-    """
-    try:
-        return int(text) if text.lstrip("+-").isdigit() else float(text)
-    except ValueError as error:
-        raise UserError(
-            f"Budget {text!r} is no number; give a fraction such as 0.2, or a number of slots such as 512."
-        ) from error
 
 
 def run(options: Options, out: Console, err: Console, load: Loader = models.load) -> None:
