@@ -6,7 +6,7 @@ Without arguments it answers the bundled clip's questions with the full cache an
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,14 +14,18 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+import acckv_jax
 import models
 from acckv_jax import POLICIES, CachePolicy
-from eval.answering import Answer, answer_all, answer_one
+from acckv_jax.sampling import Sampler
+from eval.answering import Answer as MeasuredAnswer
+from eval.answering import answer_all, answer_one
 from eval.perf.roofline import measured_bandwidth
-from eval.policies import build_policy, parse_budget
+from eval.policies import build_policy, check_policies, parse_budget
 from eval.report import answer_tables
 from models import command
 from models.acckv_tau import TAU
+from models.answering import Answer, EncodedClip, answer, check_fits
 from models.errors import UserError
 from models.interface import AVModel, EmbeddedPrompt
 
@@ -51,6 +55,14 @@ class Options:
     """Longest answer."""
     compare: bool = False
     """Answer with the full cache and with every policy, and print a table."""
+    stats: bool = False
+    """Measure prefill, pruning and decoding, and print a table."""
+    temperature: float = 0.0
+    """Above 0: sample instead of taking the likeliest token."""
+    top_k: int | None = None
+    """Sample among so many likeliest tokens."""
+    seed: int = 0
+    """Of the sampler."""
     json: bool = False
     """Print one JSON object per answer, and nothing else, to standard output."""
 
@@ -75,6 +87,7 @@ def run(options: Options, out: Console, err: Console, load: Loader = models.load
     if options.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens must be at least 1, not {options.max_new_tokens}.")
     budget = parse_budget(options.budget)
+    sampler = choose_sampler(options, measured=compare or options.stats)
     choose_policies(options, budget, compare=compare)  # mistakes are told before a large model is loaded
     with progress_bar(err) as progress:
         report = reporter(progress)
@@ -82,6 +95,10 @@ def run(options: Options, out: Console, err: Console, load: Loader = models.load
         model = load(options.model, download_reporter(progress))
         policies = choose_policies(options, budget, compare=compare, tau=TAU[model.family])
         prefix = read_prefix(clip, options.layout, model, progress, report, err)
+        if not (compare or options.stats):
+            ((name, policy),) = policies.items()
+            answer_plainly(options, model, prefix, questions, (name, policy), sampler, progress, report, out)
+            return
         report("measuring memory bandwidth")
         bandwidth = measured_bandwidth()
         if len(questions) == 1 and len(policies) == 1:
@@ -95,6 +112,89 @@ def run(options: Options, out: Console, err: Console, load: Loader = models.load
             print(json.dumps(dataclasses.asdict(answer)))
     else:
         out.print(answer_tables(answers, clip.name))
+
+
+def choose_sampler(options: Options, *, measured: bool) -> Sampler:
+    """How tokens are chosen.
+
+    Raises:
+        UserError: if the options do not fit each other.
+    """
+    if not options.temperature and options.top_k is None:
+        return acckv_jax.greedy
+    if measured:
+        raise UserError("--temperature and --top-k are for plain answers; leave out --compare and --stats.")
+    try:
+        return acckv_jax.Sample(options.temperature or 1.0, options.top_k)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def answer_plainly(
+    options: Options,
+    model: AVModel,
+    prefix: EmbeddedPrompt,
+    questions: Sequence[str],
+    policy: tuple[str, CachePolicy],
+    sampler: Sampler,
+    progress: Progress,
+    report: Callable[[str], None],
+    out: Console,
+) -> None:
+    """Answers and measures nothing; several questions share the clip's prefill."""
+    name, chosen = policy
+    clip: EncodedClip | EmbeddedPrompt = EncodedClip(prefix) if len(questions) > 1 else prefix
+    for prompt in (prefix.then(model.encode_question(question)) for question in questions):
+        check_fits(model, prompt, options.max_new_tokens)
+        check_policies({name: chosen}, prompt.modality)
+
+    def show(text: str) -> None:
+        progress.stop()
+        out.print(text, end="", markup=False, highlight=False)
+
+    for question in questions:
+        report(f"answering “{question}”")
+        found = answer(
+            model,
+            clip,
+            question,
+            policy=chosen,
+            max_new_tokens=options.max_new_tokens,
+            sampler=sampler,
+            seed=options.seed,
+            stream=None if options.json else show,
+        )
+        if options.json:
+            print(json.dumps(plain_fields(found, model.name, name)))
+        else:
+            out.print("\n" + summary(found, name), style="dim", markup=False, highlight=False)
+
+
+def plain_fields(found: Answer, model: str, policy: str) -> dict[str, Any]:
+    """An answer as JSON; `--stats` adds times."""
+    return {
+        "answer": found.text,
+        "model": model,
+        "policy": policy,
+        "budget": found.policy.budget,
+        "question": found.question,
+        "tokens": found.prompt_tokens,
+        "kept": [{m: n for m, n in layer.items() if m != "generated"} for layer in found.kept],
+        "cache_bytes": found.cache_bytes.prompt,
+        "full_cache_bytes": found.full_cache_bytes,
+        "decode_room_bytes": found.cache_bytes.reserved,
+        "metadata_bytes": found.cache_bytes.metadata,
+    }
+
+
+def summary(found: Answer, policy: str) -> str:
+    """What was kept, in a line."""
+    names = ("text", "video", "audio")
+    kept = "/".join(f"{sum(layer[name] for layer in found.kept) / len(found.kept):.0f}" for name in names)
+    tokens = "/".join(str(found.prompt_tokens[name]) for name in names)
+    share = found.cache_bytes.prompt / found.full_cache_bytes
+    size = f"{found.cache_bytes.prompt / 1e6:.1f} of {found.full_cache_bytes / 1e6:.1f} MB ({share:.0%})"
+    return f"[{policy}: kept {kept} of {tokens} text/video/audio tokens, {size}]"
 
 
 def choose_policies(
@@ -125,10 +225,12 @@ def read_prefix(
     return model.encode_media(media, layout or model.layouts[0])
 
 
-def stream(pieces: Iterator[str | Answer], progress: Progress, out: Console, *, quiet: bool) -> Iterator[Answer]:
+def stream(
+    pieces: Iterator[str | MeasuredAnswer], progress: Progress, out: Console, *, quiet: bool
+) -> Iterator[MeasuredAnswer]:
     """Prints text as it is generated; passes on the answer."""
     for piece in pieces:
-        if isinstance(piece, Answer):
+        if isinstance(piece, MeasuredAnswer):
             yield piece
         elif not quiet:
             progress.stop()

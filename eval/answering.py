@@ -14,8 +14,8 @@ from acckv_jax import CachePolicy, KVCache, Modality
 from eval.perf.roofline import step_bytes
 from eval.perf.timing import fastest
 from eval.policies import check_policies
+from models.answering import check_fits, check_numbers
 from models.batching import in_bucket
-from models.errors import UserError
 from models.interface import AVModel, EmbeddedPrompt
 
 STREAM = 8
@@ -70,25 +70,6 @@ Report = Callable[[str], None]
 def timed(function: Any, **arguments: Any) -> tuple[Any, float]:
     """Runs a jitted function twice, of which the first compiles: its result, and the seconds of the second run."""
     return fastest(functools.partial(function, **arguments), 1)
-
-
-def check_fits(model: AVModel, prompt: EmbeddedPrompt, new_tokens: int) -> None:
-    """Checks a prompt against the model's context.
-
-    Raises:
-        UserError: saying how to shorten it.
-    """
-    over = len(prompt) + new_tokens - model.max_context
-    if over > 0:
-        media = len(prompt) - prompt.count(Modality.TEXT)
-        share = max(0, 100 * (media - over) // max(media, 1))
-        ways = [f"cut the clip to about {share} % of its length"] if share else []
-        if new_tokens > over:
-            ways.append(f"ask for at most {new_tokens - over} new tokens")
-        raise UserError(
-            f"The prompt has {len(prompt)} tokens and the answer up to {new_tokens}, but {model.name} reads at most "
-            f"{model.max_context}: {' or '.join(ways or ['ask a shorter question'])}."
-        )
 
 
 def answer_one(
@@ -187,7 +168,7 @@ def _generate(
     bandwidth: float,
 ) -> Iterator[str | Answer]:
     name, chosen = policy
-    _check_finite(model, logits, cache)
+    check_numbers(model, logits, cache)
     used, kept = acckv_jax.cache_bytes(cache), acckv_jax.kept_counts(cache)
     slot_bytes = sum(2 * layer.keys[:, :, :1].nbytes for layer in cache.layers)
     least = step_bytes(model.params, cache) / bandwidth
@@ -207,7 +188,7 @@ def _generate(
             params=model.params, state=state, steps=STREAM, stop_token_ids=model.stop_token_ids, **options
         )
         tokens += np.asarray(made)[0, : int(number)].tolist()
-        _check_finite(model, logits, state.cache)
+        check_numbers(model, logits, state.cache)
     rate = _tokens_per_second(model, options, logits, spare)
     yield Answer(
         answer=shown.strip(),
@@ -226,20 +207,6 @@ def _generate(
         decode_tokens_per_second=rate,
         roofline=least * rate,
     )
-
-
-def _check_finite(model: AVModel, logits: jax.Array, cache: KVCache) -> None:
-    """Checks that what the model computed are numbers.
-
-    Raises:
-        UserError: if not.
-    """
-    finite = [jnp.isfinite(logits).all(), *(layer.finite.all() for layer in cache.layers)]
-    if not np.all(finite):
-        raise UserError(
-            f"{model.name} computes values that are not finite (NaN or infinite): its weights are damaged, or too "
-            "large for their type; copy the checkpoint again."
-        )
 
 
 def _tokens_per_second(model: AVModel, options: dict[str, Any], logits: jax.Array, cache: KVCache) -> float:

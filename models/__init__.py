@@ -1,6 +1,8 @@
 """Audio-video language models, their parts, and how they are asked.
 
     model = models.load("smolav")
+    clip = models.encode(model, "clip.mp4")
+    print(models.answer(model, clip, "What is shown second?").text)
 
 What is named here is imported when it is first used: most of this package needs neither PyAV nor tokenizers.
 """
@@ -8,9 +10,11 @@ What is named here is imported when it is first used: most of this package needs
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from models.answering import Answer, EncodedClip, answer, encode
+    from models.errors import UserError
     from models.registry import load
 
-__all__ = ["load"]
+__all__ = ["Answer", "EncodedClip", "UserError", "answer", "encode", "load"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,4 +22,12 @@ def __getattr__(name: str) -> Any:
         from models.registry import load
 
         return load
+    if name == "UserError":
+        from models.errors import UserError
+
+        return UserError
+    if name in ("Answer", "EncodedClip", "answer", "encode"):
+        from models import answering
+
+        return getattr(answering, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
