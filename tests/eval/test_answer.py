@@ -31,6 +31,7 @@ FIELDS = {
     "decode_tokens_per_second",
     "roofline",
 }
+TIMES = {"prefill_seconds", "decode_tokens_per_second", "roofline"}
 
 
 @pytest.fixture(scope="session")
@@ -78,15 +79,16 @@ def test_bytes_are_what_the_budget_promises(small_model, prefix):
     assert answer.cache_bytes == round(0.2 * bucket) * slot
 
 
-def test_json_is_one_object_with_all_fields(small_model, clip, capsys):
+@pytest.mark.parametrize("stats", [False, True])
+def test_json_is_one_object_with_all_fields(stats, small_model, clip, capsys):
     run(
-        Options(clip, ("What?",), policy="acckv", budget="60", max_new_tokens=3, json=True),
+        Options(clip, ("What?",), policy="acckv", budget="60", max_new_tokens=3, json=True, stats=stats),
         Console(file=io.StringIO()),
         Console(file=io.StringIO()),
         load=lambda name, progress: small_model,
     )
     found = json.loads(capsys.readouterr().out)
-    assert set(found) >= FIELDS
+    assert set(found) >= FIELDS - (set() if stats else TIMES)
     assert found["budget"] == 60
     assert len(found["kept"]) == 2
     assert set(found["kept"][0]) == {"text", "audio", "video"}
