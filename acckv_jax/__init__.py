@@ -1,5 +1,7 @@
 """An explicit, sharded KV cache and jitted policies that prune it."""
 
+from typing import TYPE_CHECKING, Any
+
 from acckv_jax import jitted
 from acckv_jax.budget import TokenCounts, count_tokens
 from acckv_jax.cache import (
@@ -81,3 +83,14 @@ __all__ = [
     "score",
     "start_decoding",
 ]
+
+_RENAMED = {"every_n_steps": "EvictEvery(policy, steps)"}
+
+if not TYPE_CHECKING:  # else type checkers would believe that every name exists
+
+    def __getattr__(name: str) -> Any:
+        if name in _RENAMED:  # an ImportError, because `from acckv_jax import name` shows no AttributeError's words
+            raise ImportError(
+                f"acckv_jax.{name} is {_RENAMED[name]} since version 0.2; CHANGELOG.md has all new names."
+            )
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

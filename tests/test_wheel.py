@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from importlib.metadata import distribution
 from pathlib import Path
@@ -16,6 +17,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = ("acckv_jax", "mergenet_jax")
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 ISOLATED = ("-E", "-s")  # neither PYTHON* variables nor the user's site-packages
 REPORT = """
 import importlib.util, json, acckv_jax, mergenet_jax
@@ -80,9 +82,9 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_contents(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0] for name in names} == {*LIBRARIES, "acckv_jax-0.1.0.dist-info"}
+    assert {name.split("/")[0] for name in names} == {*LIBRARIES, f"acckv_jax-{VERSION}.dist-info"}
     typed = {f"{library}/py.typed" for library in LIBRARIES}
-    assert {*typed, "acckv_jax-0.1.0.dist-info/licenses/LICENSE"} <= set(names)
+    assert {*typed, f"acckv_jax-{VERSION}.dist-info/licenses/LICENSE"} <= set(names)
     sources = {p.relative_to(ROOT).as_posix() for library in LIBRARIES for p in (ROOT / library).rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == sources
 

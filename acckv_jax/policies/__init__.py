@@ -26,6 +26,10 @@ POLICIES: dict[str, Callable[..., CachePolicy]] = {
 }
 
 
+_RENAMED_OPTIONS = {"every": "evict_every"}
+"""Names of options in version 0.1."""
+
+
 def make_policy(name: str, **options: Any) -> CachePolicy:
     """A policy by name, for command lines; wrappers are written around it, such as "protected(snapkv)".
 
@@ -53,4 +57,5 @@ def make_policy(name: str, **options: Any) -> CachePolicy:
             )
         return POLICIES[name](**options)
     except TypeError as error:
-        raise ValueError(f"policy {name!r} does not take these options: {error}.") from error
+        new = [f"; {old} is {_RENAMED_OPTIONS[old]} since version 0.2" for old in options if old in _RENAMED_OPTIONS]
+        raise ValueError(f"policy {name!r} does not take these options: {error}{''.join(new)}.") from error
