@@ -24,7 +24,7 @@ from tests.acckv_jax.contract_cases import (
 )
 from tests.acckv_jax.dense import dense_logits, episode_masks, merged_slots
 from tests.tiers import quick_only
-from tests.tolerances import FP32
+from tests.tolerances import FP32, QUANTIZED
 
 prune = jax.jit(kv.prune, static_argnames=("policy", "reserved_slots"))
 
@@ -191,7 +191,8 @@ def test_rows_without_audio_or_without_video(name):
     tokens, rows, masks = episode_masks(inputs, run)
     late = merged_slots(inputs, run, tokens.shape[1], policy.log_multiplicity)
     dense = dense_logits(MODEL, params_of(), tokens, rows, tuple(masks), late)
-    np.testing.assert_allclose(run.question_logits, dense[-1], **FP32)
+    tolerance = QUANTIZED if name.startswith("quantized") else FP32  # each eviction quantises anew
+    np.testing.assert_allclose(run.question_logits, dense[-1], **tolerance)
     for layer in run.pruned.layers:
         assert (layer.valid.sum(-1) <= layer.budget[:, None]).all() and layer.finite.all()
         if hasattr(policy, "gate"):  # no gate without two modalities: the budget is used up

@@ -198,6 +198,6 @@ def test_what_does_not_fit_is_told():
 def test_the_7b_on_eight_processors():
     topology, plan, policy = planned(Options(topology="cpu:8", context=128, batch=2, steps=2, budget=0.75))
     assert isinstance(topology, Topology) and topology.memory is None and len(topology.devices) == 8
-    assert plan.layers == 28 and policy.budget == 0.75
+    assert plan.decoder.num_layers == 28 and policy.budget == 0.75
     # A quarter of the 7B decoder's 7,615,616,512 parameters, less what little is replicated.
     assert device_bytes(plan.params) == pytest.approx(7_615_616_512 * 2 / 4, rel=1e-3)

@@ -27,8 +27,8 @@ EXPECTED = np.load(GOLDEN / "videollama2_model.npz")
 SHAPES = range(0, len(MODEL), len(MODEL) // 5)  # one case of each shape
 
 
-def causal(index, q, k, v, cache):
-    return jax.nn.dot_product_attention(q, k, v, is_causal=True), cache
+def causal(index, q, k, v, cache, carry, **_):
+    return jax.nn.dot_product_attention(q, k, v, is_causal=True), cache, carry
 
 
 @functools.cache
@@ -46,7 +46,7 @@ def programs(config):
     def logits(params, embedded):
         decoder = nnx.merge(graph, params).decoder
         positions = jnp.arange(embedded.shape[1])[None]
-        hidden, _ = decoder(embedded, positions, (None,) * config.decoder.num_hidden_layers, causal)
+        hidden, *_ = decoder(embedded, positions, (None,) * config.decoder.num_hidden_layers, (), causal)
         return decoder.logits(hidden)[0]
 
     return embed, logits, shapes

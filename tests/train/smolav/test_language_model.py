@@ -18,12 +18,14 @@ SCALE = 0.7
 
 
 def _masked_attention(mask: jax.Array):
-    def attend(_: int, q: jax.Array, k: jax.Array, v: jax.Array, cache: None) -> tuple[jax.Array, None]:
+    def attend(
+        _: int, q: jax.Array, k: jax.Array, v: jax.Array, cache: None, carry: tuple, **given: jax.Array
+    ) -> tuple[jax.Array, None, tuple]:
         repeats = q.shape[2] // k.shape[2]
         k, v = jnp.repeat(k, repeats, axis=2), jnp.repeat(v, repeats, axis=2)
         scores = jnp.einsum("btnh,bsnh->bnts", q, k) * q.shape[-1] ** -0.5
         weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -1e9), axis=-1)
-        return jnp.einsum("bnts,bsnh->btnh", weights, v), cache
+        return jnp.einsum("bnts,bsnh->btnh", weights, v), cache, carry
 
     return attend
 
@@ -58,7 +60,7 @@ def test_float32_equals_the_decoder_with_merged_updates() -> None:
     hidden = _train_forward(params, lora, jnp.float32, inputs)
     decoder = nnx.merge(graph, merge_lora(params, lora, SCALE))
     attend = _masked_attention(packed_mask(jnp.asarray(inputs[2])))
-    expected, _ = decoder(jnp.asarray(inputs[0]), jnp.asarray(inputs[1]), (None, None), attend)
+    expected, *_ = decoder(jnp.asarray(inputs[0]), jnp.asarray(inputs[1]), (None, None), (), attend)
     real = inputs[2] >= 0
     np.testing.assert_allclose(np.asarray(hidden)[real], np.asarray(expected)[real], **FP32)
     frozen = language_model.freeze(params, jnp.float32)
@@ -94,7 +96,7 @@ def test_gradients_equal_those_of_the_merged_decoder() -> None:
             for i, layer in params["layers"].items()
         }
         decoder = nnx.merge(graph, params | {"layers": layers})
-        hidden, _ = decoder(x, jnp.asarray(positions), (None, None), _masked_attention(mask))
+        hidden, *_ = decoder(x, jnp.asarray(positions), (None, None), (), _masked_attention(mask))
         return jnp.sum(jnp.where(segment[..., None] >= 0, hidden * weight, 0.0))
 
     found = jax.jit(jax.grad(ours, (0, 1)))(jnp.asarray(embeddings), lora)
