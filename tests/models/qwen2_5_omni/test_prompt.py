@@ -155,7 +155,7 @@ def test_a_prompt_read_in_pieces_is_the_same_prompt() -> None:
         prompt = random_prompt(rng, BASE, in_video=True)
         whole = expand([*prompt, [7, 8, 9], [10, 11]], BASE)
         pieces = join([expand(prompt, BASE), expand([[7, 8]], BASE), expand([[9, 10, 11]], BASE)])
-        for name in ("ids", "modality", "row", "positions", "next", "delta"):
+        for name in ("ids", "modality", "positions", "next", "delta"):
             np.testing.assert_array_equal(getattr(whole, name), getattr(pieces, name))
 
 
