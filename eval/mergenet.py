@@ -31,7 +31,7 @@ from train.mergenet.command_line import DEFAULT, parse
 from train.mergenet.config import Recipe
 from train.mergenet.loop import RESULT, check_seeds, train
 from train.mergenet.task_config import TaskRecipe
-from train.mergenet.work import Run
+from train.mergenet.trainer import Run
 
 ALL = "all"
 BESIDE = ("mergenet", "plus")

@@ -1,4 +1,4 @@
-"""What can be wrong with a setup, told before anything is compiled."""
+"""Checks of a setup before anything is compiled."""
 
 from collections.abc import Mapping
 from typing import Any, get_args
@@ -60,8 +60,8 @@ def _check_transfer(transfer: Transfer, learners: Mapping[str, Any], params: Map
         raise ValueError(f"transfer {transfer.name} writes {transfer.target!r}, which is frozen; give it a learner.")
     if not transfer.pairs:
         raise ValueError(f"transfer {transfer.name} has no pairs; name at least one pair of kernels.")
-    if transfer.start_pairs and not transfer.starting:
-        raise ValueError(f"transfer {transfer.name} has start_pairs, which start='own' leaves alone; use 'source'.")
+    if transfer.init_pairs and not transfer.config.init_from_source:
+        raise ValueError(f"transfer {transfer.name} has init_pairs, which need init_from_source=True; set it.")
     for pair in transfer.pairs:
         source = paths.get(params[transfer.source], pair.source)
         target = paths.get(params[transfer.target], pair.target)
@@ -75,15 +75,15 @@ def _check_transfer(transfer: Transfer, learners: Mapping[str, Any], params: Map
         sizes = [rank if transfer.config.encoding != "dense" else size for shape in shapes for size in shape]
         head_width(min(sizes[2:]), min(sizes[:2]), transfer.config.heads)
 
-    started: list[int] = []
-    for pair in transfer.starting:
+    copied: list[int] = []
+    for pair in transfer.copied_pairs:
         source = paths.get(params[transfer.source], pair.source)
         target = paths.get(params[transfer.target], pair.target)
         _checked(source, pair.source, pair.source_layout, transfer)
         _checked(target, pair.target, pair.target_layout, transfer)
         _check_start(pair, spatial(source.shape, pair.source_layout), spatial(target.shape, pair.target_layout))
-        started.append(paths.find(params[transfer.target], pair.target))
-        if len(set(started)) < len(started):
+        copied.append(paths.find(params[transfer.target], pair.target))
+        if len(set(copied)) < len(copied):
             raise ValueError(f"{pair.target} of {transfer.target} is to start as two kernels; name it once.")
         if not _size_is_finite(source):
             raise ValueError(f"{pair.source} of {transfer.source} is not finite, so that nothing can start as it is.")
@@ -93,7 +93,7 @@ def _check_start(pair: Pair, source: tuple[int, ...], target: tuple[int, ...]) -
     if source != target:
         raise ValueError(
             f"{pair.target} cannot start as {pair.source}: height and width are {target or 1} and {source or 1}; pair "
-            "kernels of one size, or use start='own'."
+            "kernels of one size, or leave init_from_source out."
         )
 
 

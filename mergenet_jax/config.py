@@ -4,15 +4,17 @@ import dataclasses
 import math
 from typing import Any, Literal, Self, get_args, get_type_hints
 
+from mergenet_jax.renamed import renamed
+
 Encoding = Literal["dense", "factored", "svd"]
 Rule = Literal["delta", "delta_k", "exact"]
 Merge = Literal["replace", "gated"]
 Rescale = Literal["none", "row_norm", "frobenius"]
 Momentum = Literal["keep", "reset"]
 SourceMode = Literal["real", "zero", "random"]
-Start = Literal["own", "source"]
 
 
+@renamed(start="init_from_source: True for 'source', False for 'own'")
 @dataclasses.dataclass(frozen=True)
 class MergeConfig:
     """Options of one transfer (MergeNet, arXiv 2404.13322; authors' repository Fantasylii/mergenet).
@@ -37,7 +39,7 @@ class MergeConfig:
         rescale: "row_norm" gives each row of the output the norm that it had in the target, "frobenius" the whole
             matrix. (Outputs end in a LayerNorm, so that otherwise the norm jumps.)
         momentum: whether the target's optimiser forgets ("reset") what it gathered on the tensor that was overwritten.
-        start: the target's kernels begin as they are ("own"), or as the source's, see `mergenet_jax.selection`.
+        init_from_source: the target's kernels start as the source's (`mergenet_jax.selection`) instead of as they are.
         source: "zero" and "random" are controls: the adapter reads zeros, or fixed noise of the source's scale.
         cycle: T_cycle: a transfer takes place before every `cycle`-th step.
         learning_rate: of the adapter's AdamW.
@@ -58,7 +60,7 @@ class MergeConfig:
     merge: Merge = "replace"
     rescale: Rescale = "none"
     momentum: Momentum = "keep"
-    start: Start = "own"
+    init_from_source: bool = False
     source: SourceMode = "real"
     cycle: int = 2
     learning_rate: float = 1e-3
@@ -93,10 +95,8 @@ class MergeConfig:
             raise ValueError(f"inner_steps ({self.inner_steps}) cannot pass cycle ({self.cycle}); lower it.")
         if self.merge == "gated" and self.rescale != "none":
             raise ValueError(f"rescale={self.rescale!r} has no meaning for merge='gated'; leave it at 'none'.")
-        if self.start == "source" and self.encoding != "dense":
-            raise ValueError(
-                f"start='source' gives whole kernels, not those of encoding={self.encoding!r}; use 'dense'."
-            )
+        if self.init_from_source and self.encoding != "dense":
+            raise ValueError(f"init_from_source copies whole kernels, not encoding={self.encoding!r}; use 'dense'.")
 
     @classmethod
     def authors_code(cls, **changes: Any) -> Self:

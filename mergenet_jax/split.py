@@ -91,9 +91,9 @@ def make_split_step(
             kernels = jax.device_put(kernels, shardings.target.models[name].params)
             models[name] = dataclasses.replace(models[name], params=kernels)
         target = dataclasses.replace(halves.target, models=models)
-        source, told = source_step(halves.source, {name: batches[name] for name in own if name in batches})
+        source, own_metrics = source_step(halves.source, {name: batches[name] for name in own if name in batches})
         target, metrics = target_step(target, {name: batch for name, batch in batches.items() if name not in own})
-        return Halves(source, target), told | metrics
+        return Halves(source, target), own_metrics | metrics
 
     return step
 

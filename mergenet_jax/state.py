@@ -18,7 +18,7 @@ from mergenet_jax.config import MergeConfig
 from mergenet_jax.learner import Learner, ModelState
 from mergenet_jax.low_rank import decompose, draw, is_factored, materialise
 from mergenet_jax.spectral import Vectors
-from mergenet_jax.transfer import Matrices, Transfer, read, started
+from mergenet_jax.transfer import Matrices, Transfer, init_from_source, read
 from mergenet_jax.views import Layout
 
 
@@ -84,7 +84,7 @@ def init_state(
     factors, adapters, rest = jax.random.split(key, 3)
     whole = {name: params[name] for name in learners}
     for transfer in transfers:
-        whole[transfer.target] = started(transfer, params, whole[transfer.target], rest)
+        whole[transfer.target] = init_from_source(transfer, params, whole[transfer.target], rest)
     for i, transfer in enumerate(transfers):
         whole = _encoded(transfer, whole, jax.random.fold_in(factors, i))
     check_encodings(transfers, whole)

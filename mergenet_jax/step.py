@@ -1,4 +1,4 @@
-"""One step of joint training: transfer, every model's own step, and the adapters' lesson."""
+"""One step of joint training: transfer, every model's own step, and the adapter updates."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -80,8 +80,8 @@ def check_finite(metrics: Mapping[str, Any]) -> None:
     Raises:
         ValueError: naming the models and transfers.
     """
-    bad = [name for name, told in metrics.items() if not all(np.isfinite(x).all() for x in told.values())]
-    bad += [name for name, told in metrics.items() if name not in bad and "finite" in told and not told["finite"]]
+    bad = [name for name, own in metrics.items() if not all(np.isfinite(x).all() for x in own.values())]
+    bad += [name for name, own in metrics.items() if name not in bad and "finite" in own and not own["finite"]]
     if bad:
         raise ValueError(
             f"{', '.join(bad)}: values are not finite (no transfer with such values is written); lower the learning "
@@ -138,18 +138,18 @@ def _step(
     after = {name: model.params for name, model in models.items()}
     for i, transfer in enumerate(transfers):
         source = gradients if transfer.config.rule == "exact" else after
-        lesson = written(transfer, {transfer.source: before[transfer.source], transfer.target: source[transfer.target]})
+        reached = written(transfer, {transfer.source: before[transfer.source], transfer.target: source[transfer.target]})
         ago = transfer.config.inner_steps - 1
         due = (state.step % transfer.config.cycle == ago) & (state.step >= ago)
         kept, adapter = state.adapters[i].pending, adapters[i]
         params, opt_state, diagnostics = jax.lax.cond(
             due,
-            lambda *args, t=transfer, k=_key(state, i, ago): _taught(t, k, *args),
-            lambda params, opt_state, *_: (params, opt_state, _untaught()),
+            lambda *args, t=transfer, k=_key(state, i, ago): _adapter_update(t, k, *args),
+            lambda params, opt_state, *_: (params, opt_state, _no_update()),
             adapter.params,
             adapter.opt_state,
             adapter.pending,
-            lesson,
+            reached,
         )
         pending = None if kept is None else adapter.pending
         adapters[i] = dataclasses.replace(adapter, params=params, opt_state=opt_state, pending=pending)
@@ -193,8 +193,8 @@ def _transferred(
     new, after = jax.tree.map(lambda a, b: jnp.where(finite, a, b), (outs, after), (there, vectors))
     old_norm, new_norm = _norm(targets), _norm(new)
     cosine = _dot(targets, new) / jnp.maximum(old_norm * new_norm, TINY)
-    told = {"transferred": finite, "norm": new_norm / jnp.maximum(old_norm, TINY), "cosine": cosine}
-    return new, after, {name: x.astype(jnp.float32) for name, x in told.items()}
+    metrics = {"transferred": finite, "norm": new_norm / jnp.maximum(old_norm, TINY), "cosine": cosine}
+    return new, after, {name: x.astype(jnp.float32) for name, x in metrics.items()}
 
 
 def _nothing() -> dict[str, Any]:
@@ -220,37 +220,37 @@ def _learned(learner: Learner, model: ModelState, batch: Any, key: Array) -> tup
     return ModelState(params, opt_state, out.state), gradients, {"loss": value, **out.metrics}
 
 
-def _taught(
+def _adapter_update(
     transfer: Transfer,
     key: Array,
     params: Any,
     opt_state: Any,
     inputs: tuple[Matrices, Matrices, Any],
-    lesson: Matrices,
+    reached: Matrices,
 ) -> tuple[Any, Any, dict[str, Any]]:
-    """The adapters after their step.
+    """The adapters after their update.
 
     The forward pass is made again, with the same dropout: that is cheaper than to keep what it left behind, and lets
     a transfer be of any step.
     """
     config = transfer.config
     outs, back = jax.vjp(lambda p: _outputs(config, key, p, *inputs)[0], params)
-    way = jax.tree.map(jnp.subtract, outs, lesson)
+    way = jax.tree.map(jnp.subtract, outs, reached)
     # Else XLA's CPU compiler fuses what follows into the backward pass many times over.
-    (gradient,) = jax.lax.optimization_barrier(back(lesson if config.rule == "exact" else way))
+    (gradient,) = jax.lax.optimization_barrier(back(reached if config.rule == "exact" else way))
     finite = _finite(gradient)
     new = updated(adapter_optimizer(transfer), gradient, opt_state, params)
     new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, (params, opt_state))
     size = jnp.maximum(_norm(outs), TINY)
-    told = {
+    metrics = {
         "moved": 0.0 if config.rule == "exact" else _norm(way) / size,
         "gradient": _norm(gradient),
         "finite": finite,
     }
-    return *new, {name: jnp.asarray(x, jnp.float32) for name, x in told.items()}
+    return *new, {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items()}
 
 
-def _untaught() -> dict[str, Any]:
+def _no_update() -> dict[str, Any]:
     return {"moved": jnp.zeros(()), "gradient": jnp.zeros(()), "finite": jnp.ones(())}
 
 

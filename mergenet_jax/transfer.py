@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from mergenet_jax import paths
 from mergenet_jax.config import MergeConfig
 from mergenet_jax.low_rank import Factored
+from mergenet_jax.renamed import renamed
 from mergenet_jax.selection import select
 from mergenet_jax.views import Layout, to_kernel, to_matrix
 
@@ -37,6 +38,7 @@ class Pair:
     target_layout: Layout = "in_out"
 
 
+@renamed(start_pairs="init_pairs", starting="copied_pairs")
 @dataclasses.dataclass(frozen=True)
 class Transfer:
     """Knowledge that goes from one model to another, or from some layers of a model to others.
@@ -47,7 +49,7 @@ class Transfer:
         pairs: of kernels. All of them are read before any is written.
         config: options.
         optimizer: of the adapters, in place of the AdamW that `config` describes.
-        start_pairs: of kernels that begin as the source's where `config.start` is "source"; none for `pairs`.
+        init_pairs: kernels that start as the source's where `config.init_from_source` is set; none for `pairs`.
     """
 
     source: str
@@ -55,7 +57,7 @@ class Transfer:
     pairs: tuple[Pair, ...]
     config: MergeConfig = MergeConfig()
     optimizer: optax.GradientTransformation | None = None
-    start_pairs: tuple[Pair, ...] = ()
+    init_pairs: tuple[Pair, ...] = ()
 
     def __post_init__(self) -> None:
         """Checks the pairs.
@@ -63,7 +65,7 @@ class Transfer:
         Raises:
             ValueError: if they are no tuples of `Pair`.
         """
-        for name in ("pairs", "start_pairs"):
+        for name in ("pairs", "init_pairs"):
             pairs = getattr(self, name)
             if not isinstance(pairs, (tuple, list)) or not all(isinstance(pair, Pair) for pair in pairs):
                 raise ValueError(f"{name} of a transfer must be a tuple of Pair, not {pairs!r}.")
@@ -74,9 +76,9 @@ class Transfer:
         return f"{self.source}->{self.target}"
 
     @property
-    def starting(self) -> tuple[Pair, ...]:
-        """The kernels that begin as the source's."""
-        return () if self.config.start == "own" else self.start_pairs or self.pairs
+    def copied_pairs(self) -> tuple[Pair, ...]:
+        """The kernels that start as the source's."""
+        return (self.init_pairs or self.pairs) if self.config.init_from_source else ()
 
 
 def read(transfer: Transfer, params: Mapping[str, Any], key: Array) -> tuple[Matrices, Matrices]:
@@ -93,8 +95,8 @@ def read(transfer: Transfer, params: Mapping[str, Any], key: Array) -> tuple[Mat
     return [_stack(targets, group) for group in groups], [_stack(sources, group) for group in groups]
 
 
-def started(transfer: Transfer, params: Mapping[str, Any], target: Any, key: Array) -> Any:
-    """The target's parameters as they begin.
+def init_from_source(transfer: Transfer, params: Mapping[str, Any], target: Any, key: Array) -> Any:
+    """The target's parameters before training, with the kernels that start as the source's.
 
     Args:
         transfer: which.
@@ -102,12 +104,12 @@ def started(transfer: Transfer, params: Mapping[str, Any], target: Any, key: Arr
         target: the target's parameters so far.
         key: see `read`.
     """
-    if not transfer.starting:
+    if not transfer.copied_pairs:
         return target
     leaves: dict[str, Any] = {}
-    kernels = [paths.get(params[transfer.source], pair.source) for pair in transfer.starting]
-    matrices = [to_matrix(kernel, pair.source_layout) for kernel, pair in zip(kernels, transfer.starting, strict=True)]
-    for pair, theirs, seen in zip(transfer.starting, kernels, _seen(transfer, matrices, key), strict=True):
+    kernels = [paths.get(params[transfer.source], pair.source) for pair in transfer.copied_pairs]
+    matrices = [to_matrix(kernel, pair.source_layout) for kernel, pair in zip(kernels, transfer.copied_pairs, strict=True)]
+    for pair, theirs, seen in zip(transfer.copied_pairs, kernels, _seen(transfer, matrices, key), strict=True):
         ours = paths.get(target, pair.target)
         kernel = to_kernel(seen, theirs.shape, pair.source_layout)
         leaves[pair.target] = select(ours, kernel, pair.target_layout, pair.source_layout)

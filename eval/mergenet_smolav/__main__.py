@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(arguments: list[str] | None, say: Callable[[str], None]) -> None:
     options = parse(
-        Options, arguments, "python -m eval.mergenet_smolav", __doc__, prefix=PREFIX, recipe=DEFAULT, when_small=SMALL
+        Options, arguments, "python -m eval.mergenet_smolav", __doc__, prefix=PREFIX, recipe=DEFAULT, when_smoke=SMALL
     )
     results = run(Run(options.settings, options.arms, options.seeds, options.workdir, say=say))
     text = "\n".join([table(results), "", *sentences(results)])

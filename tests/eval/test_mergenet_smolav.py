@@ -30,7 +30,7 @@ from train.mergenet.config import read_recipe, recipe_names
 KERNELS = ("video/down/kernel", "audio/down/kernel")
 RECIPE = Recipe(
     pairs=tuple(Pair(kernel, kernel) for kernel in KERNELS),
-    start_pairs=tuple(Pair(f"{branch}/up/kernel", f"{branch}/up/kernel") for branch in ("video", "audio")),
+    init_pairs=tuple(Pair(f"{branch}/up/kernel", f"{branch}/up/kernel") for branch in ("video", "audio")),
     width=8,
     pictures=10,
     clips=3,
@@ -40,7 +40,7 @@ RECIPE = Recipe(
     batch_pictures=4,
     batch_sounds=8,
     merge=MergeConfig(layers=1, heads=2, cycle=2, attention_dropout=0.0, output_dropout=0.0),
-    plus=MergeConfig.plus(layers=1, heads=2, cycle=2, start="source"),
+    plus=MergeConfig.plus(layers=1, heads=2, cycle=2, init_from_source=True),
     test_pictures=20,
     test_clips=2,
     question_clips=2,
@@ -226,7 +226,7 @@ def test_seeds_that_do_not_differ_show_no_spread() -> None:
 def test_recipes_name_kernels_that_there_are(things: Materials) -> None:
     assert {"smolav_small", "smolav_branches"} <= set(recipe_names(PREFIX))
     for name in recipe_names(PREFIX):
-        for recipe in (read_recipe(name, PREFIX), read_recipe(name, PREFIX).small()):
+        for recipe in (read_recipe(name, PREFIX), read_recipe(name, PREFIX).smoke_version()):
             media = {SOURCE: SIZES, TARGET: dataclasses.replace(SIZES, projector_width=recipe.width)}
             setup = set_up(recipe, "plus", media, things.table)
             shapes = {

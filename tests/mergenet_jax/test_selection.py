@@ -50,14 +50,14 @@ LEARNERS = {"teacher": None, "student": learner()}
 GATED = mn.MergeConfig.plus(cycle=2, layers=1)
 
 
-def transfers_of(config, start_pairs=()):
+def transfers_of(config, init_pairs=()):
     pairs = (mn.Pair("head/kernel", "head/kernel"),)
-    return (mn.Transfer("teacher", "student", pairs, config, optax.sgd(10.0), start_pairs=start_pairs),)
+    return (mn.Transfer("teacher", "student", pairs, config, optax.sgd(10.0), init_pairs=init_pairs),)
 
 
-def first_state(config, start_pairs=(), **params):
+def first_state(config, init_pairs=(), **params):
     params = {"teacher": perceptron(0, 12), "student": perceptron(1, 6)} | params
-    return mn.init_state(LEARNERS, transfers_of(config, start_pairs), params, KEY)
+    return mn.init_state(LEARNERS, transfers_of(config, init_pairs), params, KEY)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def gated_step():
 def test_start_of_real_zero_and_random_sources():
     own, found = perceptron(1, 6), {}
     for source in ("real", "zero", "random"):
-        state = first_state(mn.MergeConfig(start="source", source=source, **QUICK))
+        state = first_state(mn.MergeConfig(init_from_source=True, source=source, **QUICK))
         found[source] = state.models["student"].params
         np.testing.assert_array_equal(found[source]["hidden"]["kernel"], own["hidden"]["kernel"])
     taken = perceptron(0, 12)["head"]["kernel"][::2]
@@ -81,7 +81,7 @@ def test_start_of_real_zero_and_random_sources():
 
 
 def test_other_kernels_than_those_of_the_pairs_can_start_as_the_source():
-    state = first_state(mn.MergeConfig(start="source", **QUICK), HIDDEN)
+    state = first_state(mn.MergeConfig(init_from_source=True, **QUICK), HIDDEN)
     found, own, theirs = state.models["student"].params, perceptron(1, 6), perceptron(0, 12)
     np.testing.assert_array_equal(found["head"]["kernel"], own["head"]["kernel"])
     taken = theirs["hidden"]["kernel"][:, ::2]
@@ -142,13 +142,13 @@ def test_kernels_of_different_size_cannot_start_as_each_other():
     with pytest.raises(
         ValueError, match=r"head/kernel cannot start as head/kernel: height and width are 1 and \(3, 3\)"
     ):
-        first_state(mn.MergeConfig(start="source"), teacher=wide)
+        first_state(mn.MergeConfig(init_from_source=True), teacher=wide)
     with pytest.raises(ValueError, match="start='source' gives whole kernels, not those of encoding='svd'"):
-        mn.MergeConfig(start="source", encoding="svd")
-    with pytest.raises(ValueError, match="has start_pairs, which start='own' leaves alone"):
+        mn.MergeConfig(init_from_source=True, encoding="svd")
+    with pytest.raises(ValueError, match="has init_pairs, which start='own' leaves alone"):
         first_state(mn.MergeConfig(), HIDDEN)
     with pytest.raises(ValueError, match="nothing"):
-        first_state(mn.MergeConfig(start="source"), (mn.Pair("nothing", "hidden/kernel"),))
+        first_state(mn.MergeConfig(init_from_source=True), (mn.Pair("nothing", "hidden/kernel"),))
 
 
 @pytest.mark.parametrize("value", [np.inf, np.nan, 1e30])
@@ -156,11 +156,11 @@ def test_a_source_that_is_not_finite_is_no_beginning(value):
     teacher = perceptron(0, 12)
     teacher["hidden"]["kernel"] = teacher["hidden"]["kernel"].at[0, 0].set(value)
     with pytest.raises(ValueError, match="hidden/kernel of teacher is not finite, so that nothing can start as it is"):
-        first_state(mn.MergeConfig(start="source"), HIDDEN, teacher=teacher)
+        first_state(mn.MergeConfig(init_from_source=True), HIDDEN, teacher=teacher)
     own = perceptron(1, 6)["hidden"]["kernel"]
     np.testing.assert_array_equal(select(own, teacher["hidden"]["kernel"], "in_out", "in_out"), own)
 
 
 def test_two_kernels_cannot_be_one_beginning():
     with pytest.raises(ValueError, match="hidden/kernel of student is to start as two kernels; name it once"):
-        first_state(mn.MergeConfig(start="source"), (*HIDDEN, mn.Pair("head/kernel", "hidden/kernel")))
+        first_state(mn.MergeConfig(init_from_source=True), (*HIDDEN, mn.Pair("head/kernel", "hidden/kernel")))

@@ -21,7 +21,7 @@ RECIPE = Recipe(
     self_pairs=(Pair("classifier/kernel", "blocks/15/project/conv/kernel"),),
     merge=MergeConfig.authors_code(cycle=2),
     # Kernels that mean the same in both networks: filters of pixels, and scores of the same classes.
-    plus=MergeConfig.plus(cycle=2, layers=1, start="source"),
+    plus=MergeConfig.plus(cycle=2, layers=1, init_from_source=True),
     plus_pairs=(Pair("stem/conv/kernel", "stem/conv/kernel"), Pair("classifier/kernel", "classifier/kernel")),
     adapter_constant=1,
     epochs=10,

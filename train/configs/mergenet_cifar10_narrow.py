@@ -19,7 +19,7 @@ RECIPE = dataclasses.replace(
     pairs=(Pair("classifier/kernel", "classifier/kernel"),),
     self_pairs=(),
     # Evenly spaced channels of all layers fit each other.
-    plus=MergeConfig.plus(cycle=2, layers=1, start="source"),
+    plus=MergeConfig.plus(cycle=2, layers=1, init_from_source=True),
     plus_pairs=(Pair("classifier/kernel", "classifier/kernel"),),
-    start_pairs=tuple(Pair(kernel, kernel) for kernel in KERNELS),
+    init_pairs=tuple(Pair(kernel, kernel) for kernel in KERNELS),
 )

@@ -10,7 +10,7 @@ PAIRS = (Pair("audio/down/kernel", "video/down/kernel"),)
 
 RECIPE = Recipe(
     pairs=PAIRS,
-    start_pairs=PAIRS,
+    init_pairs=PAIRS,
     merge=MergeConfig.authors_code(layers=1, cycle=4),
-    plus=MergeConfig.plus(layers=1, cycle=4, start="source"),
+    plus=MergeConfig.plus(layers=1, cycle=4, init_from_source=True),
 )

@@ -12,7 +12,7 @@ RECIPE = Recipe(
     # As in the authors' code the kernel that is written is one that a normalisation follows.
     pairs=tuple(Pair(kernel, kernel) for kernel in KERNELS if "down" in kernel),
     # Copies must hold both layers of a hidden unit.
-    start_pairs=tuple(Pair(kernel, kernel) for kernel in KERNELS),
+    init_pairs=tuple(Pair(kernel, kernel) for kernel in KERNELS),
     merge=MergeConfig.authors_code(layers=1, cycle=4),
-    plus=MergeConfig.plus(layers=1, cycle=4, start="source"),
+    plus=MergeConfig.plus(layers=1, cycle=4, init_from_source=True),
 )

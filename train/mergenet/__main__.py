@@ -23,7 +23,7 @@ from train.mergenet.command_line import DEFAULT, parse
 from train.mergenet.config import Recipe
 from train.mergenet.loop import train
 from train.mergenet.task_config import TaskRecipe
-from train.mergenet.work import Run
+from train.mergenet.trainer import Run
 
 R = TypeVar("R", Recipe, TaskRecipe)
 

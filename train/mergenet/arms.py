@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from mergenet_jax import Learner, LossOutput, MergeConfig, MergeState, Pair, Transfer, init_state, materialise
 from mergenet_jax.state import adapter_optimizer
-from mergenet_jax.transfer import started
+from mergenet_jax.transfer import init_from_source
 from models.errors import UserError
 from models.layers.init import Params
 from models.vision.classifier import Classifier
@@ -38,7 +38,7 @@ class Arm:
         transfers: whether there is a transfer.
         own: whether it goes between the target's own layers.
         shares: whether the target's kernels are overwritten with the source's, see `share`.
-        starts: whether kernels start as the source's, see `started_pairs`, without any transfer later.
+        starts: whether kernels start as the source's, see `init_pairs_of`, without any transfer later.
         distils: name of the distillation.
         controls: arms that differ from this one only in what they know of the source.
     """
@@ -152,8 +152,8 @@ def set_up(recipe: Recipe | TaskRecipe, steps: int, given: Given | None = None) 
         learners = {key: Learner(recipe.loss(model), optimizers[key]) for key, model in trained.items()}
         learners |= {SOURCE: None} if read else {}
 
-    copied = MergeConfig(start="source")
-    starting = [Transfer(*way, copied) for way in _ways(recipe, started_pairs(recipe))] if arm.starts else []
+    copied = MergeConfig(init_from_source=True)
+    starting = [Transfer(*way, copied) for way in _ways(recipe, init_pairs_of(recipe))] if arm.starts else []
 
     def start(seed: Any, given: Given | None) -> MergeState:
         root = jax.random.key(seed)
@@ -162,7 +162,7 @@ def set_up(recipe: Recipe | TaskRecipe, steps: int, given: Given | None = None) 
             fresh[SOURCE] = given
         params, stats = ({key: parts[i] for key, parts in fresh.items()} for i in range(2))
         for transfer in starting:
-            params[transfer.target] = started(transfer, params, params[transfer.target], root)
+            params[transfer.target] = init_from_source(transfer, params, params[transfer.target], root)
         if arm.distils:
             rest = stats if given is None else {TARGET: stats[TARGET], SOURCE: fresh[SOURCE]}
             whole, states = {JOINT: {key: params[key] for key in trained}}, {JOINT: rest}
@@ -178,9 +178,9 @@ def _pairs(recipe: Recipe | TaskRecipe, arm: Arm) -> tuple[Pair, ...]:
     return (recipe.plus_pairs or recipe.pairs) if arm.plus else recipe.pairs
 
 
-def started_pairs(recipe: Recipe | TaskRecipe) -> tuple[Pair, ...]:
+def init_pairs_of(recipe: Recipe | TaskRecipe) -> tuple[Pair, ...]:
     """The kernels that begin as the source's in the arms that copy any."""
-    return recipe.start_pairs or recipe.plus_pairs or recipe.pairs
+    return recipe.init_pairs or recipe.plus_pairs or recipe.pairs
 
 
 def _ways(recipe: Recipe | TaskRecipe, pairs: tuple[Pair, ...]) -> tuple[tuple[str, str, tuple[Pair, ...]], ...]:
@@ -205,14 +205,14 @@ def check_direction(recipe: Recipe | TaskRecipe, given: Any | None) -> None:
 def _transfers(recipe: Recipe | TaskRecipe, arm: Arm, steps: int, *, fresh: bool) -> tuple[Transfer, ...]:
     config = dataclasses.replace(recipe.plus if arm.plus else recipe.merge, **arm.changes)
     if fresh:  # a source that knows nothing yet is nothing to begin with
-        config = dataclasses.replace(config, start="own")
+        config = dataclasses.replace(config, init_from_source=False)
     if arm.own and not recipe.self_pairs:
         raise UserError("The recipe names no pairs of the target's own kernels; give self_pairs, or another --arm.")
-    begins = recipe.start_pairs if config.start == "source" else ()
+    begins = recipe.init_pairs if config.init_from_source else ()
     ways, starts = _ways(recipe, _pairs(recipe, arm)), _ways(recipe, begins)
     if arm.own:
         ways, starts = ((TARGET, TARGET, recipe.self_pairs),), ((TARGET, TARGET, ()),)
-    made = [Transfer(*way, config, start_pairs=start[2]) for way, start in zip(ways, starts, strict=True)]
+    made = [Transfer(*way, config, init_pairs=start[2]) for way, start in zip(ways, starts, strict=True)]
     # The adapter learns once in so many steps.
     constant, whole = ((count * steps) // config.cycle for count in (recipe.adapter_constant, recipe.epochs))
     return tuple(falling(transfer, constant, whole) for transfer in made)

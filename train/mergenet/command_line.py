@@ -20,7 +20,7 @@ def parse(
     *,
     prefix: str = PREFIX,
     recipe: str = DEFAULT,
-    when_small: Mapping[str, Any] | None = None,
+    when_smoke: Mapping[str, Any] | None = None,
 ) -> Any:
     """Reads the arguments of a command; ends the process where the parser refuses them.
 
@@ -32,7 +32,7 @@ def parse(
         description: what --help begins with.
         prefix: of the recipes' names, see `read_recipe`.
         recipe: the default one.
-        when_small: defaults of other options at the tiny size.
+        when_smoke: defaults of other options at the tiny size.
 
     Raises:
         UserError: if there is no such recipe, or a setting cannot be.
@@ -43,8 +43,8 @@ def parse(
     named, _ = first.parse_known_args(arguments)
     settings, changes = read_recipe(named.recipe, prefix), {}
     if named.smoke:
-        print(f"smoke run: the recipe at a tiny size, on {settings.SMALL_DATA}", flush=True)
-        settings, changes = settings.small(), when_small or {}
+        print(f"smoke run: the recipe at a tiny size, on {settings.SMOKE_DATA}", flush=True)
+        settings, changes = settings.smoke_version(), when_smoke or {}
         jax.config.update("jax_disable_most_optimizations", True)  # most of such a run would be spent on them
     default = options(settings=settings, recipe=named.recipe, **changes)
     kind: Any = options[type(settings)] if getattr(options, "__parameters__", ()) else options

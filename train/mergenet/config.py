@@ -109,7 +109,7 @@ class Recipe:
         merge: options of the transfer.
         plus: options of the transfer in the arms "plus".
         plus_pairs: kernels of the source and of the target in these arms; none for `pairs`.
-        start_pairs: those that begin as the source's where `plus.start` is "source", and in the arm "start"; none for
+        init_pairs: those that begin as the source's where `plus.init_from_source` is set, and in the arm "start"; none for
             `plus_pairs`.
         adapter_constant: epochs before the adapter's learning rate falls along half a cosine to 0.
         epochs: passes over the data.
@@ -127,7 +127,7 @@ class Recipe:
         check_every: steps between looks at whether the losses are finite.
     """
 
-    SMALL_DATA: ClassVar[str] = "pictures of CIFAR-10"
+    SMOKE_DATA: ClassVar[str] = "pictures of CIFAR-10"
 
     data: str
     source: ModelSpec
@@ -139,7 +139,7 @@ class Recipe:
     merge: MergeConfig = MergeConfig()
     plus: MergeConfig = MergeConfig.plus()
     plus_pairs: tuple[Pair, ...] = ()
-    start_pairs: tuple[Pair, ...] = ()
+    init_pairs: tuple[Pair, ...] = ()
     adapter_constant: int = 4
     epochs: int = 200
     batch: int = 128
@@ -202,7 +202,7 @@ class Recipe:
             direction="forward",
         )
 
-    def small(self) -> Self:
+    def smoke_version(self) -> Self:
         """The recipe for a look at whether it runs: CIFAR-10, narrow classifiers, two epochs of 8 batches of 16."""
 
         def narrow(spec: ModelSpec) -> ModelSpec:
@@ -230,7 +230,7 @@ def exchanged(recipe: Any, **changes: Any) -> Any:
     """A recipe with source and target exchanged and these changes, if it goes backward."""
     if recipe.direction != "backward":
         return recipe
-    pairs = {name: turned(getattr(recipe, name)) for name in ("pairs", "plus_pairs", "start_pairs")}
+    pairs = {name: turned(getattr(recipe, name)) for name in ("pairs", "plus_pairs", "init_pairs")}
     ends = {"source": recipe.target, "target": recipe.source, "self_pairs": (), "direction": "forward"}
     return dataclasses.replace(recipe, **ends, **pairs, **changes)
 

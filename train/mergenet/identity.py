@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from mergenet_jax import MergeConfig
 from models.hf.checkpoint import open_checkpoint
 from models.hub.package_index import sha256_of
-from train.mergenet.arms import find_arm, started_pairs
+from train.mergenet.arms import find_arm, init_pairs_of
 from train.mergenet.config import Recipe
 from train.mergenet.task_config import TaskRecipe
 
@@ -22,7 +22,7 @@ def relevant(recipe: R) -> R:
         UserError: if there is no such arm.
     """
     arm = find_arm(recipe.arm)
-    begins = arm.starts or (arm.plus and recipe.plus.start == "source")
+    begins = arm.starts or (arm.plus and recipe.plus.init_from_source)
     unread: dict[str, tuple[bool, Any]] = {
         "merge": (arm.shares or (arm.transfers and not arm.plus), MergeConfig()),
         "plus": (arm.plus, MergeConfig()),
@@ -30,7 +30,7 @@ def relevant(recipe: R) -> R:
         "pairs": ((arm.shares or arm.transfers) and not (arm.own or arm.plus), ()),
         "self_pairs": (arm.own, ()),
         "plus_pairs": (arm.plus, ()),
-        "start_pairs": (begins, ()),
+        "init_pairs": (begins, ()),
         "source": (arm.source != "absent", recipe.target),
         "source_epochs": (arm.source == "frozen", 0),
     }
@@ -38,7 +38,7 @@ def relevant(recipe: R) -> R:
         unread["dkd_warmup"] = (arm.distils == "dkd", 0)
         unread["source_pictures"] = (arm.source == "frozen", None)
         unread["source_sgd"] = (arm.source in ("used", "frozen"), recipe.target_sgd)
-    named = {"plus_pairs": recipe.plus_pairs or recipe.pairs, "start_pairs": started_pairs(recipe)}
+    named = {"plus_pairs": recipe.plus_pairs or recipe.pairs, "init_pairs": init_pairs_of(recipe)}
     whole = dataclasses.replace(recipe, **named)
     return dataclasses.replace(whole, **{name: empty for name, (read, empty) in unread.items() if not read})
 

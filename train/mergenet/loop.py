@@ -20,11 +20,11 @@ from train.mergenet.arms import SOURCE, TARGET, check_direction, find_arm
 from train.mergenet.checkpoint import check_claim, claim, restore_state, save_state
 from train.mergenet.config import Recipe
 from train.mergenet.identity import digest, relevant
-from train.mergenet.pictures import PictureWork
+from train.mergenet.pictures import PictureTrainer
 from train.mergenet.program import Best, first_best
 from train.mergenet.report import averages, columns, panels, plot
-from train.mergenet.tasks.work import TaskWork
-from train.mergenet.work import AnyRecipe, Run, Scores, Work
+from train.mergenet.tasks.trainer import TaskTrainer
+from train.mergenet.trainer import AnyRecipe, Run, Scores, Trainer
 
 RESULT = "result.json"
 
@@ -86,22 +86,22 @@ def check_seeds(seeds: Sequence[int]) -> None:
         raise UserError(f"Seeds must be from 0 to {2**31 - 1}, not {seeds}.")
 
 
-def _work(run: Run, recipe: AnyRecipe) -> Work:
+def _work(run: Run, recipe: AnyRecipe) -> Trainer:
     frozen = run.source
     if find_arm(recipe.arm).source == "frozen" and frozen is None:
         folder = run.workdir / SOURCE
         run.say(f"training the source first, in {folder}")
         train(Run(recipe.alone(), run.seeds[:1], folder, None, run.data_dir, run.say))
         frozen = folder / "export" / TARGET
-    return PictureWork(run, recipe, frozen) if isinstance(recipe, Recipe) else TaskWork(run, recipe, frozen)
+    return PictureTrainer(run, recipe, frozen) if isinstance(recipe, Recipe) else TaskTrainer(run, recipe, frozen)
 
 
-def selecting(work: Work) -> dict[str, str]:
+def selecting(work: Trainer) -> dict[str, str]:
     """By model, the metric that selects the epoch."""
     return {name: next(iter(metrics)) for name, metrics in work.metrics.items()}
 
 
-def _epoch(run: Run, work: Work, log: MetricsLog, epoch: int, state: Any, best: Best) -> tuple[Any, Best]:
+def _epoch(run: Run, work: Trainer, log: MetricsLog, epoch: int, state: Any, best: Best) -> tuple[Any, Best]:
     told, clock = [], time.perf_counter()
     for step, inputs in enumerate(work.feed(epoch)):
         state, metrics = work.step(state, *inputs)
@@ -156,7 +156,7 @@ def _line(epoch: int, epochs: int, numbers: Scores, chosen: dict[str, Any], seco
     return f"epoch {epoch}/{epochs}: " + "; ".join(models + transfers) + f"; {seconds * 1e3:.0f} ms/step"
 
 
-def _finish(run: Run, recipe: AnyRecipe, work: Work, best: Best) -> dict[str, Any]:
+def _finish(run: Run, recipe: AnyRecipe, work: Trainer, best: Best) -> dict[str, Any]:
     """Measures the test part once, with each model's best epoch, and writes the result and the models."""
     scores = work.evaluate({name: (of["params"], of["stats"]) for name, of in best.items()}, "test")
     chosen = selecting(work)

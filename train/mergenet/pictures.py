@@ -18,7 +18,7 @@ from train.mergenet.config import ModelSpec, Recipe
 from train.mergenet.data import load_pictures
 from train.mergenet.epochs import Epochs, in_order
 from train.mergenet.program import Program, make_program, per_seed
-from train.mergenet.work import Run, Scores
+from train.mergenet.trainer import Run, Scores
 
 EVALUATED = 250  # pictures at a time
 METRICS = {"top1": "top-1", "top5": "top-5"}
@@ -37,8 +37,8 @@ class _Data:
         return cls(jnp.asarray(pictures.images[:count]), jnp.asarray(pictures.labels[:count], jnp.int32))
 
 
-class PictureWork:
-    """See `train.mergenet.work.Work`."""
+class PictureTrainer:
+    """See `train.mergenet.trainer.Trainer`."""
 
     def __init__(self, run: Run, recipe: Recipe, frozen: Path | None) -> None:
         """Loads the pictures to train on and to validate with, and makes the program.

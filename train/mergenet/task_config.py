@@ -31,7 +31,7 @@ class TaskRecipe:
         merge: options of the transfer.
         plus: options of the transfer in the arms "plus".
         plus_pairs: kernels of the source and of the target in these arms; none for `pairs`.
-        start_pairs: those that begin as the source's where `plus.start` is "source", and in the arm "start"; none for
+        init_pairs: those that begin as the source's where `plus.init_from_source` is set, and in the arm "start"; none for
             `plus_pairs`.
         adapter_constant: epochs before the adapter's learning rate falls along half a cosine to 0.
         data: "tfds", or "fixtures", the few examples of this repository.
@@ -44,7 +44,7 @@ class TaskRecipe:
         check_every: steps between looks at whether the losses are finite.
     """
 
-    SMALL_DATA: ClassVar[str] = "the few texts and drawn pictures of train/mergenet/fixtures"
+    SMOKE_DATA: ClassVar[str] = "the few texts and drawn pictures of train/mergenet/fixtures"
 
     source: TaskSpec
     target: TaskSpec
@@ -55,7 +55,7 @@ class TaskRecipe:
     merge: MergeConfig = MergeConfig()
     plus: MergeConfig = MergeConfig.plus()
     plus_pairs: tuple[Pair, ...] = ()
-    start_pairs: tuple[Pair, ...] = ()
+    init_pairs: tuple[Pair, ...] = ()
     adapter_constant: int = 0
     data: Literal["tfds", "fixtures"] = "tfds"
     epochs: int = 3
@@ -102,18 +102,18 @@ class TaskRecipe:
         epochs = self.source_epochs or self.epochs
         return dataclasses.replace(self, target=self.source, epochs=epochs, arm="none", direction="forward")
 
-    def small(self) -> Self:
+    def smoke_version(self) -> Self:
         """The recipe for a look at whether it runs: tiny models from random weights, six epochs of the fixtures."""
         return dataclasses.replace(
             self,
-            source=self.source.small(),
-            target=self.target.small(),
+            source=self.source.smoke_version(),
+            target=self.target.smoke_version(),
             pairs=tuple(_shallow(pair) for pair in self.pairs),
             self_pairs=tuple(_shallow(pair) for pair in self.self_pairs),
             merge=_light(self.merge),
             plus=_light(self.plus),
             plus_pairs=tuple(_shallow(pair) for pair in self.plus_pairs),
-            start_pairs=tuple(_shallow(pair) for pair in self.start_pairs),
+            init_pairs=tuple(_shallow(pair) for pair in self.init_pairs),
             data="fixtures",
             epochs=6,
             source_epochs=2,

@@ -153,7 +153,7 @@ def test_direct_sharing_copies_the_common_rows_and_columns() -> None:
 @pytest.mark.parametrize("arm", ["start", "plus_frozen", "plus_zero", "plus"])
 def test_what_begins_as_the_source(arm: str, given: Any) -> None:
     head = (Pair("classifier/kernel", "classifier/kernel"),)
-    recipe = tiny.recipe(arm=arm, plus=MergeConfig.plus(layers=1, start="source"), start_pairs=head)
+    recipe = tiny.recipe(arm=arm, plus=MergeConfig.plus(layers=1, init_from_source=True), init_pairs=head)
     known = given if arm in ("start", "plus_frozen") else None
     found, own = (
         set_up(r, STEPS, g).start(0, g).models[TARGET].params
@@ -209,6 +209,6 @@ def test_what_cannot_be(changes: Any, said: str) -> None:
 @pytest.mark.parametrize("smoke", [True, pytest.param(False, marks=pytest.mark.complete)], ids=["smoke", "whole"])
 def test_all_recipes_can_be_set_up(smoke: bool) -> None:
     for name in recipe_names():
-        recipe = read_recipe(name).small() if smoke else read_recipe(name)
+        recipe = read_recipe(name).smoke_version() if smoke else read_recipe(name)
         if ARMS[recipe.arm].source != "frozen":
             jax.eval_shape(lambda seed, recipe=recipe: set_up(recipe, 8).start(seed, None), 0)

@@ -21,7 +21,7 @@ CHANGES: dict[str, Any] = {
     "pairs": PAIR,
     "self_pairs": PAIR,
     "plus_pairs": PAIR,
-    "start_pairs": PAIR,
+    "init_pairs": PAIR,
     "adapter_constant": 3,
     "dkd_warmup": 7,
 }
@@ -33,9 +33,9 @@ READS = {
     "zero": {"merge", "pairs", "adapter_constant"},
     "self": {"merge", "self_pairs", "adapter_constant"},
     "direct": {"merge", "pairs"},
-    "start": {"start_pairs"},
-    "plus": {"plus", "plus_pairs", "start_pairs", "adapter_constant"},
-    "plus_frozen": {"plus", "plus_pairs", "start_pairs", "adapter_constant"},
+    "start": {"init_pairs"},
+    "plus": {"plus", "plus_pairs", "init_pairs", "adapter_constant"},
+    "plus_frozen": {"plus", "plus_pairs", "init_pairs", "adapter_constant"},
 }
 SOURCES = {
     "source": ("zero", "mergenet", "frozen", "kd"),

@@ -28,7 +28,7 @@ from train.mergenet.tasks.interface import Data
 from train.mergenet.tasks.pictures import load_vision
 from train.mergenet.tasks.registry import make_task
 from train.mergenet.tasks.spec import ENCODERS, TOWERS, AdamW, TaskSpec
-from train.mergenet.tasks.work import TaskWork
+from train.mergenet.tasks.trainer import TaskTrainer
 
 SIZES: dict[str, Any] = {"num_hidden_layers": 1, "vocab_size": 400, "hidden_size": 32, "max_position_embeddings": 72}
 SIZES |= {"initializer_range": 0.1, "hidden_dropout_prob": 0.0}
@@ -112,7 +112,7 @@ def test_a_resumed_run_is_the_same(run: Any, tmp_path: Path) -> None:
     """The source's epochs end within the target's, so that its batches must continue where they were."""
     whole, result, _ = run
     resumed, said = tmp_path / "resumed", []
-    work = TaskWork(Run(direct(), (0,), tmp_path, say=said.append), direct(), None)
+    work = TaskTrainer(Run(direct(), (0,), tmp_path, say=said.append), direct(), None)
     assert work.steps == 4 and work._orders(SOURCE)[0].steps == 3
     shutil.copytree(whole, resumed)
     (resumed / "result.json").unlink()
@@ -173,7 +173,7 @@ def test_every_arm_but_distillation_can_be_set_up(arm: str, source: str, target:
 
 def test_a_step_between_tasks_with_pictures(tmp_path: Path) -> None:
     small = recipe("retrieval", "vqa")
-    work = TaskWork(Run(small, (0,), tmp_path, say=lambda line: None), small, None)
+    work = TaskTrainer(Run(small, (0,), tmp_path, say=lambda line: None), small, None)
     (batches,) = next(iter(work.feed(0)))
     assert batches[TARGET]["pictures"].shape == (8, 24, 24, 3) and batches[SOURCE]["tokens"].shape == (8, 5, 24)
     state = jax.eval_shape(lambda: work.setup.start(0, None))
@@ -183,8 +183,8 @@ def test_a_step_between_tasks_with_pictures(tmp_path: Path) -> None:
 
 
 def test_seeds_see_batches_of_their_own(tmp_path: Path) -> None:
-    work = TaskWork(Run(recipe(), (0, 3), tmp_path, say=lambda line: None), recipe(), None)
-    alone = TaskWork(Run(recipe(), (3,), tmp_path, say=lambda line: None), recipe(), None)
+    work = TaskTrainer(Run(recipe(), (0, 3), tmp_path, say=lambda line: None), recipe(), None)
+    alone = TaskTrainer(Run(recipe(), (3,), tmp_path, say=lambda line: None), recipe(), None)
     for (both,), (one,) in zip(work.feed(2), alone.feed(2), strict=True):
         jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[1], b), both, one)
         assert any((both[TARGET]["tokens"][0] != both[TARGET]["tokens"][1]).ravel())
@@ -216,7 +216,7 @@ def test_models_start_from_weights(run: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="vision tower in .* not SiglipConfig"):
         load_vision(tmp_path, TOWERS["siglip_tiny"])
     small = dataclasses.replace(recipe(arm="none"), target=spec("reviews", weights=exported))
-    work = TaskWork(Run(small, (0,), tmp_path, say=lambda line: None), small, None)
+    work = TaskTrainer(Run(small, (0,), tmp_path, say=lambda line: None), small, None)
     started = work.weights(work.start((0,)))[TARGET][0]
     jax.tree.map(np.testing.assert_array_equal, started["encoder"], params["encoder"])
 

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from mergenet_jax import Learner, LossOutput, MergeConfig, MergeState, Transfer, init_state, train_step
-from mergenet_jax.transfer import started
+from mergenet_jax.transfer import init_from_source
 from models.layers.init import Params, abstract_params
 from models.smolav.config import SmolAVConfig
 from models.smolav.modeling import MediaEmbedder
@@ -66,16 +66,16 @@ def set_up(recipe: Recipe, name: str, sizes: dict[str, SmolAVConfig], table: Flo
     if arm.source != "absent":
         learners[SOURCE] = learner(SOURCE, recipe.source_rate) if learns(name) else None
     config = dataclasses.replace(recipe.plus if arm.plus else recipe.merge, **arm.changes)
-    begins = recipe.start_pairs if config.start == "source" else ()
-    transfer = Transfer(SOURCE, TARGET, recipe.pairs, config, start_pairs=begins)
+    begins = recipe.init_pairs if config.init_from_source else ()
+    transfer = Transfer(SOURCE, TARGET, recipe.pairs, config, init_pairs=begins)
     transfers = (falling(transfer, 0, -(-recipe.steps // config.cycle)),) if arm.transfers else ()
-    ways = ((SOURCE, TARGET, recipe.start_pairs),) if arm.shares else ()
-    copied = Transfer(SOURCE, TARGET, recipe.start_pairs, MergeConfig(start="source"))
+    ways = ((SOURCE, TARGET, recipe.init_pairs),) if arm.shares else ()
+    copied = Transfer(SOURCE, TARGET, recipe.init_pairs, MergeConfig(init_from_source=True))
 
     def start(seed: Any, target: Params, source: Params) -> MergeState:
         params, root = {TARGET: target, SOURCE: source}, jax.random.key(seed)
         if arm.starts:
-            params[TARGET] = started(copied, params, target, root)
+            params[TARGET] = init_from_source(copied, params, target, root)
         return init_state(learners, transfers, {key: params[key] for key in learners}, root)
 
     train = train_step(learners, transfers)

@@ -20,7 +20,7 @@ class Recipe:
 
     Attributes:
         pairs: kernels of the source's media embedder that are read, and of the target's that are written.
-        start_pairs: kernels that begin as the source's in the arms "start" and "plus", and that "direct" copies.
+        init_pairs: kernels that begin as the source's in the arms "start" and "plus", and that "direct" copies.
         width: hidden width of the target's projectors.
         pictures: training pictures of the target, other ones for every seed.
         clips: clips whose sounds it is trained on, likewise.
@@ -39,10 +39,10 @@ class Recipe:
         question_seconds: longest of these clips.
     """
 
-    SMALL_DATA: ClassVar[str] = "a few pictures and clips"
+    SMOKE_DATA: ClassVar[str] = "a few pictures and clips"
 
     pairs: tuple[Pair, ...]
-    start_pairs: tuple[Pair, ...]
+    init_pairs: tuple[Pair, ...]
     width: int = 64
     pictures: int = 300
     clips: int = 60
@@ -74,7 +74,7 @@ class Recipe:
                     f"{own} ({getattr(self, own)}) are drawn from {all_} ({getattr(self, all_)}); raise the latter."
                 )
 
-    def small(self) -> Self:
+    def smoke_version(self) -> Self:
         """The recipe for a look at whether it runs."""
         return dataclasses.replace(
             self,

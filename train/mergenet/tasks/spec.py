@@ -117,7 +117,7 @@ class TaskSpec:
         """Whether the task has pictures."""
         return self.task in ("vqa", "retrieval")
 
-    def small(self) -> "TaskSpec":
+    def smoke_version(self) -> "TaskSpec":
         """The task with a tiny model from random weights, short rows and few classes."""
         return dataclasses.replace(
             self,

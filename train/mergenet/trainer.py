@@ -36,7 +36,7 @@ class Run:
     say: Callable[[str], None] = print
 
 
-class Work(Protocol):
+class Trainer(Protocol):
     """The models of a run, made ready with their data. With several seeds all arrays lead with an axis of seeds."""
 
     @property

@@ -16,13 +16,13 @@ from train.mergenet.task_config import TaskRecipe
 from train.mergenet.tasks.interface import Data, Examples, Split
 from train.mergenet.tasks.registry import make_task
 from train.mergenet.tasks.spec import TaskSpec
-from train.mergenet.work import Run, Scores
+from train.mergenet.trainer import Run, Scores
 
 EVALUATED = 64  # rows at a time
 
 
-class TaskWork:
-    """See `train.mergenet.work.Work`. An epoch is one of the target's data."""
+class TaskTrainer:
+    """See `train.mergenet.trainer.Trainer`. An epoch is one of the target's data."""
 
     def __init__(self, run: Run, recipe: TaskRecipe, frozen: Path | None) -> None:
         """Opens the examples of the models that are trained, and makes the program.
