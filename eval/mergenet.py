@@ -70,20 +70,20 @@ WIDE = 140
 """Columns of a table that goes into a file."""
 
 
-def run_arms(options: Options, say: Callable[[str], None]) -> None:
+def run_arms(options: Options, log: Callable[[str], None]) -> None:
     """Trains what is not finished.
 
     Raises:
         UserError: see `train.mergenet.loop.train`.
     """
     recipe, source = options.settings, options.workdir / SOURCE
-    train(Run(recipe.directed().alone(), (0,), source, None, options.data_dir, say))
+    train(Run(recipe.directed().alone(), (0,), source, None, options.data_dir, log))
     for seed in options.seeds:
         for arm in options.arms:
             given = source / "export" / TARGET if reads_frozen(arm) else None
             own = dataclasses.replace(recipe, arm=arm)
-            say(f"{arm}, seed {seed}")
-            train(Run(own, (seed,), folder(options.workdir, arm, seed), given, options.data_dir, say))
+            log(f"{arm}, seed {seed}")
+            train(Run(own, (seed,), folder(options.workdir, arm, seed), given, options.data_dir, log))
             jax.clear_caches()  # each run compiles programs of its own
             gc.collect()
 
@@ -110,7 +110,7 @@ def results(options: Options) -> dict:
     source = read_object(options.workdir / SOURCE / RESULT)["seeds"]["0"][TARGET]
     own = found[options.arms[0]][options.seeds[0]]
     metric = next(key for key in own if key.startswith("validation_")).removeprefix("validation_")
-    told = {
+    about = {
         "recipe": options.recipe,
         "smoke": options.smoke,
         "metric": metric,
@@ -118,7 +118,7 @@ def results(options: Options) -> dict:
         "source": source,
         "arms": found,
     }
-    return told | summary(found, f"{options.split}_{metric}")
+    return about | summary(found, f"{options.split}_{metric}")
 
 
 def _measured(path: Path) -> dict:
@@ -153,11 +153,11 @@ def _main(options: Options) -> None:
     if options.out is not None:
         command.check_output(options.out.with_suffix(".json"))
     run_arms(options, functools.partial(print, flush=True))
-    told = results(options)
-    Console(width=None if sys.stdout.isatty() else WIDE).print(table(told))
+    found = results(options)
+    Console(width=None if sys.stdout.isatty() else WIDE).print(table(found))
     if options.out is not None:
-        options.out.with_suffix(".json").write_text(json.dumps(told, indent=1, allow_nan=False) + "\n")
-        draw(told, options.out.with_suffix(".png"))
+        options.out.with_suffix(".json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+        draw(found, options.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

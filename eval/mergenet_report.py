@@ -47,25 +47,25 @@ def _number(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def table(told: Mapping[str, Any]) -> Group:
+def table(results: Mapping[str, Any]) -> Group:
     """Every arm's metric, and its differences."""
-    others = list(dict.fromkeys(_column(d) for d in told["differences"]))
+    others = list(dict.fromkeys(_column(d) for d in results["differences"]))
     columns = sorted(others, key=lambda name: name == f"- {RIVAL}")
-    title = f"{told['recipe']}: {told['split']} {told['metric']} in %, 95 % t intervals"
+    title = f"{results['recipe']}: {results['split']} {results['metric']} in %, 95 % t intervals"
     made = Table(title=title, title_justify="left", pad_edge=False)
     made.add_column("arm", no_wrap=True)
-    for name in ("n", told["metric"], *columns, "ms/step"):
+    for name in ("n", results["metric"], *columns, "ms/step"):
         made.add_column(name, justify="right", no_wrap=True)
-    for arm, mean in told["means"].items():
-        own = {_column(d): d for d in told["differences"] if d["arm"] == arm}
+    for arm, mean in results["means"].items():
+        own = {_column(d): d for d in results["differences"] if d["arm"] == arm}
         cells = [_interval(own[name], sign=True) if name in own else "" for name in columns]
-        seconds = np.median([s for seed in told["arms"][arm].values() for s in seed["seconds"]])
+        seconds = np.median([s for seed in results["arms"][arm].values() for s in seed["seconds"]])
         made.add_row(arm, str(mean["n"]), _interval(mean), *cells, f"{1e3 * seconds:.0f}")
     note = (
         "Over seeds of the target, for this source and these test data; * the interval excludes 0, without correction "
     )
     note += "for the number of comparisons."
-    found = [d["detectable"] for d in told["differences"] if d["detectable"] is not None]
+    found = [d["detectable"] for d in results["differences"] if d["detectable"] is not None]
     if found:
         note += f" Of five true differences of {max(found):.1f} points or more, any comparison would show four; the "
         note += f"middle one of {np.median(found):.1f} points."
@@ -82,23 +82,25 @@ def _interval(interval: Mapping[str, Any], *, sign: bool = False) -> str:
     return f"{interval['mean']:{'+' if sign else ''}.2f} ± {spread}{star}"
 
 
-def draw(told: Mapping[str, Any], picture: Path) -> None:
+def draw(results: Mapping[str, Any], picture: Path) -> None:
     """Draws the arms' metric, differences to placebos and to the first arm, and the transfers over the epochs."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 8), layout="constrained")
     (left, right), (norm, cosine) = figure.subplots(2, 2)
-    arms = list(told["arms"])
+    arms = list(results["arms"])
     for i, arm in enumerate(arms):
-        values = [100 * seed[f"{told['split']}_{told['metric']}"] for seed in told["arms"][arm].values()]
+        values = [100 * seed[f"{results['split']}_{results['metric']}"] for seed in results["arms"][arm].values()]
         left.plot(values, [i] * len(values), "o", ms=3, color="C0", alpha=0.5)
-        left.errorbar(told["means"][arm]["mean"], i, xerr=told["means"][arm]["half_width"], fmt="D", ms=4, color="C1")
+        left.errorbar(
+            results["means"][arm]["mean"], i, xerr=results["means"][arm]["half_width"], fmt="D", ms=4, color="C1"
+        )
     left.set(
         yticks=range(len(arms)),
         yticklabels=arms,
-        xlabel=f"{told['split']} {told['metric']}, % (a dot per seed; mean, 95 %)",
+        xlabel=f"{results['split']} {results['metric']}, % (a dot per seed; mean, 95 %)",
     )
-    rows = [d for d in told["differences"] if d["other"] != RIVAL]
+    rows = [d for d in results["differences"] if d["other"] != RIVAL]
     for i, d in enumerate(rows):
         colour = "C2" if d["excludes_zero"] else "C7"
         right.errorbar(d["mean"], i, xerr=d["half_width"], fmt="D", ms=4, color=colour)
@@ -107,7 +109,7 @@ def draw(told: Mapping[str, Any], picture: Path) -> None:
     right.axvline(0, color="black", lw=0.8)
     for axis, key, label in ((norm, "norm", "norm: written / there"), (cosine, "cosine", "cosine: written, there")):
         for arm in arms:
-            curves = [seed[key] for seed in told["arms"][arm].values()]
+            curves = [seed[key] for seed in results["arms"][arm].values()]
             if curves[0]:
                 axis.plot(range(1, len(curves[0]) + 1), np.mean(curves, 0), "o-", ms=3, label=arm)
         axis.set(xlabel="epoch", ylabel=label)

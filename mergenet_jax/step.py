@@ -138,7 +138,9 @@ def _step(
     after = {name: model.params for name, model in models.items()}
     for i, transfer in enumerate(transfers):
         source = gradients if transfer.config.rule == "exact" else after
-        reached = written(transfer, {transfer.source: before[transfer.source], transfer.target: source[transfer.target]})
+        reached = written(
+            transfer, {transfer.source: before[transfer.source], transfer.target: source[transfer.target]}
+        )
         ago = transfer.config.inner_steps - 1
         due = (state.step % transfer.config.cycle == ago) & (state.step >= ago)
         kept, adapter = state.adapters[i].pending, adapters[i]

@@ -108,7 +108,9 @@ def init_from_source(transfer: Transfer, params: Mapping[str, Any], target: Any,
         return target
     leaves: dict[str, Any] = {}
     kernels = [paths.get(params[transfer.source], pair.source) for pair in transfer.copied_pairs]
-    matrices = [to_matrix(kernel, pair.source_layout) for kernel, pair in zip(kernels, transfer.copied_pairs, strict=True)]
+    matrices = [
+        to_matrix(kernel, pair.source_layout) for kernel, pair in zip(kernels, transfer.copied_pairs, strict=True)
+    ]
     for pair, theirs, seen in zip(transfer.copied_pairs, kernels, _seen(transfer, matrices, key), strict=True):
         ours = paths.get(target, pair.target)
         kernel = to_kernel(seen, theirs.shape, pair.source_layout)

@@ -51,15 +51,15 @@ def main(arguments: list[str] | None = None) -> int:
     return command.run(lambda: _main(arguments, functools.partial(print, flush=True)))
 
 
-def _main(arguments: list[str] | None, say: Callable[[str], None]) -> None:
+def _main(arguments: list[str] | None, log: Callable[[str], None]) -> None:
     options = parse(
         Options, arguments, "python -m eval.mergenet_smolav", __doc__, prefix=PREFIX, recipe=DEFAULT, when_smoke=SMALL
     )
-    results = run(Run(options.settings, options.arms, options.seeds, options.workdir, say=say))
+    results = run(Run(options.settings, options.arms, options.seeds, options.workdir, log=log))
     text = "\n".join([table(results), "", *sentences(results)])
     (options.workdir / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (options.workdir / "results.md").write_text(text + "\n")
-    say(text)
+    log(text)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ class Run:
         seeds: of every arm.
         workdir: where the results lie: ARM/seedN.json.
         load: makes the materials; called only where something is left to do.
-        say: prints a line.
+        log: prints a line.
     """
 
     recipe: Recipe
@@ -48,7 +48,7 @@ class Run:
     seeds: tuple[int, ...]
     workdir: Path
     load: Callable[[Recipe], Materials] = Materials.load
-    say: Callable[[str], None] = print
+    log: Callable[[str], None] = print
 
 
 def run(wanted: Run) -> dict[str, dict[int, dict[str, Any]]]:
@@ -70,7 +70,7 @@ def run(wanted: Run) -> dict[str, dict[int, dict[str, Any]]]:
     left = [(arm, seed) for arm in wanted.arms for seed in wanted.seeds if not _path(wanted, arm, seed).is_file()]
     done = len(wanted.arms) * len(wanted.seeds) - len(left)
     if done:
-        wanted.say(f"{done} of {done + len(left)} are there already")
+        wanted.log(f"{done} of {done + len(left)} are there already")
     if left:
         materials = wanted.load(wanted.recipe)
         setups = {arm: _set_up(materials, arm) for arm in dict(left)}
@@ -109,7 +109,7 @@ def _make(wanted: Run, materials: Materials, setups: dict[str, Setup], left: Seq
         found = _one(materials, setups[arm], everything, seed)
         _write(_path(wanted, arm, seed), {"arm": arm, "seed": seed, **found})
         shares = ", ".join(f"{name} {found['right'][name]:.3f}" for name in ("pictures", "sounds", "questions"))
-        wanted.say(f"{arm} seed {seed}: right {shares}; {found['seconds']:.0f} s of training")
+        wanted.log(f"{arm} seed {seed}: right {shares}; {found['seconds']:.0f} s of training")
 
 
 def _set_up(materials: Materials, arm: str) -> Setup:
@@ -138,15 +138,15 @@ def _one(materials: Materials, setup: Setup, everything: Examples, seed: int) ->
     # Random numbers of many shapes take XLA long to optimise, and are drawn once.
     start = jax.jit(setup.start, compiler_options={"xla_backend_optimization_level": 0})
     state = start(jnp.uint32(seed), own.initial_media(materials.target, seed), materials.trained["media"])
-    told, clock = [], time.perf_counter()
+    measured, clock = [], time.perf_counter()
     for _ in range(recipe.steps):
         batches = {
             name: examples[name].draw(orders[name], recipe.batch_pictures, recipe.batch_sounds) for name in learning
         }
         state, metrics = setup.step(state, batches)
-        told.append(metrics)
-    told = jax.device_get(told)
-    for step, metrics in enumerate(told):
+        measured.append(metrics)
+    measured = jax.device_get(measured)
+    for step, metrics in enumerate(measured):
         try:
             check_finite(metrics)
         except ValueError as problem:
@@ -154,14 +154,14 @@ def _one(materials: Materials, setup: Setup, everything: Examples, seed: int) ->
     seconds = time.perf_counter() - clock
     right = materials.measure(export(state, TARGET))
     asked = right.pop("asked")
-    last = told[-min(20, len(told)) :]
+    last = measured[-min(20, len(measured)) :]
     return {
         "right": right,
         "asked": asked,
         "loss": {name: float(np.mean([metrics[name]["loss"] for metrics in last])) for name in learning},
         "transfers": {
             name: {key: float(value) for key, value in values.items()}
-            for name, values in averages(told).items()
+            for name, values in averages(measured).items()
             if "transfers" in values
         },
         "seconds": round(seconds, 2),

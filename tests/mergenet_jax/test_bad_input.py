@@ -119,3 +119,12 @@ def test_a_leaf_that_is_factored_otherwise():
 def test_export_of_an_unknown_model():
     with pytest.raises(ValueError, match="there is no model 'x'; models are student, teacher"):
         mn.export(setup(), "x")
+
+
+def test_old_names_answer_with_a_sentence():
+    with pytest.raises(ValueError, match="start of MergeConfig is now init_from_source: True for 'source', False for"):
+        mn.MergeConfig.plus(start="source")
+    with pytest.raises(ValueError, match="start_pairs of Transfer is now init_pairs"):
+        mn.Transfer("teacher", "student", (HEADS,), start_pairs=(HIDDEN,))
+    with pytest.raises(AttributeError, match="starting of Transfer is now copied_pairs"):
+        mn.Transfer("teacher", "student", (HEADS,)).starting  # noqa: B018

@@ -133,7 +133,6 @@ def test_a_gated_residual_is_renewed_and_never_piles_up(gated_step):
         after, _, _ = step_alone(params, model.opt_state, batch(number))
         np.testing.assert_allclose(state.models["student"].params["head"]["kernel"], after["head"]["kernel"], **FP32)
         base = np.asarray(after["head"]["kernel"]) - np.asarray(state.adapters[0].residual[0][0].T)
-    print(np.abs(state.adapters[0].residual[0]).max())
     assert np.abs(state.adapters[0].residual[0]).max() > 0.01
 
 
@@ -143,7 +142,7 @@ def test_kernels_of_different_size_cannot_start_as_each_other():
         ValueError, match=r"head/kernel cannot start as head/kernel: height and width are 1 and \(3, 3\)"
     ):
         first_state(mn.MergeConfig(init_from_source=True), teacher=wide)
-    with pytest.raises(ValueError, match="start='source' gives whole kernels, not those of encoding='svd'"):
+    with pytest.raises(ValueError, match="init_from_source copies whole kernels, not encoding='svd'"):
         mn.MergeConfig(init_from_source=True, encoding="svd")
     with pytest.raises(ValueError, match="has init_pairs, which start='own' leaves alone"):
         first_state(mn.MergeConfig(), HIDDEN)

@@ -55,11 +55,11 @@ def main(arguments: list[str] | None = None) -> int:
     return command.run(lambda: _main(arguments, functools.partial(print, flush=True)))
 
 
-def _main(arguments: list[str] | None, say: Callable[[str], None]) -> None:
+def _main(arguments: list[str] | None, log: Callable[[str], None]) -> None:
     options = parse(Options, arguments, "python -m train.mergenet", __doc__)
     if options.stop_at is not None and options.stop_at < 1:
         raise UserError(f"--stop-at must be at least 1 epoch, not {options.stop_at}.")
-    run = Run(options.settings, options.seeds, options.workdir, options.source_checkpoint, options.data_dir, say)
+    run = Run(options.settings, options.seeds, options.workdir, options.source_checkpoint, options.data_dir, log)
     train(run, options.stop_at)
 
 

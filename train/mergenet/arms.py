@@ -111,7 +111,7 @@ class Setup:
         found = {name: state.models[name] for name in self.trained}
         return {name: (materialise(model.params), model.state) for name, model in found.items()}
 
-    def told(self, metrics: Mapping[str, Any]) -> dict[str, dict[str, Array]]:
+    def by_name(self, metrics: Mapping[str, Any]) -> dict[str, dict[str, Array]]:
         """Metrics of a step by model and transfer."""
         rest = {name: values for name, values in metrics.items() if name != JOINT}
         if JOINT in metrics:
@@ -225,8 +225,8 @@ def falling(transfer: Transfer, constant: int, whole: int) -> Transfer:
 
     Args:
         transfer: which.
-        constant: lessons of the adapter before its rate falls.
-        whole: all its lessons.
+        constant: updates of the adapter before its rate falls.
+        whole: all its updates.
     """
     shape = optax.join_schedules(
         [optax.constant_schedule(1.0), optax.cosine_decay_schedule(1.0, max(whole - constant, 1))], [constant]
@@ -246,18 +246,18 @@ def joint_loss(classifiers: Mapping[str, Classifier], distillation: Distillation
     def loss(params: Params, state: Params, batch: Any, key: Array) -> tuple[Array, LossOutput]:
         del key
         images, labels = batch["images"], batch["labels"]
-        after, told = dict(state), {}
+        after, found = dict(state), {}
         if frozen:
             teacher, _ = source.apply(state[SOURCE][0], state[SOURCE][1], images, train=False)
             total = jnp.zeros(())
         else:
             teacher, after[SOURCE] = source.apply(params[SOURCE], state[SOURCE], images, train=True)
             total = cross_entropy(teacher.logits, labels)
-            told[SOURCE] = {"loss": total, "top1": right(teacher, batch)}
+            found[SOURCE] = {"loss": total, "top1": right(teacher, batch)}
         student, after[TARGET] = target.apply(params[TARGET], state[TARGET], images, train=True)
         own = distillation(student, teacher, labels, batch["epoch"])
-        told[TARGET] = {"loss": own, "top1": right(student, batch)}
-        return total + own, LossOutput(after, told)
+        found[TARGET] = {"loss": own, "top1": right(student, batch)}
+        return total + own, LossOutput(after, found)
 
     return loss
 

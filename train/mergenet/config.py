@@ -109,7 +109,7 @@ class Recipe:
         merge: options of the transfer.
         plus: options of the transfer in the arms "plus".
         plus_pairs: kernels of the source and of the target in these arms; none for `pairs`.
-        init_pairs: those that begin as the source's where `plus.init_from_source` is set, and in the arm "start"; none for
+        init_pairs: those that start as the source's with `plus.init_from_source`, and in the arm "start"; none for
             `plus_pairs`.
         adapter_constant: epochs before the adapter's learning rate falls along half a cosine to 0.
         epochs: passes over the data.

@@ -50,28 +50,28 @@ def train(run: Run, stop_at: int | None = None) -> dict[str, Any] | None:
     identity |= {"source": run.source and digest(run.source)}
     check_claim(run.workdir, identity)
     if (run.workdir / RESULT).is_file():
-        run.say(f"{run.workdir} is finished: {run.workdir / RESULT}")
+        run.log(f"{run.workdir} is finished: {run.workdir / RESULT}")
         return read_object(run.workdir / RESULT)
-    work = _work(run, recipe)
+    trainer = _trainer(run, recipe)
     try:
-        state = work.start(run.seeds)
+        state = trainer.start(run.seeds)
     except ValueError as problem:  # of mergenet_jax: paths and shapes that do not fit
         raise UserError(str(problem)) from problem
     claim(run.workdir, identity)
-    best = first_best(work.weights(state), selecting(work), len(run.seeds))
+    best = first_best(trainer.weights(state), selecting(trainer), len(run.seeds))
     checkpoints = manager(run.workdir / "checkpoints", recipe.keep)
     start = 0
     if (found := restore_state(checkpoints, (state, best))) is not None:
         start, (state, best) = found
-        run.say(f"resumed after epoch {start}")
-    log = MetricsLog(run.workdir / "metrics.csv", start * work.steps, columns(work.metrics))
+        run.log(f"resumed after epoch {start}")
+    rows = MetricsLog(run.workdir / "metrics.csv", start * trainer.steps, columns(trainer.metrics))
     last = min(recipe.epochs, stop_at or recipe.epochs)
     for epoch in range(start, last):
-        state, best = _epoch(run, work, log, epoch, state, best)
+        state, best = _epoch(run, trainer, rows, epoch, state, best)
         save_state(checkpoints, epoch + 1, (state, best))
-        plot(log.path, run.workdir / "metrics.png", panels(work.metrics))
+        plot(rows.path, run.workdir / "metrics.png", panels(trainer.metrics))
     checkpoints.close()
-    return _finish(run, recipe, work, best) if last == recipe.epochs else None
+    return _finish(run, recipe, trainer, best) if last == recipe.epochs else None
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
@@ -86,47 +86,47 @@ def check_seeds(seeds: Sequence[int]) -> None:
         raise UserError(f"Seeds must be from 0 to {2**31 - 1}, not {seeds}.")
 
 
-def _work(run: Run, recipe: AnyRecipe) -> Trainer:
+def _trainer(run: Run, recipe: AnyRecipe) -> Trainer:
     frozen = run.source
     if find_arm(recipe.arm).source == "frozen" and frozen is None:
         folder = run.workdir / SOURCE
-        run.say(f"training the source first, in {folder}")
-        train(Run(recipe.alone(), run.seeds[:1], folder, None, run.data_dir, run.say))
+        run.log(f"training the source first, in {folder}")
+        train(Run(recipe.alone(), run.seeds[:1], folder, None, run.data_dir, run.log))
         frozen = folder / "export" / TARGET
     return PictureTrainer(run, recipe, frozen) if isinstance(recipe, Recipe) else TaskTrainer(run, recipe, frozen)
 
 
-def selecting(work: Trainer) -> dict[str, str]:
+def selecting(trainer: Trainer) -> dict[str, str]:
     """By model, the metric that selects the epoch."""
-    return {name: next(iter(metrics)) for name, metrics in work.metrics.items()}
+    return {name: next(iter(metrics)) for name, metrics in trainer.metrics.items()}
 
 
-def _epoch(run: Run, work: Trainer, log: MetricsLog, epoch: int, state: Any, best: Best) -> tuple[Any, Best]:
-    told, clock = [], time.perf_counter()
-    for step, inputs in enumerate(work.feed(epoch)):
-        state, metrics = work.step(state, *inputs)
-        told.append(metrics)
-        if (step + 1) % run.recipe.check_every == 0 or step + 1 == work.steps:
+def _epoch(run: Run, trainer: Trainer, rows: MetricsLog, epoch: int, state: Any, best: Best) -> tuple[Any, Best]:
+    measured, clock = [], time.perf_counter()
+    for step, inputs in enumerate(trainer.feed(epoch)):
+        state, metrics = trainer.step(state, *inputs)
+        measured.append(metrics)
+        if (step + 1) % run.recipe.check_every == 0 or step + 1 == trainer.steps:
             _check(metrics, epoch, step, run.workdir)
-    told = jax.device_get(told)
-    for step, metrics in enumerate(told):
+    measured = jax.device_get(measured)
+    for step, metrics in enumerate(measured):
         _check(metrics, epoch, step, run.workdir)
-    seconds = (time.perf_counter() - clock) / work.steps
-    weights = work.weights(state)
-    scores = work.evaluate(weights, "validation")
-    selected = selecting(work)
+    seconds = (time.perf_counter() - clock) / trainer.steps
+    weights = trainer.weights(state)
+    scores = trainer.evaluate(weights, "validation")
+    selected = selecting(trainer)
     chosen = {name: jnp.asarray(values[selected[name]], jnp.float32) for name, values in scores.items()}
-    best = work.choose(best, weights, chosen, jnp.int32(epoch + 1))
-    numbers = averages(told)
+    best = trainer.choose(best, weights, chosen, jnp.int32(epoch + 1))
+    numbers = averages(measured)
     for kind, found in (("train", numbers), ("validation", scores)):
         for name, values in found.items():
             for i, seed in enumerate(run.seeds):
                 row = {key: f"{np.ravel(value)[i]:.6g}" for key, value in values.items()}
                 label = "transfer" if "transfers" in values else kind
                 timed = {"seconds": f"{seconds:.4g}"} if kind == "train" else {}
-                place = {"step": (epoch + 1) * work.steps, "epoch": epoch + 1, "seed": seed, "name": name}
-                log.write(**place, kind=label, **row, **timed)
-    run.say(_line(epoch + 1, run.recipe.epochs, numbers, chosen, seconds))
+                place = {"step": (epoch + 1) * trainer.steps, "epoch": epoch + 1, "seed": seed, "name": name}
+                rows.write(**place, kind=label, **row, **timed)
+    run.log(_line(epoch + 1, run.recipe.epochs, numbers, chosen, seconds))
     return state, best
 
 
@@ -156,10 +156,10 @@ def _line(epoch: int, epochs: int, numbers: Scores, chosen: dict[str, Any], seco
     return f"epoch {epoch}/{epochs}: " + "; ".join(models + transfers) + f"; {seconds * 1e3:.0f} ms/step"
 
 
-def _finish(run: Run, recipe: AnyRecipe, work: Trainer, best: Best) -> dict[str, Any]:
+def _finish(run: Run, recipe: AnyRecipe, trainer: Trainer, best: Best) -> dict[str, Any]:
     """Measures the test part once, with each model's best epoch, and writes the result and the models."""
-    scores = work.evaluate({name: (of["params"], of["stats"]) for name, of in best.items()}, "test")
-    chosen = selecting(work)
+    scores = trainer.evaluate({name: (of["params"], of["stats"]) for name, of in best.items()}, "test")
+    chosen = selecting(trainer)
     seeds: dict[str, Any] = {}
     for i, seed in enumerate(run.seeds):
         own = best if len(run.seeds) == 1 else jax.tree.map(lambda x, i=i: x[i], best)
@@ -173,15 +173,15 @@ def _finish(run: Run, recipe: AnyRecipe, work: Trainer, best: Best) -> dict[str,
             for name, of in own.items()
         }
         for name, of in own.items():
-            work.export(folder / name, name, of["params"], of["stats"])
-    result = {"recipe": dataclasses.asdict(recipe), "parameters": work.sizes, "seeds": seeds}
+            trainer.export(folder / name, name, of["params"], of["stats"])
+    result = {"recipe": dataclasses.asdict(recipe), "parameters": trainer.sizes, "seeds": seeds}
     result["source"] = run.source and str(run.source)
     draft = run.workdir / f"{RESULT}.part"
     draft.write_text(json.dumps(result, indent=2) + "\n")
     draft.replace(run.workdir / RESULT)
     for seed, found in seeds.items():
         for name, of in found.items():
-            told = ", ".join(f"{label} {of[f'test_{metric}']:.4f}" for metric, label in work.metrics[name].items())
+            shown = ", ".join(f"{label} {of[f'test_{metric}']:.4f}" for metric, label in trainer.metrics[name].items())
             validated = of[f"validation_{chosen[name]}"]
-            run.say(f"seed {seed} {name}: test {told} (epoch {of['epoch']}, validation {validated:.4f})")
+            run.log(f"seed {seed} {name}: test {shown} (epoch {of['epoch']}, validation {validated:.4f})")
     return result

@@ -70,7 +70,7 @@ def make_program(recipe: Recipe, setup: Setup, steps: int, seeds: int) -> Progra
         pictures = augment(images[rows], key, statistics, recipe.augmentation)
         batch = {"images": pictures, "labels": labels[rows], "epoch": 1 + state.step // steps}
         state, metrics = train(setup.share(state), {name: batch for name in setup.learners})
-        return state, setup.told(metrics)
+        return state, setup.by_name(metrics)
 
     def evaluate(weights: Any, images: Any, labels: Any, rows: Any, counts: Any) -> dict[str, dict[str, Array]]:
         pictures, own = normalise(images[rows], statistics), labels[rows]

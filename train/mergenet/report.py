@@ -13,7 +13,7 @@ TITLES = {"top1": "share right"}
 OF_TRANSFERS = {
     "norm": "norm: written / there",
     "cosine": "cosine: written, there",
-    "moved": "moved until the lesson",
+    "moved": "moved until the adapter update",
 }
 TRANSFER = ("norm", "cosine", "moved", "gradient")
 
@@ -34,17 +34,17 @@ def _first(labels: Mapping[str, str]) -> list[tuple[str, str]]:
     return list(labels.items())[:1]
 
 
-def averages(told: list[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Means over steps, by model and transfer; what is told of transfers is averaged over those that took place.
+def averages(metrics: list[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Means over steps, by model and transfer; those of transfers are averaged over those that took place.
 
     Args:
-        told: of each step, arrays of [seeds].
+        metrics: of each step, arrays of [seeds].
     """
     found: dict[str, dict[str, Any]] = {}
-    for name in told[0]:
-        sums = {key: np.sum([step[name][key] for step in told], axis=0) for key in told[0][name]}
+    for name in metrics[0]:
+        sums = {key: np.sum([step[name][key] for step in metrics], axis=0) for key in metrics[0][name]}
         if "transferred" not in sums:
-            found[name] = {key: value / len(told) for key, value in sums.items()}
+            found[name] = {key: value / len(metrics) for key, value in sums.items()}
             continue
         count = sums["transferred"]
         found[name] = {key: sums[key] / np.maximum(count, 1) for key in TRANSFER} | {"transfers": count}

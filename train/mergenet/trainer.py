@@ -1,4 +1,4 @@
-"""What the training loop is told of a run: its options; its models, data and compiled parts behind one interface."""
+"""The training loop's view of a run: its options, and its models, data and compiled parts behind one interface."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,7 +25,7 @@ class Run:
         workdir: folder for checkpoints, measurements, plot, result and exported models.
         source: folder of an exported model that is the frozen source.
         data_dir: folder of data sets that tensorflow-datasets has prepared.
-        say: prints a line.
+        log: prints a line.
     """
 
     recipe: AnyRecipe
@@ -33,7 +33,7 @@ class Run:
     workdir: Path
     source: Path | None = None
     data_dir: Path | None = None
-    say: Callable[[str], None] = print
+    log: Callable[[str], None] = print
 
 
 class Trainer(Protocol):
@@ -46,7 +46,7 @@ class Trainer(Protocol):
 
     @property
     def metrics(self) -> Mapping[str, Mapping[str, str]]:
-        """By trained model the metrics that are told, with their labels; the first selects the epoch."""
+        """By trained model its metrics with their labels; the first selects the epoch."""
         ...
 
     @property

@@ -84,22 +84,22 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command; 0, or 2 after a user's mistake."""
     options = tyro.cli(Options, args=arguments, prog="python -m train.smolav", description=__doc__)
     command.keep_compiled()
-    say = functools.partial(print, flush=True)
-    return command.run(lambda: _train(options, say))
+    log = functools.partial(print, flush=True)
+    return command.run(lambda: _train(options, log))
 
 
-def _train(options: Options, say: Callable[[str], None]) -> None:
+def _train(options: Options, log: Callable[[str], None]) -> None:
     if options.stop_at is not None and options.stop_at < 1:
         raise UserError(f"--stop-at must be at least 1 step, not {options.stop_at}.")
     config = read_config(options.config)
     decoder, params = load_smollm2()
     if decoder != config.model.decoder:
         raise UserError("The language model's sizes are not those of the configuration; correct `model.decoder`.")
-    run_training(config, params, options.workdir, options.stop_at, say)
+    run_training(config, params, options.workdir, options.stop_at, log)
 
 
 def run_training(
-    config: TrainConfig, decoder: Params, workdir: Path, stop_at: int | None, say: Callable[[str], None]
+    config: TrainConfig, decoder: Params, workdir: Path, stop_at: int | None, log: Callable[[str], None]
 ) -> None:
     """Prepares the features and trains.
 
@@ -108,7 +108,7 @@ def run_training(
         decoder: the language model's parameters.
         workdir: folder for checkpoints, metrics and the plot.
         stop_at: stops after so many steps of the whole run.
-        say: prints a line.
+        log: prints a line.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     encoders = Encoders.load(config.model)
@@ -121,9 +121,9 @@ def run_training(
     batches = BatchMaker(config, pools, pictures["train"], encode, Chat.smollm2(encode))
     validation = validation_batches(config, batches, pictures)
     graph, _ = abstract_params(lambda: MediaEmbedder(config.model, rngs=nnx.Rngs(0)))
-    run = Run(config, graph, language_model.freeze(decoder), batches, validation, workdir, say)
+    run = Run(config, graph, language_model.freeze(decoder), batches, validation, workdir, log)
     embeddings, unseen = decoder["tokens"]["embedding"], pictures["validation"]
-    train(run, lambda: initial(config, graph, encode, embeddings, batches, unseen, say), stop_at)
+    train(run, lambda: initial(config, graph, encode, embeddings, batches, unseen, log), stop_at)
 
 
 def initial(
@@ -133,7 +133,7 @@ def initial(
     embeddings: np.ndarray,
     batches: BatchMaker,
     unseen: PictureFeatures,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> Params:
     """The parameters before the first step: projectors aligned to words, low-rank updates of nothing."""
     pool, model = batches.pools[config.align_bucket], config.model
@@ -152,13 +152,13 @@ def initial(
         steps=config.align_steps,
         rate=config.align_rate,
         seed=config.seed,
-        log=lambda step, values: say(f"align {step} " + " ".join(f"{k} {v:.3f}" for k, v in values.items())),
+        log=lambda step, values: log(f"align {step} " + " ".join(f"{k} {v:.3f}" for k, v in values.items())),
     )
     held_out = batches.pools[config.stages[0].validate]
     shown = np.arange(min(ACCURACY_PICTURES, len(held_out.sources.picture_labels)))
     held = align.Examples.of(words, unseen, shown, held_out, range(held_out.config.count), rate)
     found = align.projector_accuracy((graph, aligned), table, held)
-    say("aligned, nearest word right: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
+    log("aligned, nearest word right: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
     return {"media": aligned, "lora": init_lora(jax.random.key(config.seed), model.decoder, model.lora_rank)}
 
 

@@ -32,7 +32,7 @@ class Run:
         batches: makes training batches.
         validation: per bucket the same batches every time.
         workdir: folder for checkpoints, metrics and the plot.
-        say: prints a line.
+        log: prints a line.
     """
 
     config: TrainConfig
@@ -41,7 +41,7 @@ class Run:
     batches: BatchMaker
     validation: dict[str, list[Batch]]
     workdir: Path
-    say: Callable[[str], None] = print
+    log: Callable[[str], None] = print
 
 
 def make_step(config: TrainConfig, graph: nnx.GraphDef, tx: optax.GradientTransformation) -> Callable:
@@ -95,8 +95,8 @@ def train(run: Run, trained: Callable[[], Params], stop_at: int | None = None) -
         start, state = 0, fresh_state(config, trained())
     else:
         start, state = found
-        run.say(f"resumed at step {start}")
-    log = MetricsLog(run.workdir / "metrics.csv", start)
+        run.log(f"resumed at step {start}")
+    rows = MetricsLog(run.workdir / "metrics.csv", start)
     step_fn = make_step(config, run.graph, optimizer(config, state["trained"]))
     evaluate = make_evaluate(config, run.graph)
     tokens, clock = 0, time.perf_counter()
@@ -108,14 +108,14 @@ def train(run: Run, trained: Callable[[], Params], stop_at: int | None = None) -
         if done % config.log_every == 0:
             values = {name: round(float(value), 5) for name, value in metrics.items()}
             speed = round(tokens / (time.perf_counter() - clock))
-            log.write(step=done, stage=stage.name, kind="train", tokens_per_second=speed, **values)
-            run.say(f"step {done} {stage.name} loss {values['loss']:.3f} exact {values['exact']:.2f} {speed} tokens/s")
+            rows.write(step=done, stage=stage.name, kind="train", tokens_per_second=speed, **values)
+            run.log(f"step {done} {stage.name} loss {values['loss']:.3f} exact {values['exact']:.2f} {speed} tokens/s")
             tokens, clock = 0, time.perf_counter()
         if done % config.validate_every == 0 or done == last:
             values = validate(evaluate, state["trained"], run.frozen, run.validation[stage.validate])
             values = {name: round(value, 5) for name, value in values.items()}
-            log.write(step=done, stage=stage.name, kind="validation", **values)
-            run.say(f"step {done} {stage.name} validation loss {values['loss']:.3f} exact {values['exact']:.3f}")
+            rows.write(step=done, stage=stage.name, kind="validation", **values)
+            run.log(f"step {done} {stage.name} validation loss {values['loss']:.3f} exact {values['exact']:.3f}")
             clock = time.perf_counter()
         if done % config.save_every == 0 or done == last:
             save(checkpoints, done, state)

@@ -69,9 +69,9 @@ def test_killed_run_resumes_to_the_same_losses(tmp_path: Path) -> None:
         process.join()
     end = _epochs(killed)[-1] + 2
     said: list[str] = []
-    assert train(Run(long(), (0,), killed, say=said.append), end) is None
+    assert train(Run(long(), (0,), killed, log=said.append), end) is None
     assert said[0] == f"resumed after epoch {end - 2}"
-    train(Run(long(), (0,), whole, say=said.append), end)
+    train(Run(long(), (0,), whole, log=said.append), end)
     assert _rows(killed) == _rows(whole) and len(_rows(whole)) == 3 * end
     assert {row["kind"] for row in _rows(whole)} == {"train", "validation", "transfer"}
     other = dataclasses.replace(long(), merge=dataclasses.replace(long().merge, cycle=3))
@@ -82,7 +82,7 @@ def test_killed_run_resumes_to_the_same_losses(tmp_path: Path) -> None:
 def test_a_finished_run_is_told_and_exported(tmp_path: Path) -> None:
     said: list[str] = []
     recipe = tiny.recipe(train_pictures=8, arm="none", epochs=1)
-    result: Any = train(Run(recipe, (0,), tmp_path, say=said.append))
+    result: Any = train(Run(recipe, (0,), tmp_path, log=said.append))
     own = result["seeds"]["0"]["target"]
     assert list(result["seeds"]["0"]) == ["target"] and own["epoch"] == 1
     assert json.loads((tmp_path / "result.json").read_text()) == json.loads(json.dumps(result))
@@ -97,7 +97,7 @@ def test_a_finished_run_is_told_and_exported(tmp_path: Path) -> None:
     logits = jax.jit(lambda *given: classifier.apply(*given, pictures, train=False)[0].logits)(params, stats)
     right = float(np.mean(np.asarray(logits).argmax(-1) == test.labels[:10]))
     assert own["test_top1"] == pytest.approx(right, abs=1e-6)
-    assert train(Run(recipe, (0,), tmp_path, say=said.append)) == json.loads(json.dumps(result))
+    assert train(Run(recipe, (0,), tmp_path, log=said.append)) == json.loads(json.dumps(result))
     assert said[-1].endswith("is finished: " + str(tmp_path / "result.json"))
     with pytest.raises(UserError, match="and the source is .*tiny_resnet"):
         load_exported(folder, recipe.source, 10)

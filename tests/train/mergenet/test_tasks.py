@@ -80,7 +80,7 @@ def direct() -> TaskRecipe:
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, list[str]]:
     """Reviews that are given a kernel of questions in every second step."""
     folder, said = tmp_path_factory.mktemp("direct"), []
-    return folder, train(Run(direct(), (0,), folder, say=said.append)), said
+    return folder, train(Run(direct(), (0,), folder, log=said.append)), said
 
 
 def test_both_learn(run: Any) -> None:
@@ -99,7 +99,7 @@ def test_both_learn(run: Any) -> None:
 
 @pytest.mark.complete
 def test_both_ways_between_tasks(tmp_path: Path) -> None:
-    train(Run(recipe(direction="both", epochs=5), (0,), tmp_path, say=lambda line: None))
+    train(Run(recipe(direction="both", epochs=5), (0,), tmp_path, log=lambda line: None))
     for name in (SOURCE, TARGET):
         assert losses(tmp_path, name)[-1] < 0.9 * losses(tmp_path, name)[0]
     transfers = [row for row in rows(tmp_path) if row["kind"] == "transfer"]
@@ -112,13 +112,13 @@ def test_a_resumed_run_is_the_same(run: Any, tmp_path: Path) -> None:
     """The source's epochs end within the target's, so that its batches must continue where they were."""
     whole, result, _ = run
     resumed, said = tmp_path / "resumed", []
-    work = TaskTrainer(Run(direct(), (0,), tmp_path, say=said.append), direct(), None)
+    work = TaskTrainer(Run(direct(), (0,), tmp_path, log=said.append), direct(), None)
     assert work.steps == 4 and work._orders(SOURCE)[0].steps == 3
     shutil.copytree(whole, resumed)
     (resumed / "result.json").unlink()
     shutil.rmtree(resumed / "checkpoints" / "2")
     shutil.rmtree(resumed / "checkpoints" / "3")
-    again = train(Run(direct(), (0,), resumed, say=said.append))
+    again = train(Run(direct(), (0,), resumed, log=said.append))
     assert "resumed after epoch 1" in said
     assert rows(resumed) == rows(whole) and again == result
     with pytest.raises(UserError, match="holds a run with recipe.target.batch 8, not 4"):
@@ -140,7 +140,7 @@ def test_an_exported_classifier_is_read_by_transformers(run: Any) -> None:
 
 def test_pictures_and_texts(tmp_path: Path) -> None:
     small = recipe("vqa", "retrieval", arm="direct")
-    result: Any = train(Run(small, (0,), tmp_path, say=lambda line: None))
+    result: Any = train(Run(small, (0,), tmp_path, log=lambda line: None))
     for name in (SOURCE, TARGET):
         assert losses(tmp_path, name)[-1] < 0.95 * losses(tmp_path, name)[0]
     task = make_task(small.target)
@@ -173,7 +173,7 @@ def test_every_arm_but_distillation_can_be_set_up(arm: str, source: str, target:
 
 def test_a_step_between_tasks_with_pictures(tmp_path: Path) -> None:
     small = recipe("retrieval", "vqa")
-    work = TaskTrainer(Run(small, (0,), tmp_path, say=lambda line: None), small, None)
+    work = TaskTrainer(Run(small, (0,), tmp_path, log=lambda line: None), small, None)
     (batches,) = next(iter(work.feed(0)))
     assert batches[TARGET]["pictures"].shape == (8, 24, 24, 3) and batches[SOURCE]["tokens"].shape == (8, 5, 24)
     state = jax.eval_shape(lambda: work.setup.start(0, None))
@@ -183,8 +183,8 @@ def test_a_step_between_tasks_with_pictures(tmp_path: Path) -> None:
 
 
 def test_seeds_see_batches_of_their_own(tmp_path: Path) -> None:
-    work = TaskTrainer(Run(recipe(), (0, 3), tmp_path, say=lambda line: None), recipe(), None)
-    alone = TaskTrainer(Run(recipe(), (3,), tmp_path, say=lambda line: None), recipe(), None)
+    work = TaskTrainer(Run(recipe(), (0, 3), tmp_path, log=lambda line: None), recipe(), None)
+    alone = TaskTrainer(Run(recipe(), (3,), tmp_path, log=lambda line: None), recipe(), None)
     for (both,), (one,) in zip(work.feed(2), alone.feed(2), strict=True):
         jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[1], b), both, one)
         assert any((both[TARGET]["tokens"][0] != both[TARGET]["tokens"][1]).ravel())
@@ -216,7 +216,7 @@ def test_models_start_from_weights(run: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="vision tower in .* not SiglipConfig"):
         load_vision(tmp_path, TOWERS["siglip_tiny"])
     small = dataclasses.replace(recipe(arm="none"), target=spec("reviews", weights=exported))
-    work = TaskTrainer(Run(small, (0,), tmp_path, say=lambda line: None), small, None)
+    work = TaskTrainer(Run(small, (0,), tmp_path, log=lambda line: None), small, None)
     started = work.weights(work.start((0,)))[TARGET][0]
     jax.tree.map(np.testing.assert_array_equal, started["encoder"], params["encoder"])
 
@@ -249,7 +249,7 @@ def test_nan_stops_a_run(tmp_path: Path) -> None:
     wild = spec("reviews", optimizer=AdamW(1e38, warmup=0.0, clip=1e30))
     broken = dataclasses.replace(recipe(arm="none"), target=wild)
     with pytest.raises(UserError, match=r"^Stopped in epoch \d+, step \d+: target: values are not finite"):
-        train(Run(broken, (0,), tmp_path, say=lambda line: None))
+        train(Run(broken, (0,), tmp_path, log=lambda line: None))
 
 
 def test_recipes_go_both_ways() -> None:

@@ -67,7 +67,7 @@ def test_training_learns_and_a_run_cut_short_ends_the_same(tmp_path: Path) -> No
     said: list[str] = []
     run, trained = tiny_run(tmp_path / "whole")
     before = jax.tree.map(np.array, trained["media"]["video"])  # copies: the state is donated
-    whole = train(dataclasses.replace(run, say=said.append), lambda: trained)
+    whole = train(dataclasses.replace(run, log=said.append), lambda: trained)
     video = whole["media"]["video"]
     assert not np.array_equal(before["up"]["kernel"], np.asarray(video["up"]["kernel"]))
     rows = read_metrics(tmp_path / "whole" / "metrics.csv")
@@ -82,7 +82,7 @@ def test_training_learns_and_a_run_cut_short_ends_the_same(tmp_path: Path) -> No
     newest = _newest(tmp_path / "cut" / "checkpoints")
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / str(newest))
     run, _ = tiny_run(tmp_path / "cut")
-    resumed = train(dataclasses.replace(run, say=said.append), lambda: pytest.fail("it starts anew"))
+    resumed = train(dataclasses.replace(run, log=said.append), lambda: pytest.fail("it starts anew"))
     assert said.count("resumed at step 9") == 1
     jax.tree.map(np.testing.assert_array_equal, resumed, whole)
     assert _losses(tmp_path / "cut") == _losses(tmp_path / "whole")

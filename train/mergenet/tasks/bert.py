@@ -101,8 +101,8 @@ class BertTask:
         with TemporaryDirectory() as draft:
             path = Path(draft) / "tokenizer.json"
             tokenizer.save(str(path))
-            tensors, told = bert_tensors(config, self.HEAD), hf_config(config, self.HEAD, labels)
-            save_params(fresh_folder(folder), params, tensors, told, companions=[path])
+            tensors, written = bert_tensors(config, self.HEAD), hf_config(config, self.HEAD, labels)
+            save_params(fresh_folder(folder), params, tensors, written, companions=[path])
 
     def _outputs(self, params: Params, batch: Any, key: Array | None) -> Any:
         return self.model.apply(params, batch["tokens"], batch["mask"], batch["token_types"], key)

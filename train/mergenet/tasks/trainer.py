@@ -28,7 +28,7 @@ class TaskTrainer:
         """Opens the examples of the models that are trained, and makes the program.
 
         Args:
-            run: its seeds, its folder of data, and where it says what the models start from.
+            run: its seeds, its folder of data, and where it logs what the models start from.
             recipe: the run's recipe, directed.
             frozen: folder of the exported model that is the frozen source, if any.
 
@@ -46,7 +46,7 @@ class TaskTrainer:
             if name != TARGET:
                 self.examples[name] = task.prepare(data)
         for name in self.setup.trained:
-            run.say(f"{name}: {_told(name, self.specs[name])}")
+            run.log(f"{name}: {_told(name, self.specs[name])}")
         self.metrics = {name: task.metrics for name, task in self.setup.trained.items()}
         self.sizes = {
             name: sum(x.size for x in jax.tree.leaves(task.shapes()[0])) for name, task in self.setup.trained.items()
@@ -55,7 +55,7 @@ class TaskTrainer:
 
         def step(state: MergeState, batches: Any) -> tuple[MergeState, Any]:
             state, metrics = train(self.setup.share(state), batches)
-            return state, self.setup.told(metrics)
+            return state, self.setup.by_name(metrics)
 
         answers = {name: task.answer for name, task in self.setup.trained.items()}
         if (seeds := len(run.seeds)) > 1:
