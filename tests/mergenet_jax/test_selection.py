@@ -144,7 +144,7 @@ def test_kernels_of_different_size_cannot_start_as_each_other():
         first_state(mn.MergeConfig(init_from_source=True), teacher=wide)
     with pytest.raises(ValueError, match="init_from_source copies whole kernels, not encoding='svd'"):
         mn.MergeConfig(init_from_source=True, encoding="svd")
-    with pytest.raises(ValueError, match="has init_pairs, which start='own' leaves alone"):
+    with pytest.raises(ValueError, match="has init_pairs, which need init_from_source=True"):
         first_state(mn.MergeConfig(), HIDDEN)
     with pytest.raises(ValueError, match="nothing"):
         first_state(mn.MergeConfig(init_from_source=True), (mn.Pair("nothing", "hidden/kernel"),))
