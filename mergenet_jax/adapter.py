@@ -42,6 +42,12 @@ def init_adapter(key: Array, target: Shape, source: Shape, config: MergeConfig) 
 
     Raises:
         ValueError: if the matrices are too narrow for the number of heads.
+
+    Example:
+        >>> make = lambda key: mn.init_adapter(key, (3, 4), (3, 6), mn.MergeConfig.plus(layers=1))
+        >>> weights, vectors = jax.eval_shape(make, jax.random.key(0))
+        >>> sorted(weights["layers"])
+        ['down', 'norm', 'up', 'x_x', 'x_y', 'y_x', 'y_y']
     """
     keys = jax.random.split(key, config.layers)
     layers, vectors = jax.vmap(lambda one: _init_layer(one, target, source, config))(keys)
@@ -75,7 +81,7 @@ def apply_adapter(
     *,
     key: Array | None = None,
 ) -> tuple[Float[Array, "m n"], Vectors]:
-    """What is to be written in the target's place.
+    """The matrix that an adapter makes of two: what is written in the target's place.
 
     Args:
         params: of `init_adapter`.
@@ -88,6 +94,15 @@ def apply_adapter(
 
     Returns:
         The new matrix, in the target's type, and the new vectors.
+
+    Example:
+        >>> adapter = state.adapters[0]
+        >>> weights, vectors = (jax.tree.map(lambda x: x[0], part[0]) for part in (adapter.params, adapter.vectors))
+        >>> target, source = jnp.ones((3, 4)), jnp.ones((3, 6))
+        >>> run = jax.jit(mn.apply_adapter, static_argnums=4)
+        >>> new, _ = run(weights, vectors, target, source, transfers[0].config)
+        >>> new.shape
+        (3, 4)
     """
     old, read = target.astype(jnp.float32), source.astype(jnp.float32)
     keys = None if key is None else jax.random.split(key, config.layers)

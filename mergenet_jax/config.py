@@ -45,6 +45,12 @@ class MergeConfig:
         learning_rate: of the adapter's AdamW.
         weight_decay: of the adapter, except biases and norms.
         clip: largest norm of the adapter's gradient.
+
+    Example:
+        >>> mn.MergeConfig(cycle=4, rescale="frobenius").rule
+        'delta'
+        >>> mn.MergeConfig.plus(layers=1).merge
+        'gated'
     """
 
     encoding: Encoding = "dense"

@@ -15,6 +15,10 @@ class LossOutput(NamedTuple):
     Attributes:
         state: what the model carries on without training it, such as running statistics; the same tree as it was given.
         metrics: dict of scalars to report.
+
+    Example:
+        >>> mn.LossOutput(metrics={"accuracy": 0.5}).state is None
+        True
     """
 
     state: Any = None
@@ -32,6 +36,11 @@ class Learner:
     Attributes:
         loss: see `LossFn`.
         optimizer: of its parameters.
+
+    Example:
+        >>> def squares(params, state, batch, key):
+        ...     return jnp.sum(params["w"] ** 2), mn.LossOutput(state)
+        >>> one = mn.Learner(squares, optax.adam(1e-3))
     """
 
     loss: LossFn
@@ -54,6 +63,10 @@ class ModelState:
         params: any pytree; kernels may be `Factored`.
         opt_state: of its learner's optimiser; None of a frozen model.
         state: see `LossOutput`.
+
+    Example:
+        >>> sorted(state.models["student"].params)
+        ['head']
     """
 
     params: Any

@@ -20,6 +20,11 @@ class Factored:
         a: [r, n].
         shape: of the kernel (static).
         layout: of the kernel (static).
+
+    Example:
+        >>> factors = mn.Factored(b=jnp.ones((3, 1)), a=jnp.ones((1, 5)), shape=(5, 3), layout="in_out")
+        >>> factors.kernel().shape
+        (5, 3)
     """
 
     b: Float[Array, "m r"]
@@ -38,7 +43,13 @@ def is_factored(x: Any) -> bool:
 
 
 def materialise(params: Any) -> Any:
-    """The parameters as the model knows them, with kernels for all factors."""
+    """The parameters as the model knows them, with kernels for all factors.
+
+    Example:
+        >>> factors = mn.Factored(b=jnp.ones((3, 1)), a=jnp.ones((1, 5)), shape=(5, 3), layout="in_out")
+        >>> mn.materialise({"head": factors})["head"].shape
+        (5, 3)
+    """
     return jax.tree.map(lambda x: x.kernel() if is_factored(x) else x, params, is_leaf=is_factored)
 
 

@@ -16,6 +16,10 @@ def leaf_names(tree: Any) -> list[str]:
     """Names of all leaves in order: keys, indices and fields joined by "/"; NNX's closing "value" is left out.
 
     Factors that stand for a kernel are one leaf.
+
+    Example:
+        >>> mn.leaf_names({"blocks": [{"kernel": np.ones((2, 2))}], "head": np.ones(3)})
+        ['blocks/0/kernel', 'head']
     """
     names = []
     for path, _ in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_factored)[0]:

@@ -71,6 +71,11 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
 
     Models are divided over "fsdp", if there is such an axis, and adapters, with what their optimisers keep, over all
     axes, as their work is. Batches are divided over "data" (and "fsdp") by whoever makes them.
+
+    Example:
+        >>> mesh = jax.make_mesh((1,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+        >>> shardings = mn.state_shardings(mesh, state)
+        >>> placed_state = jax.device_put(state, shardings)
     """
     whole = jax.tree.map(functools.partial(_of_model, mesh), state)
     adapters = jax.tree_util.tree_map_with_path(functools.partial(_of_adapter, mesh), state.adapters)

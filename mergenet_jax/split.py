@@ -25,6 +25,10 @@ class Halves(NamedTuple):
     Attributes:
         source: models that are read.
         target: models that are written and all adapters, with the kernels that are read.
+
+    Example:
+        >>> mn.Halves(source=state, target=state).source.step.shape
+        ()
     """
 
     source: MergeState
@@ -39,6 +43,13 @@ def split_state(state: MergeState, transfers: tuple[Transfer, ...], source: Mesh
 
     Raises:
         ValueError: if a model is both read by another and written, or the meshes share a device.
+
+    Example:
+        >>> auto = (jax.sharding.AxisType.Auto,)
+        >>> meshes = [jax.make_mesh((1,), ("data",), auto, devices=[device]) for device in jax.devices()[:2]]
+        >>> halves = mn.split_state(mn.init_state(learners, transfers, params, jax.random.key(0)), transfers, *meshes)
+        >>> sorted(halves.source.models), sorted(halves.target.models)
+        (['teacher'], ['student', 'teacher'])
     """
     both = set(source.devices.flat) & set(target.devices.flat)
     if both:
@@ -69,6 +80,12 @@ def make_split_step(
 
     Returns:
         step(halves, batches by name) -> (halves, metrics). Neither part waits for the other but for the kernels.
+
+    Example:
+        >>> auto = (jax.sharding.AxisType.Auto,)
+        >>> meshes = [jax.make_mesh((1,), ("data",), auto, devices=[device]) for device in jax.devices()[:2]]
+        >>> halves = mn.split_state(mn.init_state(learners, transfers, params, jax.random.key(0)), transfers, *meshes)
+        >>> split_step = mn.make_split_step(learners, transfers, halves)
     """
     shardings: Halves = jax.tree.map(lambda x: x.sharding, halves)
     own = [name for name in learners if name in halves.source.models]

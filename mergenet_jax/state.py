@@ -33,6 +33,10 @@ class AdapterState:
         vectors: singular vectors of the spectral norms, as `params`.
         pending: what the last transfer read, where the adapter learns from it at a later step; else None.
         residual: what the last transfer added, where it is taken off again before the next is added; else None.
+
+    Example:
+        >>> state.adapters[0].residual[0].shape
+        (1, 3, 4)
     """
 
     params: Any
@@ -52,6 +56,10 @@ class MergeState:
         adapters: one per transfer.
         step: steps taken.
         key: from which all randomness is drawn, together with `step`; it stays as it is.
+
+    Example:
+        >>> sorted(state.models), len(state.adapters), int(state.step)
+        (['student', 'teacher'], 1, 1)
     """
 
     models: dict[str, ModelState]
@@ -79,6 +87,10 @@ def init_state(
 
     Raises:
         ValueError: if names, paths or shapes do not fit, or two models share buffers.
+
+    Example:
+        >>> jax.eval_shape(lambda key: mn.init_state(learners, transfers, params, key), jax.random.key(0)).step.shape
+        ()
     """
     check_setup(learners, transfers, params, states or {})
     factors, adapters, rest = jax.random.split(key, 3)
@@ -101,6 +113,10 @@ def export(state: MergeState, name: str) -> Any:
 
     Raises:
         ValueError: if there is no such model.
+
+    Example:
+        >>> mn.export(state, "student")["head"].shape
+        (4, 3)
     """
     if name not in state.models:
         raise ValueError(f"there is no model {name!r}; models are {', '.join(sorted(state.models))}.")

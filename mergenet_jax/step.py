@@ -29,6 +29,12 @@ def train_step(learners: Mapping[str, Learner | None], transfers: tuple[Transfer
     """The step of `make_train_step`, not compiled: to be part of a larger program.
 
     Under `jax.vmap` over seeds leave `MergeState.step` without the axis, else transfers are computed at every step.
+
+    Example:
+        >>> step = mn.train_step(learners, ())
+        >>> twice = jax.jit(lambda state: step(step(state, batches)[0], batches)[0])
+        >>> int(twice(mn.init_state(learners, (), params, jax.random.key(0))).step)
+        2
     """
 
     def step(state: MergeState, batches: Mapping[str, Any]) -> tuple[MergeState, dict[str, Any]]:
@@ -59,6 +65,12 @@ def make_train_step(
         step(state, batches by name) -> (state, metrics): per model its loss and its own metrics, per transfer
         "transferred" (0 or 1) and, else 0: "norm" of what was written over that of what was there, "cosine" of both,
         "moved" (the way from there in the target's step, relative), "gradient" (norm), "finite".
+
+    Example:
+        >>> step = mn.make_train_step(learners, ())  # without transfers: each model learns alone
+        >>> state, metrics = step(mn.init_state(learners, (), params, jax.random.key(0)), batches)
+        >>> sorted(metrics), int(state.step)
+        (['student', 'teacher'], 1)
     """
     step = train_step(learners, transfers)
     if shardings is None:
@@ -75,10 +87,15 @@ def make_train_step(
 
 
 def check_finite(metrics: Mapping[str, Any]) -> None:
-    """Tells of losses and adapters that are not finite; call it on the host, now and then.
+    """Checks that losses and adapters are finite; call it on the host, now and then.
 
     Raises:
-        ValueError: naming the models and transfers.
+        ValueError: naming the models and transfers that are not.
+
+    Example:
+        >>> mn.check_finite({"student": {"loss": np.nan}})
+        Traceback (most recent call last):
+        ValueError: student: values are not finite ...
     """
     bad = [name for name, own in metrics.items() if not all(np.isfinite(x).all() for x in own.values())]
     bad += [name for name, own in metrics.items() if name not in bad and "finite" in own and not own["finite"]]

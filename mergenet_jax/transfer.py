@@ -30,6 +30,10 @@ class Pair:
         target: path of the kernel in the target's.
         source_layout: where the source's kernel has its outputs: last ("in_out", Flax) or first ("out_in", torch).
         target_layout: likewise.
+
+    Example:
+        >>> mn.Pair("classifier/kernel", "blocks/15/project/conv/kernel").source_layout
+        'in_out'
     """
 
     source: str
@@ -50,6 +54,10 @@ class Transfer:
         config: options.
         optimizer: of the adapters, in place of the AdamW that `config` describes.
         init_pairs: kernels that start as the source's where `config.init_from_source` is set; none for `pairs`.
+
+    Example:
+        >>> mn.Transfer("teacher", "student", (mn.Pair("head", "head"),)).name
+        'teacher->student'
     """
 
     source: str
@@ -88,6 +96,11 @@ def read(transfer: Transfer, params: Mapping[str, Any], key: Array) -> tuple[Mat
         transfer: which.
         params: by name of the model.
         key: of the noise that a random source consists of, the same at every step.
+
+    Example:
+        >>> targets, sources = mn.read(transfers[0], params, jax.random.key(0))
+        >>> targets[0].shape, sources[0].shape
+        ((1, 3, 4), (1, 3, 6))
     """
     targets, sources = _units(transfer, params)
     sources = _seen(transfer, sources, key)
