@@ -5,7 +5,7 @@
 
 The source is trained first, once, and stays as it is: arms that read or distil it read this one, but for those whose
 source is trained alongside. Arms of one seed start from the same target and see the same pictures, so that differences
-are paired by seed. What is finished is not run again; killed at any moment, the command goes on when started again.
+are paired by seed. Finished runs are not run again; killed at any moment, the command resumes when started again.
 """
 
 import dataclasses
@@ -53,11 +53,11 @@ class Options(Generic[R]):
     workdir: Path = Path("runs/experiment")
     """Folder of the runs: source/, and ARM/SEED/."""
     arms: tuple[str, ...] = (ALL,)
-    """What is compared, or all that the recipe can have; differences are to the first one and to placebos."""
+    """Arms to compare, or all that the recipe can have; differences are to the first one and to placebos."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of target, pictures' order, and adapter."""
     split: Literal["test", "validation"] = "test"
-    """What is compared; to choose settings look at validation, and at test once, in the end."""
+    """The part that is compared; to choose settings look at validation, and at test once, in the end."""
     smoke: bool = False
     """A look at whether it runs: the recipe's tiny size."""
     data_dir: Path | None = None
@@ -99,7 +99,7 @@ def folder(workdir: Path, arm: str, seed: int) -> Path:
 
 
 def results(options: Options) -> dict:
-    """What all runs found, when they are finished: the target's result and measurements by arm and seed, `summary`."""
+    """Results of all finished runs: the target's result and measurements by arm and seed, and `summary`."""
     found: dict[str, dict[int, dict]] = {}
     for arm in options.arms:
         places = {seed: folder(options.workdir, arm, seed) for seed in options.seeds}

@@ -85,7 +85,7 @@ def apply_adapter(
 
     Args:
         params: of `init_adapter`.
-        vectors: likewise.
+        vectors: singular vectors, of `init_adapter`.
         target: the matrix as it is.
         source: the matrix that is read.
         config: options.

@@ -102,7 +102,7 @@ def attention(
         queries: what the result is added to.
         asked: `queries` as the attention sees them (with positions, say).
         keys: the other matrix's rows.
-        values: likewise.
+        values: the other matrix's rows, without positions.
         heads: number of heads.
         rate: share of attention weights that are dropped.
         key: of the dropout.

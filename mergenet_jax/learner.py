@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 
 class LossOutput(NamedTuple):
-    """What a loss returns beside the loss itself.
+    """The second value of a loss function, beside the loss.
 
     Attributes:
         state: what the model carries on without training it, such as running statistics; the same tree as it was given.

@@ -33,7 +33,7 @@ def select(
         target: kernel.
         source: kernel of the same height and width.
         target_layout: where the kernel has its outputs.
-        source_layout: likewise.
+        source_layout: where the source's kernel has them.
     """
     taps = math.prod(spatial(target.shape, target_layout))
     matrix, theirs = to_matrix(target, target_layout), to_matrix(source, source_layout)

@@ -75,7 +75,7 @@ def make_split_step(
 
     Args:
         learners: as given to `init_state`.
-        transfers: likewise.
+        transfers: as given to `init_state`.
         halves: of `split_state`; where its arrays lie.
 
     Returns:

@@ -53,11 +53,11 @@ def make_train_step(
     1. before every `cycle`-th step the adapters' outputs are written into the targets; they read all models as they
        were. An output with a NaN or infinity is not written;
     2. every learner takes a step of its own optimiser on its own loss and batch, all its parameters included;
-    3. the adapters learn, by their rule, from what became of what they wrote.
+    3. the adapters learn by their rule from what training made of their outputs.
 
     Args:
         learners: as given to `init_state`.
-        transfers: likewise.
+        transfers: as given to `init_state`.
         shardings: of the state (`state_shardings`), where it lies on a mesh; the new state keeps them, and the work of
             the adapters is divided over the mesh. Within the step all axes of the mesh are Auto.
 
@@ -184,7 +184,7 @@ def _key(state: MergeState, number: int, ago: int) -> Array:
 def _outputs(
     config: MergeConfig, key: Array, params: Any, targets: Matrices, sources: Matrices, vectors: Any
 ) -> tuple[Matrices, Any]:
-    """What the adapters make of the targets, in training."""
+    """The adapters' outputs for the targets, in training."""
     outs, after = [], []
     for i, (group, target, source, states) in enumerate(zip(params, targets, sources, vectors, strict=True)):
         keys = jax.random.split(jax.random.fold_in(key, i), len(target))
@@ -197,7 +197,7 @@ def _outputs(
 
 
 def _each(adapter: Callable[..., Any], units: int) -> Callable[..., Any]:
-    """The adapter of stacked units; one unit by itself, as XLA's CPU compiler makes slow products of a batch of one."""
+    """The adapter of stacked units; one unit is not batched: XLA's CPU compiler makes slow products of a batch of one."""
     if units > 1:
         return jax.vmap(adapter)
     return lambda *stacked: jax.tree.map(lambda x: x[None], adapter(*jax.tree.map(lambda x: x[0], stacked)))
@@ -206,7 +206,7 @@ def _each(adapter: Callable[..., Any], units: int) -> Callable[..., Any]:
 def _transferred(
     config: MergeConfig, key: Array, there: Matrices, params: Any, targets: Matrices, sources: Matrices, vectors: Any
 ) -> tuple[Matrices, Any, dict[str, Any]]:
-    """What is written, which is what was there if an output is not finite."""
+    """The matrices that are written: the old ones if an output is not finite."""
     outs, after = _outputs(config, key, params, targets, sources, vectors)
     finite = _finite(outs)
     new, after = jax.tree.map(lambda a, b: jnp.where(finite, a, b), (outs, after), (there, vectors))
@@ -229,7 +229,7 @@ def _forgotten(learner: Any, transfer: Transfer, params: Any, opt_state: Any, du
 
 
 def _learned(learner: Learner, model: ModelState, batch: Any, key: Array) -> tuple[ModelState, Any, dict[str, Any]]:
-    """A model's own step, the gradients of its parameters, and what is to be reported."""
+    """A model's own step, the gradients of its parameters, and its metrics."""
 
     def loss(params: Any) -> tuple[Float[Array, ""], Any]:
         return learner.loss(materialise(params), model.state, batch, key)

@@ -29,7 +29,7 @@ class Pair:
         source: path of the kernel in the source's parameters, see `mergenet_jax.paths`.
         target: path of the kernel in the target's.
         source_layout: where the source's kernel has its outputs: last ("in_out", Flax) or first ("out_in", torch).
-        target_layout: likewise.
+        target_layout: where the target's kernel has them.
 
     Example:
         >>> mn.Pair("classifier/kernel", "blocks/15/project/conv/kernel").source_layout
@@ -163,7 +163,7 @@ def _units(transfer: Transfer, params: Mapping[str, Any]) -> tuple[list[Array], 
 
 
 def _seen(transfer: Transfer, sources: list[Array], key: Array) -> list[Array]:
-    """What the adapters see in the place of these matrices."""
+    """The matrices as the adapters see them: placebos replace them."""
     if transfer.config.source == "zero":
         return [jnp.zeros_like(s) for s in sources]
     if transfer.config.source == "random":

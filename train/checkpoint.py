@@ -10,7 +10,7 @@ from models.errors import UserError
 from models.layers.init import Params
 
 ARRAY = b".zarray"
-"""What keys that describe an array end in."""
+"""Endings of the keys that describe an array."""
 
 
 def manager(folder: Path, keep: int) -> ocp.CheckpointManager:

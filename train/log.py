@@ -10,7 +10,7 @@ COLUMNS: list[str] = ["step", "stage", "kind", "loss", "exact", "tokens_per_seco
 
 
 class MetricsLog:
-    """A CSV of measurements that a resumed run goes on with."""
+    """A CSV of measurements that a resumed run continues."""
 
     def __init__(self, path: Path, resumed_at: int, columns: Sequence[str] = COLUMNS) -> None:
         """Opens the file and drops what was measured after step `resumed_at`, which will be measured again."""

@@ -4,7 +4,7 @@
     python -m eval.mergenet_smolav --recipe smolav_branches --arms none zero frozen --workdir runs/branches
     python -m eval.mergenet_smolav --smoke --workdir runs/smoke
 
-Every setting of a recipe can be changed by its name. What a folder holds already is not run again, so that it can be
+Every setting of a recipe can be changed by its name. Results in the folder are not made again, so that it can be
 killed at any moment, and arms and seeds can be added. A table of all results in the folder is printed at the end.
 """
 
@@ -36,7 +36,7 @@ class Options:
     recipe: str = DEFAULT
     """Name of a file smolav_*.py in train/configs."""
     arms: tuple[str, ...] = AV_ARMS
-    """What to compare."""
+    """Arms to compare."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each draws its own pictures, clips, initial values and order, the same for all arms."""
     workdir: Path = Path("runs/smolav_small")

@@ -1,4 +1,4 @@
-"""What the arms share: the trained SmolAV, things to see and hear, and how a target is measured."""
+"""Shared by the arms: the trained SmolAV, things to see and hear, and how a target is measured."""
 
 import dataclasses
 import functools
@@ -89,7 +89,7 @@ class Materials:
         return Evaluator(self.target, self.trained, jnp.bfloat16)
 
     def training(self, seed: int | None = None) -> Examples:
-        """What the target of a seed is trained on; without a seed, all that the source is."""
+        """Training examples of a seed's target; without a seed, those of the source."""
         recipe = self.recipe
         shown, clips = np.arange(recipe.source_pictures), np.arange(recipe.source_clips)
         if seed is not None:

@@ -9,7 +9,7 @@ from train.mergenet.arms import ARMS
 
 MEASURES = {"pictures": "pictures", "sounds": "sounds", "questions": "questions", "audio-visual": "audio-visual ones"}
 Results = Mapping[str, Mapping[int, Mapping[str, Any]]]
-"""What was measured, by arm and seed."""
+"""Measurements by arm and seed."""
 
 
 def differences(results: Results, measure: str) -> dict[tuple[str, str], Interval]:

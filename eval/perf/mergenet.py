@@ -138,7 +138,7 @@ def batches(options: Options, array: Callable[[tuple[int, ...], Any], Any]) -> d
 
 
 def stepper(options: Options, *, transfer: bool) -> Callable[[int], Any]:
-    """What runs so many steps, from where it stopped before."""
+    """A function that runs so many steps, from where it stopped before."""
     setup = set_up(options, transfer=transfer)
     step = mn.make_train_step(setup.learners, setup.transfers)
     data, state = batches(options, jnp.zeros), jax.jit(setup.init)(jax.random.key(0))
@@ -195,7 +195,7 @@ def measured(options: Options) -> tuple[dict[str, Any], Table]:
 
 
 def planned(options: Options, topology: Topology) -> tuple[dict[str, Any], Table]:
-    """What the compiler says of both steps, as numbers and for people."""
+    """The compiler's account of both steps, as numbers and for people."""
     mesh = make_mesh(topology, options.mesh, 1)
     programs = {name: program(options, mesh, transfer=name == "with") for name in ("without", "with")}
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
@@ -223,7 +223,7 @@ def planned(options: Options, topology: Topology) -> tuple[dict[str, Any], Table
 
 
 def title(options: Options) -> str:
-    """What was measured."""
+    """A title of the measurement."""
     return (
         f"{options.source} {options.source_path} -> {options.target} {options.target_path}, width {options.width:g}, "
         f"{options.preset}, batch {options.batch}, T_cycle {options.cycle}"
@@ -248,7 +248,7 @@ def run(options: Options) -> None:
         raise UserError("--mesh is for --topology; leave it out to time the step on one device.")
     # A topology comes before any array is made, which fixes the number of CPU devices.
     topology = None if options.topology is None else find_topology(options.topology)
-    set_up(options, transfer=True)  # mistakes are told before anything is compiled
+    set_up(options, transfer=True)  # reports mistakes before anything is compiled
     found, shown = measured(options) if topology is None else planned(options, topology)
     if options.json:
         given = {name: value for name, value in dataclasses.asdict(options).items() if name != "json"}

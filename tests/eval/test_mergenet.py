@@ -44,12 +44,12 @@ def test_differences_are_paired_by_seed() -> None:
 
 def test_an_experiment_from_start_to_table(tmp_path: Path) -> None:
     recipe = tiny.recipe(source_pictures=24, epochs=1)
-    options, said = Options(recipe, workdir=tmp_path, arms=ARMS, seeds=(0, 1)), []
+    options, said = Options(recipe, workdir=tmp_path, arms=ARMS, seeds=(1,)), []
     run_arms(options, said.append)
     assert (tmp_path / "source" / "export" / "target" / "model.safetensors").is_file()
     told = results(options)
-    assert list(told["arms"]) == list(ARMS) and all(list(seeds) == [0, 1] for seeds in told["arms"].values())
-    assert len(told["arms"]["frozen"][1]["norm"]) == recipe.epochs and not told["arms"]["none"][0]["norm"]
+    assert list(told["arms"]) == list(ARMS) and all(list(seeds) == [1] for seeds in told["arms"].values())
+    assert len(told["arms"]["frozen"][1]["norm"]) == recipe.epochs and not told["arms"]["none"][1]["norm"]
     console = Console(width=160, record=True, file=io.StringIO())
     console.print(table(told))
     text = console.export_text()
@@ -60,7 +60,7 @@ def test_an_experiment_from_start_to_table(tmp_path: Path) -> None:
     moved = tmp_path.with_name("moved")  # results go along wherever the folder goes
     tmp_path.rename(moved)
     run_arms(dataclasses.replace(options, workdir=moved), again.append)
-    assert sum("is finished" in line for line in again) == 1 + 2 * len(ARMS)
+    assert sum("is finished" in line for line in again) == 1 + len(ARMS)
 
 
 @pytest.mark.complete

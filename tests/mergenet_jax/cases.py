@@ -39,6 +39,8 @@ CASES = [
     Case((16, 16), (16, 16), 2, 8, 7, decay=0.5),
     Case((10, 14), (6, 8), 2, 6, 8, final=30.0),  # 6 heads do not divide 128
 ]
+QUICK = (1, 5, 8)
+"""Numbers of the cases in the quick tier: several layers, wide heads, heads that do not divide."""
 PUBLISHED = Case((160, 960), (100, 2048), 2, 8, 9)
 """The published adapter: MobileNetV2's last projection from ResNet-50's classifier."""
 

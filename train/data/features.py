@@ -20,7 +20,7 @@ CHUNK = 32  # rows between two writes
 
 
 class Rows:
-    """Float16 rows on disk with a flag for each that is there, so that a killed run goes on where it was."""
+    """Float16 rows on disk with a flag for each that is there, so that a killed run resumes where it was."""
 
     def __init__(self, name: str, shape: tuple[int, ...]) -> None:
         """Opens or creates the file `name` for rows of `shape[1:]`."""

@@ -5,7 +5,7 @@
     python -m train.mergenet --recipe mergenet_cifar100 --arm dkd --seeds 0 1 2 --workdir runs/dkd --merge.cycle 4
 
 Every setting of a recipe can be changed by its name: see --recipe NAME --help. Killed at any moment and started again
-with the same arguments, a run goes on from its last whole epoch and gives the same losses.
+with the same arguments, a run resumes after its last whole epoch and gives the same losses.
 """
 
 import dataclasses

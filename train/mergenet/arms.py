@@ -28,7 +28,7 @@ Given = tuple[Params, Params]
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """What sets an arm apart.
+    """Settings of an arm.
 
     Attributes:
         source: "used" is trained beside the target, or frozen if it is given; "frozen" must be given; "idle" is there
@@ -89,7 +89,7 @@ class Setup:
 
     Attributes:
         learners: as `mergenet_jax` takes them.
-        transfers: likewise.
+        transfers: as `mergenet_jax` takes them.
         trained: the models that are trained, by name, the target first.
         share: what happens to the state before a step.
         start: the state of a seed, and of the frozen source.
@@ -236,7 +236,7 @@ def falling(transfer: Transfer, constant: int, whole: int) -> Transfer:
 
 
 def joint_loss(classifiers: Mapping[str, Classifier], distillation: Distillation, *, frozen: bool) -> Any:
-    """Loss of the target that distils the source, and of the source by itself, unless that is frozen.
+    """Loss of the target that distils the source, and of the source alone, unless that is frozen.
 
     A source that is trained is distilled as it answers in training, with the batch's statistics; a frozen one lies in
     the state and answers with its running statistics. Nothing flows from the target's loss into the source.

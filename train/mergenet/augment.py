@@ -68,7 +68,7 @@ class Augmentation:
 
 
 class Changes(NamedTuple):
-    """What is done to each picture of a batch.
+    """The changes of each picture of a batch.
 
     Attributes:
         shift: where the cut begins, less the border: pixels down and to the right.

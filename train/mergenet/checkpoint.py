@@ -1,4 +1,4 @@
-"""What a run leaves on disk: checkpoints to go on from, what it is a run of, and classifiers by themselves."""
+"""Files of a run: checkpoints to resume from, its identity, and exported classifiers."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ IDENTITY = "run.json"
 FOLDERS = ("checkpoints", "export")
 """Within the folder of a run."""
 RESULTS = ("result.json", "checkpoints/*", "*/seed*.json")
-"""What makes a folder one of a run that has come to something: results, or a checkpoint."""
+"""Files and folders of a run that has results or a checkpoint."""
 
 
 def save_state(checkpoints: ocp.CheckpointManager, epoch: int, state: Any) -> None:

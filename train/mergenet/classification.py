@@ -1,4 +1,4 @@
-"""The loss of a classifier of pictures by itself."""
+"""The loss of a single picture classifier."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from train.mergenet.distillation import cross_entropy
 
 
 def own_loss(classifier: Classifier) -> Any:
-    """Cross entropy of a classifier by itself, with the share of pictures that it gets right."""
+    """Cross entropy of a single classifier, with the share of pictures that it gets right."""
 
     def loss(params: Params, stats: Params, batch: Any, key: Array) -> tuple[Array, LossOutput]:
         del key

@@ -1,4 +1,4 @@
-"""What a run of MergeNet is: data, models, pairs of kernels, optimisers; and the recipes by name."""
+"""Settings of a run of MergeNet: data, models, pairs of kernels, optimisers; and the recipes by name."""
 
 import dataclasses
 import math
@@ -115,8 +115,8 @@ class Recipe:
         epochs: passes over the data.
         batch: pictures of a step.
         train_pictures: how many of the training pictures are used; 0 for all.
-        validation_pictures: likewise.
-        test_pictures: likewise.
+        validation_pictures: of the validation pictures.
+        test_pictures: of the test pictures.
         augmentation: of the training pictures.
         source_sgd: optimiser of the source.
         target_sgd: of the target.
@@ -176,7 +176,7 @@ class Recipe:
         return {TARGET: self.target.make(self.classes), SOURCE: self.source.make(self.classes)}
 
     def loss(self, model: Classifier) -> Any:
-        """Of one of `models` by itself."""
+        """Loss of one of `models` without distillation."""
         return own_loss(model)
 
     def optimizers(self, steps: int) -> dict[str, optax.GradientTransformation]:
@@ -191,7 +191,7 @@ class Recipe:
         return exchanged(self, source_sgd=self.target_sgd, target_sgd=self.source_sgd)
 
     def alone(self) -> Self:
-        """The recipe that trains the source by itself, as a target."""
+        """The recipe that trains the source alone, as a target."""
         return dataclasses.replace(
             self,
             target=self.source,

@@ -19,7 +19,7 @@ RKD_EPSILON = 1e-12  # features that are closer (squared distance) count as equa
 
 
 class Distillation(Protocol):
-    """What every baseline is."""
+    """A distillation baseline."""
 
     def __call__(
         self, student: Outputs, teacher: Outputs, labels: Int[Array, " B"], epoch: float | Int[Array, ""]

@@ -25,7 +25,7 @@ def reader(arrays: Mapping[str, np.ndarray]) -> Read:
 class Epochs:
     """Shuffled epochs; rows that fill no whole batch at an epoch's end are left out, others each time.
 
-    A run that goes on from (epoch, step) sees what it would have seen.
+    A run that resumes at (epoch, step) sees the batches that it would have seen.
 
     Attributes:
         rows: number of rows of the data.

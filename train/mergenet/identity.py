@@ -1,4 +1,4 @@
-"""What a run's result depends on, so that a change of what its arm never reads is no other run."""
+"""The settings that identify a run. Settings its arm ignores are excluded."""
 
 import dataclasses
 import hashlib
@@ -44,7 +44,7 @@ def relevant(recipe: R) -> R:
 
 
 def digest(folder: Path) -> str:
-    """What tells the weights of an exported model from others, wherever they lie.
+    """A digest of an exported model's weights, the same wherever they lie.
 
     Raises:
         UserError: if there are none.

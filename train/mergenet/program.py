@@ -135,7 +135,7 @@ def per_seed(values: Sequence[Any]) -> Array:
 
 
 def first_best(weights: Any, selecting: Mapping[str, str], seeds: int) -> Best:
-    """What any epoch is better than."""
+    """The best epoch before the first: any epoch is better."""
     shape = (seeds,) if seeds > 1 else ()
     return {  # copies: everything is donated
         name: _record(jax.tree.map(jnp.copy, of), selecting[name], jnp.full(shape, -1.0), jnp.zeros(shape, jnp.int32))

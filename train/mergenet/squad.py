@@ -40,7 +40,7 @@ def evaluate(answers: Mapping[str, str], accepted: Mapping[str, Sequence[str]]) 
 
     Args:
         answers: by the question's id; empty for "there is no answer".
-        accepted: likewise; none where there is no answer.
+        accepted: accepted answers by question; none where there is no answer.
 
     Raises:
         UserError: if a question has no entry among the answers, or there are no questions.

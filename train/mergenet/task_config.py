@@ -37,8 +37,8 @@ class TaskRecipe:
         data: "tfds", or "fixtures", the few examples of this repository.
         epochs: passes over the target's data; the source takes as many steps, of its own.
         train_examples: how many of the training examples of each task are used; 0 for all.
-        validation_examples: likewise.
-        test_examples: likewise.
+        validation_examples: of the validation examples.
+        test_examples: of the test examples.
         source_epochs: of a source that is trained first and then frozen; 0 for as many as `epochs`.
         keep: checkpoints kept.
         check_every: steps between looks at whether the losses are finite.
@@ -98,7 +98,7 @@ class TaskRecipe:
         return exchanged(self)
 
     def alone(self) -> Self:
-        """The recipe that trains the source by itself, as a target."""
+        """The recipe that trains the source alone, as a target."""
         epochs = self.source_epochs or self.epochs
         return dataclasses.replace(self, target=self.source, epochs=epochs, arm="none", direction="forward")
 

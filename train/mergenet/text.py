@@ -35,7 +35,7 @@ class Questions:
     Attributes:
         batch: question and window of each row; `batch.row` is the question's number.
         start: of the answer's first token; 0, which is [CLS], where the window does not hold the whole answer.
-        end: of its last token, likewise.
+        end: of its last token; 0 in the same case.
         ids: of the questions.
         contexts: of the questions.
         answers: accepted ones of each question; none where it has no answer.
@@ -92,7 +92,7 @@ def encode_questions(
 
 
 def model_inputs(batch: TextBatch) -> Arrays:
-    """What models take: tokens, mask and token_types."""
+    """Inputs of models: tokens, mask and token_types."""
     return {"tokens": batch.tokens, "mask": batch.mask, "token_types": batch.token_types}
 
 

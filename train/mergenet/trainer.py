@@ -63,7 +63,7 @@ class Trainer(Protocol):
         ...
 
     def feed(self, epoch: int) -> Iterable[tuple[Any, ...]]:
-        """What each step of an epoch takes beside the state."""
+        """Arguments of each step of an epoch, beside the state."""
         ...
 
     def step(self, state: MergeState, *inputs: Any) -> tuple[MergeState, dict[str, Any]]:

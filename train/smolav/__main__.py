@@ -2,7 +2,7 @@
 
     python -m train.smolav --config train/configs/smolav.py --workdir runs/smolav
 
-Killed at any moment and started again with the same arguments, it goes on from its newest checkpoint and gives the
+Killed at any moment and started again with the same arguments, it resumes at its newest checkpoint and gives the
 same losses as if it had not been killed.
 """
 

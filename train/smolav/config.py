@@ -1,4 +1,4 @@
-"""What a training run is: the model, the pools of clips, the stages."""
+"""Settings of a training run: the model, the pools of clips, the stages."""
 
 import dataclasses
 import runpy

@@ -23,7 +23,7 @@ from train.smolav.optimizer import optimizer
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a run works with.
+    """A training run.
 
     Attributes:
         config: the run's configuration.

@@ -96,10 +96,22 @@ def trained_by(arm: str) -> set[str]:
     return {TARGET, SOURCE} if ARMS[arm].source == "used" else {TARGET}
 
 
-@pytest.mark.parametrize("arm", [name for name in ARMS if name not in ("none", "mergenet", "kd")])
+@pytest.mark.parametrize("arm", ARMS)
+def test_an_arm_is_set_up(arm: str, given: Any) -> None:
+    setup = made(frozen_of(arm, given), arm=arm).setup
+    assert len(setup.transfers) == ARMS[arm].transfers and set(setup.trained) == trained_by(arm)
+
+
+@pytest.mark.parametrize(
+    "arm",
+    [
+        name if name in ("self", "plus_frozen", "rkd") else pytest.param(name, marks=pytest.mark.complete)
+        for name in ARMS
+        if name not in ("none", "mergenet", "kd")
+    ],
+)
 def test_an_arm_is_traced(arm: str, given: Any) -> None:
     program = made(frozen_of(arm, given), arm=arm)
-    assert len(program.setup.transfers) == ARMS[arm].transfers
     assert {name for name in traced(program)[1] if "->" not in name} == trained_by(arm)
 
 

@@ -33,8 +33,8 @@ CONFIG = TrainConfig(
         "validate": Bucket(PoolConfig(CLIPS, 1, seed=2, split="validation"), 128, batch=1, questions=2),
     },
     stages=(Stage("short", 2, 1e-3, 1e-4, (("short", 1.0),), "validate"),),
-    pictures=40,
-    align_pictures=40,
+    pictures=12,
+    align_pictures=12,
     align_steps=3,
     log_every=1,
 )

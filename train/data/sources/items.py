@@ -1,4 +1,4 @@
-"""What the loaders return: pictures and sounds, one split at a time, and how instances are dealt to splits."""
+"""Results of the loaders: pictures and sounds, one split at a time, and how instances are dealt to splits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

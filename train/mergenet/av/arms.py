@@ -26,7 +26,7 @@ class Setup:
 
     Attributes:
         learners: as `mergenet_jax` takes them.
-        transfers: likewise.
+        transfers: as `mergenet_jax` takes them.
         start: (seed, target's parameters, source's) -> state; to be compiled, as the state holds the parameters as
             they are, and a step donates it.
         step: (state, batches by name) -> (state, metrics); the state is donated.
@@ -87,6 +87,6 @@ def set_up(recipe: Recipe, name: str, sizes: dict[str, SmolAVConfig], table: Flo
 
 
 def learns(name: str) -> bool:
-    """Whether the source of an arm goes on learning: not if a control takes its place."""
+    """Whether the source of an arm keeps learning: not if a control takes its place."""
     arm = find_arm(name)
     return arm.source == "used" and not arm.changes

@@ -1,4 +1,4 @@
-"""What an experiment with SmolAV is."""
+"""Settings of an experiment with SmolAV."""
 
 import dataclasses
 from typing import ClassVar, Self
@@ -24,11 +24,11 @@ class Recipe:
         width: hidden width of the target's projectors.
         pictures: training pictures of the target, other ones for every seed.
         clips: clips whose sounds it is trained on, likewise.
-        source_pictures: training pictures of a source that goes on learning; the target's are among them.
+        source_pictures: training pictures of a source that keeps learning; the target's are among them.
         source_clips: likewise clips.
         steps: optimiser steps.
         rate: learning rate of the target, along half a cosine to zero.
-        source_rate: of a source that goes on learning, likewise.
+        source_rate: of a source that keeps learning, likewise.
         batch_pictures: pictures of a step.
         batch_sounds: audio tokens of a step.
         merge: options of the transfer.

@@ -137,7 +137,7 @@ def vqa_accuracy(answers: Sequence[str], given: Sequence[Sequence[str]]) -> floa
 
     Args:
         answers: one to each question, normalised.
-        given: those of the people, likewise.
+        given: the people's answers to each question, normalised.
     """
     pairs = zip(answers, given, strict=True)
     return float(np.mean([accuracy(list(people).count(answer), len(people)) for answer, people in pairs]))

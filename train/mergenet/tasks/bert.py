@@ -49,7 +49,7 @@ def tokenizer_for(spec: TaskSpec, vocab_size: int, texts: Iterable[str]) -> Toke
 
 
 class BertTask:
-    """What both tasks share; see `train.mergenet.tasks.interface.Task`."""
+    """Base of both tasks; see `train.mergenet.tasks.interface.Task`."""
 
     HEAD: ClassVar[Head]
     METRICS: ClassVar[dict[str, str]]

@@ -1,4 +1,4 @@
-"""What a task is: a model with a loss, and examples that its answers are scored on."""
+"""The interface of a task: a model with a loss, and examples that its answers are scored on."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -66,7 +66,7 @@ class Task(Protocol):
         ...
 
     def answer(self, params: Params, batch: Any) -> dict[str, Array]:
-        """What is scored, per row."""
+        """The answers to be scored, per row."""
         ...
 
     def prepare(self, data: "Data") -> Examples:
@@ -74,7 +74,7 @@ class Task(Protocol):
         ...
 
     def load(self, folder: Path) -> tuple[Params, Params]:
-        """What `export` wrote."""
+        """The parameters that `export` wrote."""
         ...
 
     def export(self, folder: Path, params: Params, tokenizer: Tokenizer) -> None:

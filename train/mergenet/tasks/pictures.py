@@ -1,4 +1,4 @@
-"""What both tasks with pictures share: the model's start, its export, and pictures of one size."""
+"""Shared by both tasks with pictures: initial parameters, export, and pictures of one size."""
 
 import dataclasses
 from collections.abc import Callable
@@ -29,7 +29,7 @@ from train.mergenet.tasks.interface import Part
 from train.mergenet.tasks.spec import ENCODERS, TOWERS, TaskSpec
 
 TEXT_TOWER = ("text_model.*", "logit_scale", "logit_bias")
-"""What a SigLIP checkpoint has beside its vision tower."""
+"""Parts of a SigLIP checkpoint beside its vision tower."""
 BASE = {
     "hidden_size": 768,
     "intermediate_size": 3072,

@@ -1,4 +1,4 @@
-"""What is trained for a task: the model, where it starts, its batches and its optimiser."""
+"""Settings of a task: the model, its initial weights, its batches and its optimiser."""
 
 import dataclasses
 from typing import Any, Literal
@@ -26,7 +26,7 @@ TOWERS: dict[str, SiglipConfig] = {
 }
 """Vision transformers by name."""
 TINY = {"bert_base": "bert_tiny", "distilbert_base": "distilbert_tiny", "siglip_base": "siglip_tiny"}
-"""What stands for a model in smoke runs."""
+"""Stand-ins for models in smoke runs."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -89,7 +89,7 @@ class TaskTrainer:
         return self.setup.weights(state)
 
     def feed(self, epoch: int) -> Iterator[tuple[Any, ...]]:
-        """Batches by model; the source's go on from one of the target's epochs to the next."""
+        """Batches by model; the source's continue over the target's epochs."""
         first, last = epoch * self.steps, (epoch + 1) * self.steps
         streams = {name: [order.batches(first, last) for order in self._orders(name)] for name in self.setup.trained}
         for _ in range(first, last):
@@ -124,7 +124,7 @@ def _joined(batches: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _told(name: str, spec: TaskSpec) -> str:
-    """What a model starts from."""
+    """A sentence about a model's initial weights."""
     if spec.weights is None:
         text = f"{spec.text} from random weights with a vocabulary of the training texts (no --{name}.weights is given)"
     else:
