@@ -197,7 +197,7 @@ def _outputs(
 
 
 def _each(adapter: Callable[..., Any], units: int) -> Callable[..., Any]:
-    """The adapter of stacked units; one unit is not batched: XLA's CPU compiler makes slow products of a batch of one."""
+    """The adapter of stacked units; one is not batched: XLA's CPU compiler makes slow products of a batch of one."""
     if units > 1:
         return jax.vmap(adapter)
     return lambda *stacked: jax.tree.map(lambda x: x[None], adapter(*jax.tree.map(lambda x: x[0], stacked)))
