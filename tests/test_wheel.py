@@ -27,6 +27,9 @@ print(json.dumps([[acckv_jax.__file__, mergenet_jax.__file__], found]))
 """
 
 
+pytestmark = pytest.mark.packaging
+
+
 def run(*command: object, cwd: Path) -> str:
     env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     done = subprocess.run([str(c) for c in command], cwd=cwd, env=env, capture_output=True, text=True)
@@ -102,6 +105,7 @@ def test_quick_start(python, tmp_path):
     assert "acckv at 0.4:" in out and "tokens: [" in out
 
 
+@pytest.mark.complete
 def test_quick_start_of_mergenet(python, tmp_path):
     shutil.copy(ROOT / "tests" / "mergenet_jax" / "quick_start.py", tmp_path)
     out = run(python, *ISOLATED, "-W", "error", "quick_start.py", cwd=tmp_path)

@@ -1,5 +1,6 @@
 """Presets at full size, by shape: transformers' models of the published sizes, and published numbers of parameters."""
 
+import functools
 import math
 
 import jax.numpy as jnp
@@ -49,6 +50,11 @@ def shapes_of(make):
     return {path: leaf.shape for path, leaf in flatten_dict(abstract_params(make)[1]).items()}
 
 
+@functools.cache
+def thinker_shapes(config):
+    return shapes_of(lambda: Thinker(config, rngs=FastRngs(0), dtype=BF16))
+
+
 def count(shapes, *prefix):
     return sum(math.prod(shape) for path, shape in shapes.items() if path[: len(prefix)] == prefix)
 
@@ -84,14 +90,14 @@ def test_thinkers_are_those_of_transformers(config, text, total):
     parts = {"vision_config": VISION | {"out_hidden_size": width}, "audio_config": AUDIO | {"output_dim": width}}
     with torch.device("meta"):
         model = Qwen2_5OmniThinkerForConditionalGeneration(Qwen2_5OmniThinkerConfig(text_config=text, **parts))
-    shapes = shapes_of(lambda: Thinker(config, rngs=FastRngs(0), dtype=BF16))
+    shapes = thinker_shapes(config)
     assert stored_shapes(thinker_tensors(config), shapes) == on_disk(model)
     assert count(shapes) == sum(parameter.numel() for parameter in model.parameters()) == total
 
 
 def test_parts_of_the_7b_thinker():
     """The decoder is a Qwen2.5-7B, of which its authors publish 7.61 billion parameters, 6.53 without embeddings."""
-    shapes = shapes_of(lambda: Thinker(ThinkerConfig.omni_7b(), rngs=FastRngs(0), dtype=BF16))
+    shapes = thinker_shapes(ThinkerConfig.omni_7b())
     assert (count(shapes, "vision"), count(shapes, "audio")) == (676_550_144, 639_647_232)
     embeddings = count(shapes, "decoder", "tokens") + count(shapes, "decoder", "head")
     assert count(shapes, "decoder") == 7_615_616_512
@@ -100,7 +106,7 @@ def test_parts_of_the_7b_thinker():
 
 def test_the_3b_decoder():
     """Qwen2.5-3B, published as 3.09 billion, 2.77 without embeddings; the thinker's output head is one of its own."""
-    shapes = shapes_of(lambda: Thinker(ThinkerConfig.omni_3b(), rngs=FastRngs(0), dtype=BF16))
+    shapes = thinker_shapes(ThinkerConfig.omni_3b())
     tied = count(shapes, "decoder") - count(shapes, "decoder", "head")
     assert tied == 3_085_938_688
     assert round((tied - count(shapes, "decoder", "tokens")) / 1e9, 2) == 2.77

@@ -150,6 +150,7 @@ def test_a_full_budget_is_the_identity():
             np.testing.assert_array_equal(head.values, v)
 
 
+@pytest.mark.complete
 def test_the_gate_keeps_part_of_the_slots_in_most_cases():
     survival = []
     for name in GATED:

@@ -29,7 +29,7 @@ CONFIG = BertConfig.tiny(num_attention_heads=4, num_hidden_layers=1, initializer
 @functools.cache
 def model():
     bert = BertModel(CONFIG, "classification", 3)
-    return bert, jax.jit(bert.init)(jax.random.key(0))
+    return bert, jax.device_get(jax.jit(bert.init)(jax.random.key(0)))
 
 
 @jax.jit
@@ -82,7 +82,7 @@ def test_several_seeds_at_once():
     """Parameters with a leading axis, and a key for each."""
     bert, params = model()
     inputs = batch(CONFIG, 4, 8)
-    both = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), params)
+    both = jax.tree.map(lambda x: np.stack([x, 2 * x]), params)
     keys = jax.random.split(jax.random.key(1))
     found = jax.jit(jax.vmap(lambda params, key: bert.apply(params, *inputs, key)))(both, keys)
     for each, own in enumerate(keys):

