@@ -24,7 +24,7 @@ from rich.table import Table
 from acckv_jax import POLICIES, CachePolicy
 from eval import results
 from eval.intervals import mean_interval
-from eval.policies import build_policy, parse_budget, split_variant
+from eval.policies import BudgetError, build_policy, parse_budget, split_variant
 from eval.results import Results, Row, Variant
 from eval.tasks.interface import Example, Task
 from eval.tasks.registry import TASKS
@@ -47,7 +47,7 @@ class Options:
     budgets: tuple[str, ...] = ("0.2", "0.1")
     """What is kept: with a decimal point a fraction of the prompt, an integer is a number of slots."""
     examples: int = 20
-    """How many examples."""
+    """How many examples, if the task has so many."""
     first: int = 0
     """Number of the first of them: variants are chosen on other examples than they are reported on."""
     model: str | None = None
@@ -106,12 +106,12 @@ class Measured:
     results: Results
 
     def rows(self, variant: Variant) -> list[Row]:
-        """All answers under a policy at a budget, about examples that could be read for all of them."""
+        """All answers under a policy at a budget, about the examples that all could be asked."""
         return [row for id in self.ids if id not in self.errors for row in self.results.of(id, variant)]
 
     @property
     def errors(self) -> dict[str, str]:
-        """Sentences by example that could not be read."""
+        """Sentences by example that could not be read or asked."""
         return {id: self.results.errors[id] for id in self.ids if id in self.results.errors}
 
 
@@ -120,7 +120,7 @@ def measure(options: Options, answers: Path | None, load: Loader = load_task) ->
 
     Raises:
         UserError: on any mistake in the options or the file, a budget that is too small for an example, or if no
-            example can be read.
+            example can be asked.
     """
     if options.task not in TASKS:
         raise UserError(f"Unknown task {options.task!r}; choose one of {', '.join(TASKS)}.")
@@ -145,21 +145,20 @@ def measure(options: Options, answers: Path | None, load: Loader = load_task) ->
         task = load(options.task, model, options.data)
         policies = build_policies(options.policies, options.budgets, kind, TAU.get(task.model.family))
         ids = task.ids[options.first : options.first + options.examples]
-        if len(ids) < options.examples:
-            raise UserError(
-                f"Task {options.task} has {len(task.ids)} examples; --first {options.first} and --examples "
-                f"{options.examples} ask for more."
-            )
+        if not ids:
+            raise UserError(f"Task {options.task} has {len(task.ids)} examples, and --first {options.first} is none.")
         collect(task, policies, ids, found)
     measured = Measured(options.task, model, kind.metric, tuple(policies), tuple(ids), found)
     report_errors(Console(stderr=True), measured.errors)
     if len(measured.errors) == len(ids):
-        raise UserError(f"None of the {len(ids)} examples can be read.")
+        raise UserError(f"None of the {len(ids)} examples can be asked.")
     return measured
 
 
 def collect(task: Task, policies: Policies, ids: Sequence[str], found: Results) -> None:
     """Asks what `found` does not hold yet, and adds it.
+
+    An example that cannot be read or asked is a row with its error, and the run continues.
 
     Raises:
         UserError: if a budget is too small for an example.
@@ -168,11 +167,12 @@ def collect(task: Task, policies: Policies, ids: Sequence[str], found: Results) 
     for id in track(missing, "examples", console=Console(stderr=True), disable=not missing):
         try:
             example = task.example(id)
+            for variant, answers in task.answers(example, policies, found.unanswered(id, policies)):
+                found.add(_rows(task, id, variant, example, answers))
+        except BudgetError as error:
+            raise UserError(f"Example {id}: {error}") from error
         except UserError as error:
             found.add([{"example": id, "error": f"{error}"}])
-            continue
-        for variant, answers in task.answers(example, policies, found.unanswered(id, policies)):
-            found.add(_rows(task, id, variant, example, answers))
 
 
 def _rows(task: Task, id: str, variant: Variant, example: Example, answers: Sequence[Sequence[str]]) -> list[Row]:
@@ -254,9 +254,9 @@ def _shown(cell: Mapping[str, Any]) -> str:
 
 
 def report_errors(console: Console, errors: Mapping[str, str]) -> None:
-    """Says which examples could not be read."""
+    """Says which examples could not be read or asked."""
     for id, sentence in errors.items():
-        console.print(f"example {id} cannot be read: {sentence}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"example {id} is left out: {sentence}", markup=False, highlight=False, soft_wrap=True)
 
 
 def run(options: Options, load: Loader = load_task) -> None:

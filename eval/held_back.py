@@ -17,6 +17,7 @@ from acckv_jax import CachePolicy, Decoder
 from eval.metrics import CUT_OFF
 from eval.policies import check_policies
 from models.batching import Batch, padded
+from models.errors import UserError
 from models.interface import EmbeddedPrompt
 from models.layers.init import Params
 
@@ -32,6 +33,8 @@ class Model(Protocol):
     def decoder(self) -> Decoder: ...  # noqa: D102
     @property
     def params(self) -> Params: ...  # noqa: D102
+    @property
+    def max_context(self) -> int: ...  # noqa: D102
     @property
     def stop_token_ids(self) -> tuple[int, ...]: ...  # noqa: D102
     def encode_question(self, text: str) -> EmbeddedPrompt: ...  # noqa: D102
@@ -82,9 +85,15 @@ def answers(
         A name, and by conversation its answers in turn.
 
     Raises:
-        UserError: if a budget is too small for a prompt.
+        BudgetError: if a budget is too small for a prompt.
+        UserError: if a conversation is too long for the model.
     """
     conversations = len(prompts[0])
+    tokens = len(prefix) + max_new_tokens + max(sum(map(len, asked)) for asked in zip(*prompts, strict=True))
+    if tokens > model.max_context:
+        raise UserError(
+            f"Its prefix, questions and answer take {tokens} tokens, and the model can tell {model.max_context} apart."
+        )
     fill = [0] * (padding.rows - conversations)
     first, *later = ([turn[i] for i in (*range(conversations), *fill)] for turn in prompts)
     whole = [prefix.then(question) for question in first]

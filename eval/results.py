@@ -1,6 +1,6 @@
 """Answers of a benchmark in a file of JSON lines, which a run that was killed at any moment continues.
 
-The first line says whose answers they are, and each further line is one answer, or an example that cannot be read.
+The first line says whose answers they are, and each further line is one answer, or an example that cannot be asked.
 """
 
 import contextlib
@@ -35,10 +35,10 @@ class Results:
         self._file = file
         self._answers: dict[tuple[str, Variant], dict[int, Row]] = {}
         self.errors: dict[str, str] = {}
-        """Sentences by example that cannot be read."""
+        """Sentences by example that cannot be asked."""
 
     def unanswered(self, example: str, variants: Iterable[Variant]) -> list[Variant]:
-        """The variants that have not answered all questions of an example; none if it cannot be read."""
+        """The variants that have not answered all questions of an example; none if it cannot be asked."""
         return [v for v in variants if example not in self.errors and not self._complete(example, v)]
 
     def _complete(self, example: str, variant: Variant) -> bool:

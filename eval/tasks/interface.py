@@ -107,6 +107,8 @@ class Task(abc.ABC):
     ) -> Iterator[tuple[Name, list[list[str]]]]:
         """What the model says under each wanted policy: by conversation, its answers in turn.
 
+        A task that answers otherwise, without pruned caches, overrides this.
+
         Args:
             example: the example.
             policies: all policies of the run, by name.
