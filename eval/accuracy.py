@@ -3,132 +3,44 @@
     python -m eval.accuracy                        100 clips, some minutes on two cores
     python -m eval.accuracy --clips 1000 --out models/smolav/accuracy.json
 
-An answer counts only if greedy decoding gives exactly the word and then stops; this is read off one pass over the
-packed questions, each predicted token compared with the right one given the right ones before it, which is the same.
+An answer counts only if greedy decoding gives exactly the word and then stops. This is the task `clips_full` of
+`eval.benchmark`, with a table of its own.
 """
 
 import collections
-import copy
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
-from flax import nnx
-from jaxtyping import Int
 from rich.console import Console
 from rich.table import Table
 
-from eval.held_out import GROUPS, MOST, HeldOutClips, candidates, group_of
+from eval import benchmark
+from eval.held_out import GROUPS, MOST
+from eval.metrics import CUT_OFF
+from eval.results import Row
 from models import command
 from models.errors import UserError
-from models.layers.init import Params, abstract_params
-from models.smolav.config import LAYOUTS, Layout, SmolAVConfig
-from models.smolav.encoders import Encoders
-from models.smolav.modeling import MediaEmbedder
-from models.smolav.params import FOLDER, load_smolav
-from models.smolav.preprocess import Chat, EncodedMedia
-from models.text.tokenizers import load_smollm2_tokenizer
-from train.data.clips import Clip
-from train.data.questions import ANSWERS, Question
-from train.smolav import language_model
-from train.smolav.align import answer_words
-from train.smolav.batches import Batch, Packed, collate, question_rows
-from train.smolav.losses import answer_logits, exact_answers
-
-LENGTHS = (512, 1024)  # two compiled shapes: clips up to 14 seconds, and up to 30
-SLOTS = 28  # most questions per row
-MEDIA_SHARE = 0.75  # of a row that the media may take; the rest is for questions
+from models.smolav.config import LAYOUTS
+from models.smolav.params import FOLDER
+from train.data.questions import ANSWERS
 
 
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """One question, answered.
+def summary(rows: Sequence[Row], clips: int) -> dict:
+    """Accuracies, chance levels and confusions, ready for JSON.
 
-    Attributes:
-        group: one of GROUPS.
-        layout: order of the media.
-        answer: kind of thing that is asked for.
-        expected: the right word.
-        found: the word that the first generated token begins, or "other".
-        exact: whether greedy decoding gives exactly the word.
-        candidates: how many things of that kind the clip holds.
+    Args:
+        rows: answers to the questions of `eval.held_out.as_asked`.
+        clips: about how many clips.
     """
 
-    group: str
-    layout: str
-    answer: str
-    expected: str
-    found: str
-    exact: bool
-    candidates: int
-
-
-class Evaluator:
-    """Answers packed questions with a loaded model."""
-
-    def __init__(self, config: SmolAVConfig, params: Params, dtype: jnp.dtype = jnp.float32) -> None:
-        """Takes SmolAV's parameters; `dtype` is of the language model's matrices."""
-        tokenizer = load_smollm2_tokenizer()
-        self.config, self.media = config, jax.device_put(params["media"])
-        self.encode: Callable[[str], list[int]] = lambda text: tokenizer.encode(text, add_special_tokens=False).ids
-        self.chat = Chat.smollm2(self.encode)
-        self.frozen = language_model.freeze(params["decoder"], dtype)
-        graph, _ = abstract_params(lambda: MediaEmbedder(config, rngs=nnx.Rngs(0)))
-
-        def choose(media: Params, frozen: Params, batch: Batch) -> Int[jax.Array, "B P"]:
-            return jnp.argmax(answer_logits(config, graph, {"media": media, "lora": {}}, frozen, batch), axis=-1)
-
-        self._choose = jax.jit(choose)
-
-    def with_media(self, media: Params) -> "Evaluator":
-        """The same language model with other projectors of the same sizes; nothing is compiled again."""
-        other = copy.copy(self)
-        other.media = jax.device_put(media)
-        return other
-
-    def pack(self, clip: Clip, media: EncodedMedia, layout: Layout) -> list[tuple[Packed, int]]:
-        """All canonical questions of a clip in rows, each with its padded length."""
-        tokens = len(media.video) * self.config.frame_tokens + len(media.audio)
-        length = next(n for n in LENGTHS if tokens <= MEDIA_SHARE * n or n == LENGTHS[-1])
-        rows = question_rows(clip, media, self.encode, self.chat, layout, self.config, length)
-        return [(row, length) for row in rows]
-
-    def answer(self, row: Packed, media: EncodedMedia, length: int) -> tuple[Int[np.ndarray, "Q A"], np.ndarray]:
-        """Chosen tokens [questions, answer tokens], and whether each answer is exactly right."""
-        batch = collate([(row, media)], length, SLOTS)
-        chosen = np.asarray(self._choose(self.media, self.frozen, batch)).reshape(batch["target"].shape)
-        right = np.asarray(exact_answers(jnp.asarray(chosen), jnp.asarray(batch["target"])))
-        return chosen[0, : len(row.questions)], right[0, : len(row.questions)]
-
-
-def outcomes(evaluator: Evaluator, clips: HeldOutClips, numbers: Iterable[int]) -> Iterator[Outcome]:
-    """Every canonical question of the test clips of these numbers, the layouts in turn."""
-    words = {evaluator.encode(word)[0]: word for word in answer_words(clips.pool.sources)[:-1]}
-    for index, clip, media in clips.numbered(numbers):
-        layout = LAYOUTS[index % len(LAYOUTS)]
-        for row, length in evaluator.pack(clip, media, layout):
-            chosen, right = evaluator.answer(row, media, length)
-            for question, tokens, exact in zip(row.questions, chosen, right, strict=True):
-                yield _outcome(clip, question, layout, words.get(int(tokens[0]), "other"), bool(exact))
-
-
-def _outcome(clip: Clip, question: Question, layout: str, found: str, exact: bool) -> Outcome:
-    answer, many = ANSWERS[question.subkind], candidates(clip, question)
-    return Outcome(group_of(question), layout, answer, question.answer, found, exact, many)
-
-
-def summary(found: Sequence[Outcome], clips: int) -> dict:
-    """Accuracies, chance levels and confusions, ready for JSON."""
-
-    def of(chosen: list[Outcome]) -> dict[str, float | int]:
-        accuracy = float(np.mean([o.exact for o in chosen])) if chosen else float("nan")
-        guess = float(np.mean([1 / o.candidates for o in chosen])) if chosen else float("nan")
+    def of(chosen: list[Row]) -> dict[str, float | int]:
+        accuracy = float(np.mean([row["score"] for row in chosen])) if chosen else float("nan")
+        guess = float(np.mean([1 / row["labels"]["candidates"] for row in chosen])) if chosen else float("nan")
         error = (accuracy * (1 - accuracy) / max(len(chosen), 1)) ** 0.5
         return {
             "questions": len(chosen),
@@ -140,17 +52,17 @@ def summary(found: Sequence[Outcome], clips: int) -> dict:
 
     confusions = {}
     for kind in sorted(set(ANSWERS.values())):
-        pairs = collections.Counter((o.expected, o.found) for o in found if o.answer == kind)
+        own = [row for row in rows if row["labels"]["answer"] == kind]
+        pairs = collections.Counter((row["references"][0], row["answer"].removesuffix(CUT_OFF)) for row in own)
         names = sorted({expected for expected, _ in pairs})
         confusions[kind] = {a: {b: n for (x, b), n in sorted(pairs.items()) if x == a} for a in names}
+    in_layout = {layout: [row for row in rows if row["labels"]["layout"] == layout] for layout in LAYOUTS}
     return {
         "clips": clips,
-        "groups": {group: of([o for o in found if o.group == group]) for group in GROUPS},
+        "groups": {group: of([row for row in rows if row["group"] == group]) for group in GROUPS},
         "layouts": {
-            layout: {
-                group: of([o for o in found if (o.group, o.layout) == (group, layout)])["accuracy"] for group in GROUPS
-            }
-            for layout in LAYOUTS
+            layout: {group: of([row for row in own if row["group"] == group])["accuracy"] for group in GROUPS}
+            for layout, own in in_layout.items()
         },
         "confusions": confusions,
     }
@@ -179,22 +91,24 @@ class Options:
     """How many test clips, at most 1000."""
     model: Path = FOLDER
     """Folder of an exported SmolAV."""
+    answers: Path | None = None
+    """Also keep every answer in this file; the same command then continues a run that was stopped."""
     out: Path | None = None
     """Also write the result as JSON."""
 
 
-def run(options: Options) -> None:
-    """Measures, prints, and writes the result if asked to.
+def run(options: Options, load: benchmark.Loader = benchmark.load_task) -> None:
+    """Measures, prints, and writes the result if asked to; `load` makes the task.
 
     Raises:
-        UserError: on a bad number of clips or model.
+        UserError: on a bad number of clips, model or file.
     """
     if not 1 <= options.clips <= MOST:
         raise UserError(f"--clips must be 1 to {MOST}, not {options.clips}.")
-    command.check_output(options.out)
-    config, _, params = load_smolav(options.model)
-    clips = HeldOutClips.load(Encoders.load(config))
-    result = summary(list(outcomes(Evaluator(config, params), clips, range(options.clips))), options.clips)
+    asked = benchmark.Options("clips_full", examples=options.clips, model=str(options.model), out=options.out)
+    measured = benchmark.measure(asked, options.answers, load)
+    [full] = measured.variants
+    result = summary(measured.rows(full), options.clips - len(measured.errors))
     print_summary(Console(), result)
     if options.out:
         options.out.write_text(json.dumps(result, indent=1) + "\n")

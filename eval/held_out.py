@@ -2,10 +2,16 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 
+import models
+from eval.tasks.interface import Question as Asked
+from models.errors import UserError
+from models.smolav.config import LAYOUTS, Layout
 from models.smolav.encoders import Encoders
+from models.smolav.model import SmolAVModel
 from models.smolav.preprocess import EncodedMedia
 from train.data.clips import Clip, ClipConfig
 from train.data.features import ClipPool, PictureFeatures, PoolConfig, sources_for
@@ -34,6 +40,35 @@ class HeldOutClips:
         for number in numbers:
             clip = self.pool.clip(number)
             yield number, clip, EncodedMedia(self.pictures.take(clip.picture_ids), self.pool.audio(number))
+
+
+def load_smolav(name: str, data: Path | None) -> tuple[SmolAVModel, HeldOutClips]:
+    """SmolAV by name, or one exported to a folder, with the clips.
+
+    Raises:
+        UserError: if it is another model or cannot be loaded, or the user names data.
+    """
+    if data is not None:
+        raise UserError(f"This task composes its own clips and reads no data from {data}; leave out --data.")
+    model = models.load(name)
+    if not isinstance(model, SmolAVModel):
+        raise UserError(f"This task asks SmolAV, whose clips are encoded once for all; {name} is another model.")
+    return model, HeldOutClips.load(model.encoders)
+
+
+def layout_of(number: int) -> Layout:
+    """The order of a clip's media: the layouts take turns."""
+    return LAYOUTS[number % len(LAYOUTS)]
+
+
+def as_asked(clip: Clip, number: int, question: Question) -> Asked:
+    """A question about the clip of this number as a benchmark task asks it."""
+    labels = {
+        "layout": layout_of(number),
+        "answer": ANSWERS[question.subkind],
+        "candidates": candidates(clip, question),
+    }
+    return Asked(question.text, (question.answer,), group_of(question), labels)
 
 
 def group_of(question: Question) -> str:

@@ -16,6 +16,10 @@ WORDS = {"true": True, "false": False, "none": None, "null": None}
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", type(None): "none"}
 
 
+class BudgetError(UserError):
+    """A budget that is too small for a prompt."""
+
+
 def build_policy(name: str, budget: float | int, options: Sequence[str] = (), **defaults: Any) -> CachePolicy:
     """A policy as typed.
 
@@ -64,14 +68,14 @@ def check_policies(policies: Mapping[str, CachePolicy], modality: Int[np.ndarray
     """Checks every policy's budget against a prompt of these modalities.
 
     Raises:
-        UserError: if a budget is too small, naming the policy.
+        BudgetError: if a budget is too small, naming the policy.
     """
     counts = acckv_jax.count_tokens(acckv_jax.make_prompt(modality[None]))
     for name, policy in policies.items():
         try:
             policy.check(counts)
         except ValueError as error:
-            raise UserError(f"Policy {name}: {error}") from error
+            raise BudgetError(f"Policy {name}: {error}") from error
 
 
 def _option_types(name: str) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from eval.accuracy import Evaluator, outcomes
 from eval.held_out import GROUPS, MOST, HeldOutClips
+from eval.packed import Evaluator, exact_by_group
 from models.errors import UserError
 from models.layers.init import Params, abstract_params
 from models.smolav.config import SmolAVConfig
@@ -137,12 +137,12 @@ class Materials:
         graph, _ = abstract_params(lambda: MediaEmbedder(sizes, rngs=nnx.Rngs(0)))
         nearest = projector_accuracy((graph, media), self.table, self.testing)
         whole = {**media, "time": self.trained["media"]["time"]}
-        found = list(outcomes(evaluator.with_media(whole), self.held_out, self.question_clips))
-        groups = {group: [o.exact for o in found if o.group == group] for group in GROUPS}
+        found = list(exact_by_group(evaluator.with_media(whole), self.held_out, self.question_clips))
+        groups = {group: [exact for own, exact in found if own == group] for group in GROUPS}
         return {
             "pictures": nearest["pictures"],
             "sounds": nearest["sounds without silence"],
-            "questions": float(np.mean([o.exact for o in found])),
+            "questions": float(np.mean([exact for _, exact in found])),
             **{group: float(np.mean(exact)) for group, exact in groups.items() if exact},
             "asked": {group: len(exact) for group, exact in groups.items()},
         }

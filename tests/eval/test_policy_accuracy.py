@@ -4,49 +4,57 @@ import json
 
 import pytest
 
-from eval.answering import answer_one
+import acckv_jax as kv
+from eval.benchmark import build_policies
 from eval.held_out import GROUPS, HeldOutClips
-from eval.policies import build_policy
-from eval.policy_accuracy import Options, answers, main, one_of_each, run, variants
+from eval.metrics import CUT_OFF
+from eval.policy_accuracy import Options, main, run
+from eval.tasks.clips import Clips, one_of_each
+from models.answering import answer
 from models.interface import EmbeddedPrompt
-from models.smolav.config import LAYOUTS
 
 
 @pytest.fixture(scope="module")
-def clips(small_model):
-    return HeldOutClips.load(small_model.encoders)
+def task(small_model):
+    return Clips(small_model, HeldOutClips.load(small_model.encoders))
 
 
-def test_without_pruning_answers_are_those_of_the_whole_prompt(small_model, clips):
-    index, clip, media = next(clips.numbered(range(1)))
-    prefix = small_model.encode_features(media, LAYOUTS[0])
-    asked = one_of_each(clip, index)[:2]
-    policies = variants(Options(budgets=(1.0,), policies=("h2o",)), 0.6)
-    found = {name: turns for (name, _), *turns in answers(small_model, prefix, asked, policies)}
+def test_without_pruning_answers_are_those_of_the_whole_prompt(task):
+    example = task.example("0")
+    policies = build_policies(("h2o",), ("1.0",), task)
+    found = {variant.policy: said for variant, said in task.answers(example, policies, list(policies))}
     assert found.keys() == {"full", "h2o"}
     assert found["full"] == found["h2o"]
 
     def alone(before: EmbeddedPrompt, text: str) -> str:
-        *_, answer = answer_one(small_model, before, text, ("full", build_policy("full", 1.0)), 4, 1e10)
-        return answer.answer
+        return answer(task.model, before, text, policy=kv.Full(), max_new_tokens=4).text
 
-    first, second = ([answer.removesuffix("...").strip() for answer in turn] for turn in found["full"])
-    assert first == [alone(prefix, question.text) for question in asked]
-    for question, following, answer in zip(asked, asked[::-1], second, strict=True):
-        both = small_model.encode_next_question(question.answer, following.text)
-        turn, _ = both.split(len(both) - len(small_model.encode_question(following.text)))
-        assert answer == alone(prefix.then(small_model.encode_question(question.text)).then(turn), following.text)
+    for conversation, said in list(zip(example.conversations, found["full"], strict=True))[:2]:
+        first, second = (text.removesuffix(CUT_OFF).strip() for text in said)
+        question, following = conversation
+        assert first == alone(example.prefix, question.text)
+        both = task.model.encode_next_question(question.references[0], following.text)
+        turn, _ = both.split(len(both) - len(task.model.encode_question(following.text)))
+        before = example.prefix.then(task.model.encode_question(question.text)).then(turn)
+        assert second == alone(before, following.text)
 
 
-def test_result_has_a_row_per_policy_budget_and_question(small_model, clips, tmp_path, capsys):
+def test_a_second_question_is_another_one_of_the_clip(task):
+    [(number, clip, _)] = task.clips.numbered([3])
+    asked = [question.text for question in one_of_each(clip, number)]
+    pairs = [(first.text, second.text) for first, second in task.example("3").conversations]
+    assert [first for first, _ in pairs] == asked
+    assert [second for _, second in pairs] == [*asked[1:], asked[0]]
+
+
+def test_result_has_a_row_per_policy_budget_and_question(task, tmp_path, capsys):
     options = Options(clips=1, budgets=(0.5,), policies=(), option=("acckv:merge=none",), out=tmp_path / "out.json")
-    run(options, load=lambda: (small_model, clips))
+    run(options, load=lambda *_: task)
     result = json.loads(options.out.read_text())
     rows = {(row["policy"], row["budget"], row["question"]): row for row in result["rows"]}
     assert list(rows) == [(p, b, q) for p, b in (("full", 1), ("acckv:merge=none", 0.5)) for q in ("first", "second")]
-    index, clip, _ = next(clips.numbered(range(1)))
     for row in rows.values():
-        assert sum(row[group]["asked"] for group in GROUPS) == len(one_of_each(clip, index))
+        assert sum(row[group]["asked"] for group in GROUPS) == len(task.example("0").conversations)
         assert 0 <= row["all"] <= 1
     assert "acckv:merge=none" in capsys.readouterr().out
 
@@ -61,6 +69,7 @@ def test_result_has_a_row_per_policy_budget_and_question(small_model, clips, tmp
         (["--option", "acckv"], "Variant 'acckv' names no option"),
         (["--option", "acckv:merge=no"], "merge of policy acckv cannot be 'no'"),
         (["--option", "lru:merge=none"], "unknown policy 'lru'"),
+        (["--policies", "protected(lru)"], "unknown policy 'lru'"),
     ],
 )
 def test_mistakes_exit_with_2(arguments, sentence, capsys):

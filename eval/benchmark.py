@@ -1,0 +1,282 @@
+"""Asks a task's questions under cache policies and budgets, and scores the answers.
+
+    python -m eval.benchmark --task clips --policies snapkv 'protected(acckv)' --budgets 0.2 0.1 --examples 100
+
+The full cache is always among the policies. Every answer is written to a file as soon as it is there; the same command
+continues a run that was stopped. First and later questions on one cache are counted apart.
+"""
+
+import collections
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from acckv_jax import POLICIES, CachePolicy
+from eval import results
+from eval.intervals import mean_interval
+from eval.policies import BudgetError, build_policy, parse_budget, split_variant
+from eval.results import Results, Row, Variant
+from eval.tasks.interface import Example, Task
+from eval.tasks.registry import TASKS
+from models import command
+from models.acckv_tau import TAU
+from models.errors import UserError
+
+Policies = dict[Variant, CachePolicy]
+Loader = Callable[[str, str, Path | None], Task]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """A benchmark of cache policies."""
+
+    task: str
+    """What is asked: a name of eval.tasks.registry; docs/add_a_task.md tells how to add one."""
+    policies: tuple[str, ...] | None = None
+    """POLICY, POLICY:NAME=VALUE,NAME=VALUE or WRAPPER(POLICY); default: all. The full cache is always measured."""
+    budgets: tuple[str, ...] = ("0.2", "0.1")
+    """What is kept: with a decimal point a fraction of the prompt, an integer is a number of slots."""
+    examples: int = 20
+    """How many examples, if the task has so many."""
+    first: int = 0
+    """Number of the first of them: variants are chosen on other examples than they are reported on."""
+    model: str | None = None
+    """A model's name or folder; default: the task's."""
+    data: Path | None = None
+    """Folder of the task's data, if it reads any."""
+    answers: Path | None = None
+    """File of the answers; default: TASK.jsonl. It may hold answers of other examples, policies and budgets, too."""
+    out: Path | None = None
+    """Also write the summary as JSON."""
+
+
+def build_policies(
+    names: Iterable[str] | None, budgets: Iterable[str], task: type[Task] | Task, tau: float | None = None
+) -> Policies:
+    """Every policy at every budget, and the full cache; None stands for all policies.
+
+    Raises:
+        UserError: on an unknown policy, option or budget, or a policy for a task that takes none.
+    """
+    found = {Variant("full", "1.0"): build_policy("full", 1.0)}
+    if task.full_only and names:
+        raise UserError("This task asks the full cache alone; leave out --policies.")
+    defaults = {**task.policy_options, **({} if tau is None else {"tau": tau})}
+    chosen = [] if task.full_only else [name for name in (names or POLICIES) if name != "full"]
+    for text in chosen:
+        name, options = split_variant(text)
+        for budget in map(parse_budget, budgets):
+            found[Variant(text, json.dumps(budget))] = build_policy(name, budget, options, **defaults)
+    return found
+
+
+def load_task(name: str, model: str, data: Path | None) -> Task:
+    """A task of `TASKS`, with its model."""
+    return TASKS[name].load(model, data)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """Answers of a run.
+
+    Attributes:
+        task: as named in the options.
+        model: its name or folder.
+        metric: what the scores are.
+        variants: the policies, the full cache first.
+        ids: the examples that were asked for.
+        results: their answers, and maybe others.
+    """
+
+    task: str
+    model: str
+    metric: str
+    variants: tuple[Variant, ...]
+    ids: tuple[str, ...]
+    results: Results
+
+    def rows(self, variant: Variant) -> list[Row]:
+        """All answers under a policy at a budget, about the examples that all could be asked."""
+        return [row for id in self.ids if id not in self.errors for row in self.results.of(id, variant)]
+
+    @property
+    def errors(self) -> dict[str, str]:
+        """Sentences by example that could not be read or asked."""
+        return {id: self.results.errors[id] for id in self.ids if id in self.results.errors}
+
+
+def measure(options: Options, answers: Path | None, load: Loader = load_task) -> Measured:
+    """Asks what the file `answers` does not hold yet; without a file, everything.
+
+    Raises:
+        UserError: on any mistake in the options or the file, a budget that is too small for an example, or if no
+            example can be asked.
+    """
+    if options.task not in TASKS:
+        raise UserError(f"Unknown task {options.task!r}; choose one of {', '.join(TASKS)}.")
+    if options.examples < 1 or options.first < 0:
+        raise UserError(
+            f"--examples must be at least 1 and --first at least 0, not {options.examples} and {options.first}."
+        )
+    command.check_output(answers)
+    command.check_output(options.out)
+    kind = TASKS[options.task]
+    build_policies(options.policies, options.budgets, kind)  # mistakes are found before a large model is loaded
+    model = options.model or kind.default_model
+    about = {
+        "task": options.task,
+        "model": model,
+        "data": options.data and str(options.data),
+        "metric": kind.metric,
+        "max_new_tokens": kind.max_new_tokens,
+        "policy_options": dict(kind.policy_options),
+    }
+    with results.opened(answers, about) as found:
+        task = load(options.task, model, options.data)
+        policies = build_policies(options.policies, options.budgets, kind, TAU.get(task.model.family))
+        ids = task.ids[options.first : options.first + options.examples]
+        if not ids:
+            raise UserError(f"Task {options.task} has {len(task.ids)} examples, and --first {options.first} is none.")
+        collect(task, policies, ids, found)
+    measured = Measured(options.task, model, kind.metric, tuple(policies), tuple(ids), found)
+    report_errors(Console(stderr=True), measured.errors)
+    if len(measured.errors) == len(ids):
+        raise UserError(f"None of the {len(ids)} examples can be asked.")
+    return measured
+
+
+def collect(task: Task, policies: Policies, ids: Sequence[str], found: Results) -> None:
+    """Asks what `found` does not hold yet, and adds it.
+
+    An example that cannot be read or asked is a row with its error, and the run continues.
+
+    Raises:
+        UserError: if a budget is too small for an example.
+    """
+    missing = [id for id in ids if found.unanswered(id, policies)]
+    for id in track(missing, "examples", console=Console(stderr=True), disable=not missing):
+        try:
+            example = task.example(id)
+            for variant, answers in task.answers(example, policies, found.unanswered(id, policies)):
+                found.add(_rows(task, id, variant, example, answers))
+        except BudgetError as error:
+            raise UserError(f"Example {id}: {error}") from error
+        except UserError as error:
+            found.add([{"example": id, "error": f"{error}"}])
+
+
+def _rows(task: Task, id: str, variant: Variant, example: Example, answers: Sequence[Sequence[str]]) -> list[Row]:
+    asked = [
+        (turn, question, answer)
+        for conversation, said in zip(example.conversations, answers, strict=True)
+        for turn, (question, answer) in enumerate(zip(conversation, said, strict=True), 1)
+    ]
+    return [
+        {
+            "example": id,
+            "policy": variant.policy,
+            "budget": json.loads(variant.budget),
+            "question": number,
+            "of": len(asked),
+            "turn": turn,
+            "group": question.group,
+            "answer": answer,
+            "references": list(question.references),
+            "score": task.score(answer, question),
+            "labels": dict(question.labels),
+        }
+        for number, (turn, question, answer) in enumerate(asked, 1)
+    ]
+
+
+def summary(measured: Measured) -> dict[str, Any]:
+    """Mean scores with their 95 % intervals by policy, budget, turn and group, ready for JSON."""
+    found = {variant: measured.rows(variant) for variant in measured.variants}
+    first = found[measured.variants[0]]
+    groups, turns = dict.fromkeys(row["group"] for row in first), sorted({row["turn"] for row in first})
+    rows = []
+    for variant, answers in found.items():
+        for turn in turns:
+            own = [row for row in answers if row["turn"] == turn]
+            by_group = {group: _mean([row for row in own if row["group"] == group]) for group in groups}
+            budget = json.loads(variant.budget)
+            rows.append(
+                {"policy": variant.policy, "budget": budget, "turn": turn, "groups": by_group, "all": _mean(own)}
+            )
+    about = {"task": measured.task, "model": measured.model, "metric": measured.metric}
+    read = len(measured.ids) - len(measured.errors)
+    return {**about, "examples": read, "errors": measured.errors, "rows": rows}
+
+
+def _mean(rows: Sequence[Row]) -> dict[str, float | int | None]:
+    """Mean over all questions, and half its interval.
+
+    Questions of one example are not independent: the interval is of the mean as a ratio of sums over examples.
+    """
+    if not rows:
+        return {"asked": 0, "score": None, "half_width": None}
+    scores = collections.defaultdict(list)
+    for row in rows:
+        scores[row["example"]].append(row["score"])
+    mean, per_example = float(np.mean([row["score"] for row in rows])), len(rows) / len(scores)
+    interval = mean_interval([mean + (sum(own) - mean * len(own)) / per_example for own in scores.values()])
+    half_width = None if math.isnan(interval.half_width) else round(interval.half_width, 4)
+    return {"asked": len(rows), "score": round(mean, 4), "half_width": half_width}
+
+
+def print_summary(console: Console, result: Mapping[str, Any]) -> None:
+    """Prints a table, a row per policy, budget and turn."""
+    groups = result["rows"][0]["groups"]
+    title = f"{result['examples']} examples of {result['task']}: {result['metric'].replace('_', ' ')}"
+    table = Table(title=title, padding=(0, 0), pad_edge=False)
+    for name in ("policy", "budget", "turn", *groups, "all"):
+        table.add_column(name, no_wrap=name in ("policy", "budget", "turn"))
+    for row in result["rows"]:
+        cells = [_shown(cell) for cell in (*row["groups"].values(), row["all"])]
+        table.add_row(row["policy"], f"{row['budget']}", f"{row['turn']}", *cells)
+    console.print(table)
+
+
+def _shown(cell: Mapping[str, Any]) -> str:
+    if not cell["asked"]:
+        return "-"
+    return f"{cell['score']:.3f}" + ("" if cell["half_width"] is None else f" ± {cell['half_width']:.3f}")
+
+
+def report_errors(console: Console, errors: Mapping[str, str]) -> None:
+    """Says which examples could not be read or asked."""
+    for id, sentence in errors.items():
+        console.print(f"example {id} is left out: {sentence}", markup=False, highlight=False, soft_wrap=True)
+
+
+def run(options: Options, load: Loader = load_task) -> None:
+    """Measures, prints a table, and writes the summary if asked to; `load` makes the task.
+
+    Raises:
+        UserError: on any mistake in the options or the file of answers.
+    """
+    result = summary(measure(options, options.answers or Path(f"{options.task}.jsonl"), load))
+    print_summary(Console(), result)
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; 0, or 2 after a user's mistake."""
+    options = tyro.cli(Options, args=arguments, prog="python -m eval.benchmark", description=__doc__)
+    command.keep_compiled()
+    return command.run(lambda: run(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

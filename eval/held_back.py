@@ -1,0 +1,156 @@
+"""Answers of pruned caches: one prefill of a prefix serves all its questions, policies and budgets.
+
+The prefill's own logits are those of the full cache, whatever the policy. So the last token of every prompt is held
+back and run on the pruned cache: an answer of one token shows what the policy lost, too.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Protocol, TypeVar
+
+import jax
+import numpy as np
+
+import acckv_jax
+from acckv_jax import CachePolicy, Decoder
+from eval.metrics import CUT_OFF
+from eval.policies import check_policies
+from models.batching import Batch, padded
+from models.errors import UserError
+from models.interface import EmbeddedPrompt
+from models.layers.init import Params
+
+Name = TypeVar("Name")
+
+
+class Model(Protocol):
+    """What a task asks of a language model; every `models.interface.AVModel` is one."""
+
+    @property
+    def family(self) -> str: ...  # noqa: D102
+    @property
+    def decoder(self) -> Decoder: ...  # noqa: D102
+    @property
+    def params(self) -> Params: ...  # noqa: D102
+    @property
+    def max_context(self) -> int: ...  # noqa: D102
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]: ...  # noqa: D102
+    def encode_question(self, text: str) -> EmbeddedPrompt: ...  # noqa: D102
+    def encode_next_question(self, answer: str, text: str) -> EmbeddedPrompt: ...  # noqa: D102
+    def detokenize(self, tokens: list[int]) -> str: ...  # noqa: D102
+
+
+@dataclasses.dataclass(frozen=True)
+class Padding:
+    """Lengths that prompts are padded to: few shapes, few programs.
+
+    Attributes:
+        prefix: lengths of prefixes, rising; longer ones are padded to `acckv_jax.bucket_length`.
+        question: of questions, and the last rows of the prefix that a policy's window needs, to a multiple of this.
+        rows: conversations that run at once, at least; missing ones are filled up with the first.
+    """
+
+    prefix: tuple[int, ...] = ()
+    question: int = 64
+    rows: int = 1
+
+
+def answers(
+    model: Model,
+    prefix: EmbeddedPrompt,
+    prompts: Sequence[Sequence[EmbeddedPrompt]],
+    policies: Mapping[Name, CachePolicy],
+    wanted: Collection[Name],
+    padding: Padding,
+    max_new_tokens: int,
+) -> Iterator[tuple[Name, list[list[str]]]]:
+    """Greedy answers of conversations about one prefix, under each wanted policy.
+
+    A turn follows the pruned cache as the question before left it, and what was generated in between is not in it: the
+    prompt of the turn begins with the right answer.
+
+    Args:
+        model: the model.
+        prefix: what all conversations begin with; at least one token.
+        prompts: by turn, the tokens of each conversation.
+        policies: by name. The prefix is scored for all of them, wanted or not, so that a run that was cut short and
+            continued computes what it would have computed.
+        wanted: names of those to answer with.
+        padding: lengths.
+        max_new_tokens: most tokens of an answer; an unfinished one ends in `CUT_OFF`.
+
+    Yields:
+        A name, and by conversation its answers in turn.
+
+    Raises:
+        BudgetError: if a budget is too small for a prompt.
+        UserError: if a conversation is too long for the model.
+    """
+    conversations = len(prompts[0])
+    tokens = len(prefix) + max_new_tokens + max(sum(map(len, asked)) for asked in zip(*prompts, strict=True))
+    if tokens > model.max_context:
+        raise UserError(
+            f"Its prefix, questions and answer take {tokens} tokens, and the model can tell {model.max_context} apart."
+        )
+    fill = [0] * (padding.rows - conversations)
+    first, *later = ([turn[i] for i in (*range(conversations), *fill)] for turn in prompts)
+    whole = [prefix.then(question) for question in first]
+    for prompt in whole[:conversations]:
+        check_policies({f"{name}": policy for name, policy in policies.items()}, prompt.modality[:-1])
+
+    reading = tuple({(p.queries, p.needs, p.window): p for p in policies.values()}.values())
+    score = functools.partial(acckv_jax.jitted.score, model.decoder, model.params, policies=reading)
+    shared = max(1, len(prefix) - max(policy.window for policy in reading))
+    head = prefix.split(shared)[0]
+    length = next((n for n in padding.prefix if len(head) <= n), acckv_jax.bucket_length(len(head)))
+    _, read = score(**padded([head], length).arguments(), complete=False)
+    tails = [prompt.split(shared)[1] for prompt in whole]
+    held_back = [tail.split(len(tail) - 1) for tail in tails]
+    repeated = acckv_jax.repeat_rows(read, len(whole))
+    _, scored = score(**_multiple([chunk for chunk, _ in held_back], padding).arguments(), before=repeated)
+
+    turns = [padded([last for _, last in held_back], 1), *(_multiple(turn, padding) for turn in later)]
+    for name, policy in policies.items():
+        if name in wanted:
+            by_turn = _converse(model, scored, policy, turns, max_new_tokens)
+            yield name, [list(found) for found in zip(*by_turn, strict=True)][:conversations]
+
+
+def _multiple(chunks: Sequence[EmbeddedPrompt], padding: Padding) -> Batch:
+    return padded(chunks, -(-max(len(chunk) for chunk in chunks) // padding.question) * padding.question)
+
+
+def _converse(
+    model: Model, scored: acckv_jax.Scored, policy: CachePolicy, turns: Sequence[Batch], max_new_tokens: int
+) -> Iterator[list[str]]:
+    """All rows' answers, turn by turn."""
+    cache = acckv_jax.prune(scored, policy, reserved_slots=policy.reserved_slots(max_new_tokens))
+    extend = functools.partial(acckv_jax.jitted.extend, model.decoder, model.params, policy=policy.while_decoding())
+    logits, cache = extend(**turns[0].arguments(), cache=cache)
+    for turn in turns[1:]:
+        following = extend(**turn.arguments(), cache=cache)  # before decoding, which uses up the cache
+        yield _decoded(model, policy, logits, cache, max_new_tokens)
+        logits, cache = following
+    yield _decoded(model, policy, logits, cache, max_new_tokens)
+
+
+def _decoded(
+    model: Model, policy: CachePolicy, logits: jax.Array, cache: acckv_jax.KVCache, max_new_tokens: int
+) -> list[str]:
+    """Greedy answers of all rows."""
+    stop = model.stop_token_ids
+    state = acckv_jax.start_decoding(logits, cache, jax.random.key(0), stop_token_ids=stop)
+    tokens = np.asarray(state.token)[:, None]
+    if max_new_tokens > 1:
+        options = {"policy": policy.while_decoding(), "steps": max_new_tokens - 1, "stop_token_ids": stop}
+        made, number, _ = acckv_jax.jitted.decode(model.decoder, model.params, state, **options)
+        tokens = np.concatenate([tokens, np.asarray(made)[:, : int(number)]], axis=1)
+    return [_text(model, row) for row in tokens.tolist()]
+
+
+def _text(model: Model, row: list[int]) -> str:
+    """An answer up to its end."""
+    end = next((i for i, token in enumerate(row) if token in model.stop_token_ids), None)
+    return model.detokenize(row) + CUT_OFF if end is None else model.detokenize(row[:end]).strip()

@@ -1,0 +1,131 @@
+"""Answers of a benchmark in a file of JSON lines, which a run that was killed at any moment continues.
+
+The first line says whose answers they are, and each further line is one answer, or an example that cannot be asked.
+"""
+
+import contextlib
+import fcntl
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from models.errors import UserError
+
+Row = dict[str, Any]
+ANSWER = ("example", "policy", "budget", "question", "of", "turn", "group", "answer", "references", "score", "labels")
+ERROR = ("example", "error")
+
+
+class Variant(NamedTuple):
+    """A policy at a budget, both as written in the results; 1 is a number of slots, and 1.0 a fraction."""
+
+    policy: str
+    budget: str
+
+    def __str__(self) -> str:
+        return f"{self.policy} at budget {self.budget}"
+
+
+class Results:
+    """Answers, each once."""
+
+    def __init__(self, file: BinaryIO | None = None) -> None:
+        """Keeps answers in memory, and appends them to `file` if there is one."""
+        self._file = file
+        self._answers: dict[tuple[str, Variant], dict[int, Row]] = {}
+        self.errors: dict[str, str] = {}
+        """Sentences by example that cannot be asked."""
+
+    def unanswered(self, example: str, variants: Iterable[Variant]) -> list[Variant]:
+        """The variants that have not answered all questions of an example; none if it cannot be asked."""
+        return [v for v in variants if example not in self.errors and not self._complete(example, v)]
+
+    def _complete(self, example: str, variant: Variant) -> bool:
+        rows = self._answers.get((example, variant), {})
+        return len(rows) > 0 and len(rows) == next(iter(rows.values()))["of"]
+
+    def of(self, example: str, variant: Variant) -> list[Row]:
+        """Answers to an example's questions, in their order."""
+        return [row for _, row in sorted(self._answers.get((example, variant), {}).items())]
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Adds those rows that are not there yet, to the file too."""
+        new = [row for row in rows if self._keep(row)]
+        if self._file:
+            self._file.write(b"".join(_line(row) for row in new))
+            self._file.flush()
+
+    def _keep(self, row: Row) -> bool:
+        if "error" in row:
+            self.errors[row["example"]] = row["error"]
+            return True
+        variant = Variant(row["policy"], json.dumps(row["budget"]))
+        rows = self._answers.setdefault((row["example"], variant), {})
+        return rows.setdefault(row["question"], row) is row
+
+
+@contextlib.contextmanager
+def opened(path: Path | None, about: Mapping[str, Any]) -> Iterator[Results]:
+    """The answers that a file holds, to be continued; the torn last line of a killed run is dropped.
+
+    Args:
+        path: the file, or None to keep answers in memory.
+        about: what all answers of a file have in common, ready for JSON.
+
+    Raises:
+        UserError: if the file holds something else, another run is writing to it, or it cannot be opened.
+    """
+    if path is None:
+        yield Results()
+        return
+    try:
+        file = path.open("a+b")
+    except OSError as error:
+        raise UserError(f"{path} cannot be opened for answers: {error.strerror}.") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until the file is closed, or the process ends
+        except OSError as error:
+            raise UserError(f"Another run is writing to {path}; wait for it, or name another file.") from error
+        file.seek(0)
+        content = file.read()
+        whole, end, torn = content.rpartition(b"\n")
+        first, *lines = (whole + end).splitlines() or [_line(about)]
+        if not end and not first.startswith(torn):
+            raise UserError(f"{path} holds no answers of a benchmark; name another file.")
+        _check_about(path, first, about)
+        results = Results(file)
+        rows = [_parsed(path, number, line) for number, line in enumerate(lines, 2)]
+        file.truncate(len(whole + end))
+        if not end:
+            file.write(_line(about))
+        for row in rows:
+            results._keep(row)
+        yield results
+
+
+def _check_about(path: Path, line: bytes, about: Mapping[str, Any]) -> None:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or "task" not in found:
+        raise UserError(f"{path} holds no answers of a benchmark; name another file.")
+    for key, wanted in json.loads(_line(about)).items():
+        if found.get(key) != wanted:
+            raise UserError(f"{path} holds answers of {key} {found.get(key)}, not {wanted}; name another file.")
+
+
+def _parsed(path: Path, number: int, line: bytes) -> Row:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict) or tuple(row) not in (ANSWER, ERROR):
+        raise UserError(f"Line {number} of {path} is no answer; delete it, and its question will be asked again.")
+    return row
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    return json.dumps(row).encode() + b"\n"

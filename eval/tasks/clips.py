@@ -1,0 +1,56 @@
+"""One question of each kind about each held-out clip, under cache policies; and a second one on the same cache.
+
+The second question is another one of the clip's, asked after the first was answered, on the cache that was pruned for
+the first: this is where a policy shows what it lost.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from eval.held_back import Padding
+from eval.held_out import GROUPS, MOST, HeldOutClips, as_asked, group_of, layout_of, load_smolav
+from eval.tasks.interface import Example, Task
+from models.smolav.model import SmolAVModel
+from train.data.clips import Clip
+from train.data.questions import Question, questions
+
+
+@dataclasses.dataclass(frozen=True)
+class Clips(Task):
+    """See the module."""
+
+    model: SmolAVModel
+    clips: HeldOutClips
+
+    max_new_tokens: ClassVar[int] = 4
+    padding: ClassVar[Padding] = Padding(prefix=(512, 832), question=64, rows=len(GROUPS))
+    # SnapKV's window fits into a tenth of the shortest clip. Answers are too short to evict anything while decoding.
+    policy_options: ClassVar[dict[str, Any]] = {"window_size": 16, "evict_every": 0}
+
+    @classmethod
+    def load(cls, model: str, data: Path | None) -> Self:
+        """SmolAV and the clips."""
+        return cls(*load_smolav(model, data))
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Numbers of clips."""
+        return [str(number) for number in range(MOST)]
+
+    def example(self, id: str) -> Example:
+        """The clip of this number."""
+        [(number, clip, media)] = self.clips.numbered([int(id)])
+        asked = [as_asked(clip, number, question) for question in one_of_each(clip, number)]
+        pairs = zip(asked, [*asked[1:], asked[0]], strict=True)
+        return Example(self.model.encode_features(media, layout_of(number)), tuple(pairs))
+
+
+def one_of_each(clip: Clip, number: int) -> list[Question]:
+    """One question of each group that the clip has, another one for each clip."""
+    grouped = collections.defaultdict(list)
+    for question in questions(clip):
+        grouped[group_of(question)].append(question)
+    return [grouped[group][number % len(grouped[group])] for group in GROUPS if grouped[group]]

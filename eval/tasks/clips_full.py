@@ -1,0 +1,56 @@
+"""Every question about each held-out clip, with the full attention: one packed pass answers all of a clip's."""
+
+import dataclasses
+import functools
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar, Self
+
+from acckv_jax import CachePolicy
+from eval.held_out import MOST, HeldOutClips, as_asked, layout_of, load_smolav
+from eval.packed import Evaluator
+from eval.tasks.interface import Example, Name, Task
+from models.smolav.model import SmolAVModel
+from train.smolav.align import answer_words
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipsFull(Task):
+    """See the module."""
+
+    model: SmolAVModel
+    clips: HeldOutClips
+
+    full_only: ClassVar[bool] = True
+
+    @classmethod
+    def load(cls, model: str, data: Path | None) -> Self:
+        """SmolAV and the clips."""
+        return cls(*load_smolav(model, data))
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Numbers of clips."""
+        return [str(number) for number in range(MOST)]
+
+    @functools.cached_property
+    def evaluator(self) -> Evaluator:
+        """What runs the packed rows."""
+        return Evaluator(self.model.config, self.model.all_params)
+
+    def example(self, id: str) -> Example:
+        """The clip of this number; the prefix is its packed rows, and its media."""
+        [(number, clip, media)] = self.clips.numbered([int(id)])
+        rows = self.evaluator.pack(clip, media, layout_of(number))
+        asked = [as_asked(clip, number, question) for row, _ in rows for question in row.questions]
+        return Example((rows, media), tuple((question,) for question in asked))
+
+    def answers(
+        self, example: Example, policies: Mapping[Name, CachePolicy], wanted: Collection[Name]
+    ) -> Iterator[tuple[Name, list[list[str]]]]:
+        """The answers of the full attention, under the name of the one policy."""
+        rows, media = example.prefix
+        words = answer_words(self.clips.pool.sources)[:-1]
+        texts = [text for row, length in rows for text in self.evaluator.texts(row, media, length, words)]
+        for name in wanted:
+            yield name, [[text] for text in texts]

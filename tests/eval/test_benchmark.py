@@ -1,0 +1,235 @@
+"""eval.benchmark: nothing is lost or asked twice when a run is killed, and users' mistakes are one sentence each."""
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from eval import benchmark, results
+from eval.benchmark import Options, main, measure, run, summary
+from eval.metrics import METRICS
+from eval.tasks.registry import TASKS
+from tests.eval.tasks.letters import BROKEN, Letters
+
+POLICIES = ("snapkv", "protected(h2o):first=2,last=2")
+BUDGETS = ("0.5", "24")
+
+
+@pytest.fixture(autouse=True)
+def _registered(monkeypatch):
+    monkeypatch.setitem(TASKS, "letters", Letters)
+
+
+def options(**changes):
+    return Options(**({"task": "letters", "policies": POLICIES, "budgets": BUDGETS, "examples": 3} | changes))
+
+
+def ask(path, task=None, **changes):
+    task = task or Letters()
+    return measure(options(**changes), path, lambda *_: task)
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The file of a run that nothing disturbed, with the example that cannot be read."""
+    path = tmp_path_factory.mktemp("whole") / "letters.jsonl"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TASKS, "letters", Letters)
+        ask(path, first=int(BROKEN) - 1)
+    return path
+
+
+def test_one_line_per_example_policy_budget_and_question(whole):
+    about, *rows = lines(whole)
+    assert (about["task"], about["model"], about["metric"]) == ("letters", "smolav", "word_error_rate")
+    answers = [row for row in rows if "error" not in row]
+    keys = [tuple(row[name] for name in ("example", "policy", "budget", "question")) for row in answers]
+    variants = [("full", 1.0), *((policy, budget) for policy in POLICIES for budget in (0.5, 24))]
+    assert keys == [(id, *variant, n) for id in ("11", "13") for variant in variants for n in (1, 2, 3, 4)]
+    assert [row for row in rows if "error" in row] == [{"example": BROKEN, "error": "The text is broken."}]
+    assert [row["turn"] for row in rows[:4]] == [1, 2, 1, 2]
+    assert [row["group"] for row in rows[:4]] == ["what", "where", "where", "what"]
+    for row in answers:
+        assert row["score"] == METRICS["word_error_rate"](row["answer"], row["references"])
+    assert len({row["answer"] for row in answers}) > 3  # policies and questions differ
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_killed_run_continues_without_losing_or_repeating_an_answer(whole, tmp_path, seed):
+    """Wherever the file ends. The answers of the continued run are those of an undisturbed one."""
+    rng, content = np.random.default_rng(seed), whole.read_bytes()
+    path = tmp_path / "letters.jsonl"
+    for _ in range(3):  # killed again and again
+        path.write_bytes(content[: rng.integers(len(content))])
+        kept = path.read_bytes()
+        kept = kept[: kept.rfind(b"\n") + 1]
+        task = Letters()
+        ask(path, task, first=int(BROKEN) - 1)
+        assert path.read_bytes() == content
+        done = [id for id in ("11", "13") if kept.count(f'"example": "{id}"'.encode()) == 20]
+        read = [id for id in ("11", BROKEN, "13") if id not in done and f'"{id}", "error"'.encode() not in kept]
+        assert task.read == read
+
+
+def test_a_finished_run_asks_nothing_and_more_is_added(whole, tmp_path):
+    path, changes = tmp_path / "letters.jsonl", {"first": int(BROKEN) - 1}
+    before = summary(ask(path, **changes, budgets=BUDGETS[1:]))
+    few, task = path.read_bytes(), Letters()
+    ask(path, task, **changes, budgets=BUDGETS[1:])
+    assert (task.read, path.read_bytes()) == ([], few)
+    ask(path, task, **changes)
+    assert task.read == ["11", "13"] and path.read_bytes().startswith(few)
+    assert sorted(path.read_bytes().splitlines()) == sorted(whole.read_bytes().splitlines())
+    assert summary(ask(path, **changes, budgets=BUDGETS[1:])) == before  # other budgets of the file do not count
+
+
+def test_turns_and_groups_are_apart(whole):
+    result = summary(ask(whole, first=int(BROKEN) - 1))
+    assert [(row["policy"], row["budget"], row["turn"]) for row in result["rows"]][:3] == [
+        ("full", 1.0, 1),
+        ("full", 1.0, 2),
+        ("snapkv", 0.5, 1),
+    ]
+    assert (result["examples"], result["errors"]) == (2, {BROKEN: "The text is broken."})
+    rows = [row for row in lines(whole) if row.get("policy") == "snapkv" and row["budget"] == 24 and row["turn"] == 2]
+    [found] = [r for r in result["rows"] if (r["policy"], r["budget"], r["turn"]) == ("snapkv", 24, 2)]
+    scores = np.array([row["score"] for row in rows]).reshape(2, 2)  # by example
+    assert found["all"]["asked"] == 4 and found["groups"]["where"]["asked"] == 2
+    np.testing.assert_allclose(found["all"]["score"], scores.mean(), atol=1e-4)
+    spread = 12.7062 * scores.mean(1).std(ddof=1) / 2**0.5  # Student's t with one degree of freedom
+    np.testing.assert_allclose(found["all"]["half_width"], spread, atol=1e-3)
+
+
+def test_an_interval_counts_examples_and_not_questions():
+    row = functools.partial(dict, group="what")
+    rows = [row(example="a", score=s) for s in (1, 1, 1)] + [row(example="b", score=0.0)]
+    found = benchmark._mean(rows)
+    assert (found["asked"], found["score"]) == (4, 0.75)
+    # Residuals 3 - 3 * 0.75 and 0 - 0.75, over 2 questions an example; their spread times t over the root of 2.
+    np.testing.assert_allclose(found["half_width"], 12.7062 * np.std([0.375, -0.375], ddof=1) / 2**0.5, atol=1e-3)
+    assert benchmark._mean(rows[:3])["half_width"] is None
+    assert benchmark._mean([]) == {"asked": 0, "score": None, "half_width": None}
+
+
+def test_first_tokens_come_from_the_pruned_cache(whole):
+    """Not from the prefill, whose logits would be the full cache's under every policy."""
+    answers = [row for row in lines(whole)[1:] if "error" not in row and row["turn"] == 1]
+    firsts = {budget: [row["answer"][0] for row in answers if row["budget"] == budget] for budget in (1.0, 24)}
+    assert len(set(firsts[24]) - set(firsts[1.0])) > 0
+
+
+def test_the_command_prints_a_table_and_writes_json(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    asked = ["--task", "letters", "--policies", *POLICIES, "--budgets", *BUDGETS, "--examples", "3"]
+    assert main([*asked, "--first", "11", "--out", "out.json"]) == 0
+    shown = capsys.readouterr()
+    assert "3 examples" not in shown.out and "2 examples of letters: word error rate" in shown.out
+    assert "protected(h2o):first=2,last=2" in shown.out
+    assert "example 12 is left out: The text is broken." in shown.err
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert len(result["rows"]) == 10 and len(lines(tmp_path / "letters.jsonl")) == 1 + 2 * 5 * 4 + 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--task", "poems"], "Unknown task 'poems'; choose one of clips, clips_full, letters."),
+        (["--policies", "lru"], "unknown policy 'lru'; choose one of full,"),
+        (["--policies", "protected(lru)"], "unknown policy 'lru'"),
+        (["--policies", "snapkv:speed=9"], "Policy snapkv has no option 'speed'"),
+        (["--budgets", "1.5"], "budget 1.5 is no fraction"),
+        (["--budgets", "some"], "Budget 'some' is no number; give a fraction such as 0.2"),
+        (["--policies", "snapkv", "--budgets", "3"], "Example 0: Policy snapkv at budget 3: budget 3 keeps 3 of the"),
+        (["--examples", "0"], "--examples must be at least 1"),
+        (["--first", "20"], "Task letters has 20 examples, and --first 20 is none."),
+        (["--first", BROKEN, "--examples", "1"], "None of the 1 examples can be asked."),
+        (["--answers", "nowhere/x.jsonl"], "There is no folder nowhere to write x.jsonl into; make it first."),
+        (["--out", "nowhere/x.json"], "There is no folder nowhere"),
+        (
+            ["--task", "clips_full", "--policies", "snapkv"],
+            "This task asks the full cache alone; leave out --policies.",
+        ),
+    ],
+)
+def test_mistakes_exit_with_2(arguments, sentence, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--task", "letters", "--examples", "2", *arguments]) == 2
+    shown = capsys.readouterr()
+    assert sentence in shown.err.splitlines()[-1]
+    assert "Traceback" not in shown.err and shown.out == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"my notes", "holds no answers of a benchmark; name another file."),
+        (b"my notes\nmore\n", "holds no answers of a benchmark"),
+        (b'{"task": "clips"}\n', "holds answers of task clips, not letters; name another file."),
+        (b'{"task": "letters", "model": "other"}\n', "holds answers of model other, not smolav"),
+        (None, "Line 3 of letters.jsonl is no answer; delete it, and its question will be asked again."),
+    ],
+)
+def test_other_files_are_refused_and_stay_as_they_are(content, sentence, whole, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    if content is None:
+        about, first, _, *others = whole.read_bytes().splitlines(keepends=True)
+        content = b"".join([about, first, b'{"exam\n', *others])
+    path = tmp_path / "letters.jsonl"
+    path.write_bytes(content)
+    assert main(["--task", "letters", "--examples", "1"]) == 2
+    shown = capsys.readouterr().err
+    assert sentence in shown and shown.count("\n") == 1
+    assert path.read_bytes() == content
+
+
+def test_two_runs_do_not_share_a_file(tmp_path):
+    path = tmp_path / "letters.jsonl"
+    with results.opened(path, {"task": "letters"}):
+        with pytest.raises(benchmark.UserError, match="Another run is writing to"):
+            ask(path)
+
+
+def test_a_conversation_too_long_for_the_model_is_left_out(monkeypatch, tmp_path):
+    task = Letters()
+    monkeypatch.setattr(task.model, "max_context", 64 + 2 * 12 + 4)
+    with pytest.raises(benchmark.UserError, match="None of the 1"):
+        monkeypatch.setattr(task.model, "max_context", 40)
+        ask(tmp_path / "letters.jsonl", task, examples=1)
+    assert "the model can tell 40 apart" in lines(tmp_path / "letters.jsonl")[1]["error"]
+
+
+@pytest.mark.complete
+@pytest.mark.packaging
+def test_kill_9(tmp_path):
+    """A real process, killed while it writes."""
+    program = (
+        "import sys; from tests.eval.tasks.letters import Letters; from eval.tasks.registry import TASKS; "
+        "TASKS['letters'] = Letters; from eval.benchmark import main; sys.exit(main(sys.argv[1:]))"
+    )
+    asked = ["--task", "letters", "--policies", *POLICIES, "--budgets", *BUDGETS, "--examples", "20"]
+    command, path = [sys.executable, "-c", program, *asked, "--answers"], tmp_path / "killed.jsonl"
+    subprocess.run([*command, tmp_path / "whole.jsonl"], check=True, capture_output=True)
+    process = subprocess.Popen([*command, path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and (not path.exists() or path.stat().st_size < 6000):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert 6000 <= path.stat().st_size < (tmp_path / "whole.jsonl").stat().st_size
+    subprocess.run([*command, path], check=True, capture_output=True)
+    assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_run_uses_the_tasks_own_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(options(examples=1, policies=("full",)), lambda *_: Letters())
+    assert len(lines(tmp_path / "letters.jsonl")) == 1 + 4
