@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from eval.answering import answer_one
+import acckv_jax
+import models
 from eval.held_out import GROUPS, HeldOutClips
-from eval.policies import build_policy
 from eval.policy_accuracy import Options, answers, main, one_of_each, run, variants
+from models.answering import EncodedClip
 from models.interface import EmbeddedPrompt
 from models.smolav.config import LAYOUTS
 
@@ -27,8 +28,8 @@ def test_without_pruning_answers_are_those_of_the_whole_prompt(small_model, clip
     assert found["full"] == found["h2o"]
 
     def alone(before: EmbeddedPrompt, text: str) -> str:
-        *_, answer = answer_one(small_model, before, text, ("full", build_policy("full", 1.0)), 4, 1e10)
-        return answer.answer
+        clip = EncodedClip(small_model, before)
+        return models.answer(small_model, clip, text, policy=acckv_jax.Full(), max_new_tokens=4).text
 
     first, second = ([answer.removesuffix("...").strip() for answer in turn] for turn in found["full"])
     assert first == [alone(prefix, question.text) for question in asked]
