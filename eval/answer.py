@@ -18,16 +18,15 @@ import acckv_jax
 import models
 from acckv_jax import POLICIES, CachePolicy
 from acckv_jax.sampling import Sampler
-from eval.answering import Answer as MeasuredAnswer
-from eval.answering import answer_all, answer_one
+from eval.answering import Answered, measure
 from eval.perf.roofline import measured_bandwidth
-from eval.policies import build_policy, check_policies, parse_budget
-from eval.report import answer_tables
+from eval.policies import build_policy, parse_budget
+from eval.report import answer_tables, summary
 from models import command
 from models.acckv_tau import TAU
-from models.answering import Answer, EncodedClip, answer, check_fits
+from models.answering import EncodedClip, question_prompt
 from models.errors import UserError
-from models.interface import AVModel, EmbeddedPrompt
+from models.interface import AVModel
 
 Loader = Callable[[str, Callable[[str, int, int | None], None]], AVModel]
 DEMO = Path(__file__).parent.parent / "models" / "smolav" / "demo"
@@ -41,10 +40,15 @@ class Options:
     """mp4, mkv, webm, mov, wav...; a picture, or a folder of pictures. Default: the bundled clip and its questions."""
     questions: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """One or more questions; several share one prefill."""
+    clip_too: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
+    """A further clip or picture, shown after the first one; may be repeated."""
+    follow_up: bool = False
+    """Each question follows the answer to the one before, on the pruned cache: one conversation."""
     model: str = "smolav"
     """smolav, or the folder of a checkpoint: an exported SmolAV, Qwen2.5-Omni, VideoLLaMA2.1-AV."""
     policy: str | None = None
-    """How to prune the cache; the default is the measured best, acckv_plus. See --compare for all."""
+    """How to prune the cache, alone or in wrappers, such as 'protected(snapkv)'; the default is the measured best,
+    acckv_plus. See --compare for all."""
     budget: str = "0.2"
     """With a decimal point the fraction of the prompt that is kept; an integer is a number of slots."""
     option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -53,16 +57,16 @@ class Options:
     """interleaved (pictures and sound by turns), or blocks (all video, then all audio); the default is the model's."""
     max_new_tokens: int = 16
     """Longest answer."""
-    compare: bool = False
-    """Answer with the full cache and with every policy, and print a table."""
-    stats: bool = False
-    """Measure prefill, pruning and decoding, and print a table."""
     temperature: float = 0.0
     """Above 0: sample instead of taking the likeliest token."""
     top_k: int | None = None
     """Sample among so many likeliest tokens."""
     seed: int = 0
     """Of the sampler."""
+    stats: bool = False
+    """Measure prefill, pruning and decoding, for which all is run a second time, and print a table."""
+    compare: bool = False
+    """Answer with the full cache and with every policy, measure them, and print a table."""
     json: bool = False
     """Print one JSON object per answer, and nothing else, to standard output."""
 
@@ -86,115 +90,76 @@ def run(options: Options, out: Console, err: Console, load: Loader = models.load
         raise UserError("A question is empty; ask something about the clip.")
     if options.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens must be at least 1, not {options.max_new_tokens}.")
-    budget = parse_budget(options.budget)
-    sampler = choose_sampler(options, measured=compare or options.stats)
+    if options.follow_up and (compare or options.stats):
+        raise UserError("--follow-up is one conversation under one policy; leave out --compare and --stats.")
+    budget, sampler = parse_budget(options.budget), choose_sampler(options)
     choose_policies(options, budget, compare=compare)  # mistakes are told before a large model is loaded
+    clips = [clip, *options.clip_too]
     with progress_bar(err) as progress:
         report = reporter(progress)
         report(f"loading {options.model}")
         model = load(options.model, download_reporter(progress))
         policies = choose_policies(options, budget, compare=compare, tau=TAU[model.family])
-        prefix = read_prefix(clip, options.layout, model, progress, report, err)
-        if not (compare or options.stats):
-            ((name, policy),) = policies.items()
-            answer_plainly(options, model, prefix, questions, (name, policy), sampler, progress, report, out)
-            return
-        report("measuring memory bandwidth")
-        bandwidth = measured_bandwidth()
-        if len(questions) == 1 and len(policies) == 1:
-            item = next(iter(policies.items()))
-            pieces = answer_one(model, prefix, questions[0], item, options.max_new_tokens, bandwidth, report)
-            answers = list(stream(pieces, progress, out, quiet=options.json))
+        several = len(policies) > 1 or (len(questions) > 1 and not options.follow_up)
+        encoded = read_clips(clips, options.layout, model, several, progress, report, err)
+        if compare or options.stats:
+            report("measuring memory bandwidth")
+            settings = (options.max_new_tokens, measured_bandwidth(), sampler, options.seed, report)
+            answers = list(measure(model, encoded, questions, policies, *settings))
         else:
-            answers = list(answer_all(model, prefix, questions, policies, options.max_new_tokens, bandwidth, report))
+            ((name, policy),) = policies.items()
+            answers = []
+            for found in ask(options, model, encoded, questions, policy, sampler, streamer(progress, out)):
+                answers.append(Answered(name, found))
+                if not options.json:
+                    out.print("\n" + summary(answers[-1]), style="dim", markup=False, highlight=False)
     if options.json:
         for answer in answers:
-            print(json.dumps(dataclasses.asdict(answer)))
-    else:
-        out.print(answer_tables(answers, clip.name))
+            print(json.dumps(answer.as_dict(model)))
+    elif compare or options.stats:
+        out.print(answer_tables(answers, ", ".join(path.name for path in clips)))
 
 
-def choose_sampler(options: Options, *, measured: bool) -> Sampler:
-    """How tokens are chosen.
-
-    Raises:
-        UserError: if the options do not fit each other.
-    """
-    if not options.temperature and options.top_k is None:
-        return acckv_jax.greedy
-    if measured:
-        raise UserError("--temperature and --top-k are for plain answers; leave out --compare and --stats.")
-    try:
-        return acckv_jax.Sample(options.temperature or 1.0, options.top_k)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def answer_plainly(
+def ask(
     options: Options,
     model: AVModel,
-    prefix: EmbeddedPrompt,
+    clip: EncodedClip,
     questions: Sequence[str],
-    policy: tuple[str, CachePolicy],
+    policy: CachePolicy,
     sampler: Sampler,
-    progress: Progress,
-    report: Callable[[str], None],
-    out: Console,
-) -> None:
-    """Answers and measures nothing; several questions share the clip's prefill."""
-    name, chosen = policy
-    clip: EncodedClip | EmbeddedPrompt = EncodedClip(prefix) if len(questions) > 1 else prefix
-    for prompt in (prefix.then(model.encode_question(question)) for question in questions):
-        check_fits(model, prompt, options.max_new_tokens)
-        check_policies({name: chosen}, prompt.modality)
-
-    def show(text: str) -> None:
-        progress.stop()
-        out.print(text, end="", markup=False, highlight=False)
-
+    show: Callable[[str], None],
+) -> Iterator[models.Answer]:
+    """Answers and measures nothing; mistakes in any question come before the first answer."""
+    for question in questions[: 1 if options.follow_up else None]:
+        question_prompt(model, clip, question, [policy], options.max_new_tokens)
+    found = None
     for question in questions:
-        report(f"answering “{question}”")
-        found = answer(
+        found = models.answer(
             model,
             clip,
             question,
-            policy=chosen,
+            policy=policy,
             max_new_tokens=options.max_new_tokens,
             sampler=sampler,
             seed=options.seed,
             stream=None if options.json else show,
+            follow_up=found if options.follow_up else None,
         )
-        if options.json:
-            print(json.dumps(plain_fields(found, model.name, name)))
-        else:
-            out.print("\n" + summary(found, name), style="dim", markup=False, highlight=False)
+        yield found
 
 
-def plain_fields(found: Answer, model: str, policy: str) -> dict[str, Any]:
-    """An answer as JSON; `--stats` adds times."""
-    return {
-        "answer": found.text,
-        "model": model,
-        "policy": policy,
-        "budget": found.policy.budget,
-        "question": found.question,
-        "tokens": found.prompt_tokens,
-        "kept": [{m: n for m, n in layer.items() if m != "generated"} for layer in found.kept],
-        "cache_bytes": found.cache_bytes.prompt,
-        "full_cache_bytes": found.full_cache_bytes,
-        "decode_room_bytes": found.cache_bytes.reserved,
-        "metadata_bytes": found.cache_bytes.metadata,
-    }
+def choose_sampler(options: Options) -> Sampler:
+    """The sampler that the options describe.
 
-
-def summary(found: Answer, policy: str) -> str:
-    """What was kept, in a line."""
-    names = ("text", "video", "audio")
-    kept = "/".join(f"{sum(layer[name] for layer in found.kept) / len(found.kept):.0f}" for name in names)
-    tokens = "/".join(str(found.prompt_tokens[name]) for name in names)
-    share = found.cache_bytes.prompt / found.full_cache_bytes
-    size = f"{found.cache_bytes.prompt / 1e6:.1f} of {found.full_cache_bytes / 1e6:.1f} MB ({share:.0%})"
-    return f"[{policy}: kept {kept} of {tokens} text/video/audio tokens, {size}]"
+    Raises:
+        UserError: if a number is out of range.
+    """
+    if not options.temperature and options.top_k is None:
+        return acckv_jax.greedy
+    try:
+        return acckv_jax.Sample(options.temperature or 1.0, options.top_k)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def choose_policies(
@@ -212,31 +177,40 @@ def choose_policies(
     return {name: build_policy(name, 1.0 if name == "full" else budget, **defaults) for name in POLICIES}
 
 
-def read_prefix(
-    clip: Path, layout: str | None, model: AVModel, progress: Progress, report: Callable[[str], None], err: Console
-) -> EmbeddedPrompt:
-    """Decodes and encodes a clip."""
-    task = progress.add_task(f"decoding {clip.name}", total=None)
-    media = model.load_media(clip, lambda done, total: progress.update(task, completed=done, total=total))
-    progress.update(task, total=1, completed=1)
-    for note in media.notes:
-        err.print(note)
+def read_clips(
+    clips: list[Path],
+    layout: str | None,
+    model: AVModel,
+    several: bool,
+    progress: Progress,
+    report: Callable[[str], None],
+    err: Console,
+) -> EncodedClip:
+    """Decodes and encodes clips; `several` answers will share what is read."""
+    media = []
+    for clip in clips:
+        task = progress.add_task(f"decoding {clip.name}", total=None)
+
+        def show(done: float, total: float | None, task: TaskID = task) -> None:
+            progress.update(task, completed=done, total=total)
+
+        media.append(model.load_media(clip, show))
+        progress.update(task, total=1, completed=1)
     report("encoding pictures and sound")
-    return model.encode_media(media, layout or model.layouts[0])
+    encoded = models.encode(model, media, layout=layout, reuse=several)
+    for note in encoded.notes:
+        err.print(note)
+    return encoded
 
 
-def stream(
-    pieces: Iterator[str | MeasuredAnswer], progress: Progress, out: Console, *, quiet: bool
-) -> Iterator[MeasuredAnswer]:
-    """Prints text as it is generated; passes on the answer."""
-    for piece in pieces:
-        if isinstance(piece, MeasuredAnswer):
-            yield piece
-        elif not quiet:
-            progress.stop()
-            out.print(piece, end="", markup=False, highlight=False)
-    if not quiet:
-        out.print()
+def streamer(progress: Progress, out: Console) -> Callable[[str], None]:
+    """A function that prints text as it is generated."""
+
+    def show(piece: str) -> None:
+        progress.stop()
+        out.print(piece, end="", markup=False, highlight=False)
+
+    return show
 
 
 def progress_bar(err: Console) -> Progress:

@@ -1,12 +1,17 @@
-"""Clips in, answers out: models.encode and models.answer."""
+"""Questions about clips: `encode` makes a clip a value, `answer` asks about it.
+
+model = models.load("smolav")
+clip = models.encode(model, "clip.mp4")
+first = models.answer(model, clip, "What is shown second?", policy=kv.SnapKV(budget=0.2))
+second = models.answer(model, clip, "And what is heard then?", follow_up=first)
+"""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import acckv_jax as kv
@@ -18,53 +23,66 @@ from models.errors import UserError
 from models.interface import AVModel, EmbeddedPrompt
 from models.media.clip import Media, Progress
 
-Clip = str | Path | Media
-"""A file (mp4, mkv, wav...), a picture, a folder of pictures, or what was decoded of one."""
+BUDGET = 0.2
+"""Fraction of the prompt that is kept where no policy is given."""
+
+MODALITIES = (kv.Modality.TEXT, kv.Modality.VIDEO, kv.Modality.AUDIO)
+
+Source = str | Path | Media
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefill:
+    """The beginning of a clip's prompt, read in full.
+
+    Attributes:
+        tokens: how many tokens of the prompt it holds.
+        scored: their keys and values, and the statistics that policies prune by.
+        policies: those whose statistics they are.
+    """
+
+    tokens: int
+    scored: kv.Scored
+    policies: tuple[kv.CachePolicy, ...]
+
+    def serves(self, policy: kv.CachePolicy) -> bool:
+        """Whether there are all statistics that the policy reads."""
+        known = {*self.scored.queries, *self.scored.inputs[0]}
+        return known >= {*policy.queries, *policy.needs} and policy.window <= self.scored.window
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EncodedClip:
-    """A clip as a model sees and hears it: everything that precedes a question.
-
-    It remembers the prefill of its tokens, one for each set of statistics that policies asked for, so that further
-    questions run their own tokens only. A prefill takes the memory of the clip's full cache.
+    """One or several clips, as a model reads them before a question.
 
     Attributes:
-        prompt: the embedded tokens.
-        notes: sentences about what was skipped or guessed in the files.
+        model: the model.
+        prompt: all that precedes the question.
+        notes: sentences about damage that was skipped.
+        prefills: the last prefill, for the questions to come; None where each question is read in one pass.
     """
 
+    model: AVModel
     prompt: EmbeddedPrompt
     notes: tuple[str, ...] = ()
-    _prefills: dict[Any, kv.Scored] = dataclasses.field(default_factory=dict, repr=False)
-
-    def ask(self, model: AVModel, prompt: EmbeddedPrompt, policy: kv.CachePolicy) -> tuple[jax.Array, kv.Scored]:
-        """Logits and statistics of the whole prompt, which begins with this clip."""
-        head = max(1, len(self.prompt) - policy.window)
-        scored_for = (policy.with_budget(1.0),)
-        score = {"decoder": model.decoder, "params": model.params, "policies": scored_for}
-        statistics = policy.queries, policy.needs, policy.window
-        if statistics not in self._prefills:
-            batch = in_bucket(self.prompt.split(head)[0])
-            _, self._prefills[statistics] = kv.jitted.score(**batch.arguments(), **score, complete=False)
-        tail = in_bucket(prompt.split(head)[1])
-        return kv.jitted.score(**tail.arguments(), **score, before=self._prefills[statistics])
+    prefills: list[Prefill] | None = dataclasses.field(default=None, repr=False)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Answer:
-    """An answer, and the cache that it leaves.
+    """An answer, and what it was made with.
 
     Attributes:
         text: the answer.
-        token_ids: its tokens, the stop token included.
+        token_ids: the same as generated, with the stop token if there is one.
         question: as asked.
-        policy: that pruned the cache.
-        prompt_tokens: tokens of the prompt by modality, of a follow-up those appended.
-        kept: per layer, slots by modality after pruning, averaged over KV heads.
-        cache_bytes: allocated bytes after pruning.
-        full_cache_bytes: bytes of K and V without pruning.
-        state: for a follow-up question; it stays as it is.
+        policy: how the cache was pruned.
+        prompt_tokens: by modality, tokens that were read for it: of the whole prompt, or of a follow-up those appended.
+        kept: per layer, slots by modality before the answer, averaged over KV heads.
+        cache_bytes: allocated before the answer, after pruning.
+        full_cache_bytes: K and V that would be allocated for the prompt without pruning. (Both are larger where a clip
+            and its questions are read apart, since each is padded.)
+        state: where the conversation stands, for `follow_up`.
     """
 
     text: str
@@ -78,105 +96,257 @@ class Answer:
     state: kv.DecodeState = dataclasses.field(repr=False)
 
 
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """A question's prompt that was read and pruned.
+
+    Attributes:
+        question: as asked.
+        prompt: what was read.
+        policy: how the cache was pruned.
+        logits: of its last token [1, V].
+        cache: with slots for the answer.
+        full_slots: slots per layer that the cache would have without pruning.
+    """
+
+    question: str
+    prompt: EmbeddedPrompt
+    policy: kv.CachePolicy
+    logits: jax.Array
+    cache: kv.KVCache
+    full_slots: int
+
+
 def encode(
-    model: AVModel, clip: Clip | Sequence[Clip], *, layout: str | None = None, progress: Progress | None = None
+    model: AVModel,
+    clip: Source | Sequence[Source],
+    *,
+    layout: str | None = None,
+    reuse: bool = True,
+    progress: Progress | None = None,
 ) -> EncodedClip:
-    """Reads and encodes a clip, or several that one prompt shows.
+    """Decodes and encodes a clip, so that questions can be asked about it.
 
     Args:
         model: from `models.load`.
-        clip: a file, a picture, a folder of pictures, decoded media; or several of them.
-        layout: order of the media tokens, one of `model.layouts`; None for the model's own.
-        progress: called with the seconds decoded and the seconds in all, if they are known.
+        clip: a file, a picture, or a folder of pictures; decoded media; or several of them, in the order in which they
+            are shown.
+        layout: one of `model.layouts`; by default the first.
+        reuse: whether the clip is read once for all questions, its whole cache kept beside theirs. Without it each
+            question is read together with the clip in one pass, which prunes every layer before the next one runs.
+        progress: called with the seconds decoded so far, and the seconds in all.
 
     Raises:
-        UserError: if a file cannot be read, the layout is unknown, or there is nothing to see or hear.
+        UserError: if a clip cannot be read, the model does not take it, or there is no such layout.
     """
-    several = [clip] if isinstance(clip, Clip) else list(clip)
+    several = [clip] if isinstance(clip, Source) else list(clip)
     media = [one if isinstance(one, Media) else model.load_media(Path(one), progress) for one in several]
-    notes = tuple(note for one in media for note in one.notes)
-    return EncodedClip(model.encode_media(media if len(media) != 1 else media[0], layout or model.layouts[0]), notes)
-
-
-def default_policy(model: AVModel, budget: float | int = 0.2) -> kv.CachePolicy:
-    """The measured best: AccKV.plus, with the gate's threshold of the model's family."""
-    return kv.AccKV.plus(budget=budget, tau=TAU[model.family])
+    prompt = model.encode_media(media, layout or model.layouts[0])
+    return EncodedClip(model, prompt, tuple(note for one in media for note in one.notes), [] if reuse else None)
 
 
 def answer(
     model: AVModel,
-    clip: EncodedClip | EmbeddedPrompt | Clip | Sequence[Clip],
+    clip: EncodedClip | Source | Sequence[Source] | None,
     question: str,
     *,
     policy: kv.CachePolicy | None = None,
     max_new_tokens: int = 64,
     sampler: Sampler = kv.greedy,
     seed: int = 0,
+    layout: str | None = None,
     stream: Callable[[str], None] | None = None,
     follow_up: Answer | None = None,
 ) -> Answer:
-    """Answers a question about a clip with a pruned cache.
+    """Answers a question about a clip.
 
-    A path is answered in one pass that prunes each layer before the next one runs. An `EncodedClip` keeps its prefill:
-    each further question costs its own tokens, and gets the answer that it gets alone.
+    Questions about an encoded clip share its prefill, and each gets the answer that it gets alone.
 
     Args:
         model: from `models.load`.
-        clip: from `encode`, or what `encode` takes, or an embedded prompt for one question.
-        question: in words.
-        policy: how to prune; `default_policy` if none is given.
+        clip: from `encode`; or anything that `encode` takes, which is then read in one pass. Not read with `follow_up`.
+        question: the question.
+        policy: how to prune the cache; by default AccKV's preset `plus` at a fifth of the prompt.
         max_new_tokens: longest answer.
-        sampler: from logits to tokens.
+        sampler: from logits to tokens, such as `acckv_jax.Sample(temperature=0.7)`.
         seed: of the sampler.
-        stream: called with each piece of text as it is generated.
-        follow_up: the answer that the question follows. It is asked on the pruned cache which that answer left.
+        layout: of a clip that is not encoded yet, see `encode`.
+        stream: called with each piece of the answer's text as it is generated.
+        follow_up: the answer that this question follows. The conversation goes on from its pruned cache, under its
+            policy; several questions may follow one answer, each without the others.
 
     Raises:
-        UserError: if the question is empty, the budget is too small, the prompt is too long for the model, or the
-            weights are damaged.
+        UserError: on a mistake in the arguments or the clip, a prompt that is too long, a budget that is too small, or
+            weights that compute no numbers.
     """
-    policy = default_policy(model) if policy is None else policy
-    try:
-        reserved = reserved_slots(policy, max_new_tokens)
-        if follow_up is not None:
-            prompt = model.encode_next_question(follow_up.token_ids[-1:], question)  # that token is not cached yet
-            logits, cache = _append(model, prompt, follow_up, policy, max_new_tokens, reserved)
-        else:
-            if not isinstance(clip, EncodedClip | EmbeddedPrompt):
-                clip = encode(model, clip).prompt
-            before = clip.prompt if isinstance(clip, EncodedClip) else clip
-            prompt = before.then(model.encode_question(question))
-            check_fits(model, prompt, max_new_tokens)
-            policy.check(kv.count_tokens(kv.make_prompt(prompt.modality[None])))
-            if isinstance(clip, EncodedClip):
-                logits, scored = clip.ask(model, prompt, policy)
-                cache = kv.prune(scored, policy, reserved_slots=reserved)
-            else:
-                arguments = in_bucket(prompt).arguments()
-                logits, cache = kv.jitted.prefill(
-                    model.decoder, model.params, policy=policy, reserved_slots=reserved, **arguments
-                )
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    check_numbers(model, logits, cache)
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens must be at least 1, not {max_new_tokens}.")
+    if follow_up is not None:
+        if policy not in (None, follow_up.policy):
+            raise UserError("A follow-up question uses the policy of the answer before; leave the policy out.")
+        reading = read_follow_up(model, follow_up, question, max_new_tokens)
+    else:
+        policy = policy or default_policy(model)
+        if not isinstance(clip, EncodedClip):
+            if clip is None:
+                raise UserError("There is no clip to ask about; give one, or the answer that this question follows.")
+            clip = encode(model, clip, layout=layout, reuse=False)
+        elif layout is not None:
+            raise UserError("The clip is encoded already; choose its layout when it is encoded.")
+        reading = _read(model, clip, question, policy, max_new_tokens)
+    for piece in write_answer(model, reading, max_new_tokens, sampler, seed):
+        if isinstance(piece, Answer):
+            return piece
+        if stream is not None:
+            stream(piece)
+    raise AssertionError("the last piece is the answer")
+
+
+def default_policy(model: AVModel) -> kv.CachePolicy:
+    """The measured best."""
+    return kv.AccKV.plus(budget=BUDGET, tau=TAU[model.family])
+
+
+def _read(model: AVModel, clip: EncodedClip, question: str, policy: kv.CachePolicy, max_new_tokens: int) -> Reading:
+    prompt = question_prompt(model, clip, question, [policy], max_new_tokens)
+    if clip.prefills is None:
+        return read_alone(model, prompt, question, policy, max_new_tokens)
+    if not clip.prefills or not clip.prefills[0].serves(policy):
+        clip.prefills[:] = [prefill_clip(model, clip, [policy])]
+    logits, scored = score_question(model, clip.prefills[0], prompt)
+    return prune_question(scored, logits, prompt, question, policy, max_new_tokens)
+
+
+def question_prompt(
+    model: AVModel, clip: EncodedClip, question: str, policies: Iterable[kv.CachePolicy], max_new_tokens: int
+) -> EmbeddedPrompt:
+    """A clip and a question, checked.
+
+    Raises:
+        UserError: if the question is empty, the clip is of another model, the prompt is too long or a budget too small.
+    """
+    if clip.model is not model:
+        raise UserError(f"The clip was encoded for {clip.model.name}, not for {model.name}; encode it anew.")
+    prompt = clip.prompt.then(model.encode_question(question))
+    check_fits(model, prompt, max_new_tokens)
+    for policy in policies:
+        check_policy(policy, prompt)
+    return prompt
+
+
+def read_alone(
+    model: AVModel, prompt: EmbeddedPrompt, question: str, policy: kv.CachePolicy, max_new_tokens: int
+) -> Reading:
+    """Reads a whole prompt in one pass, each layer pruned before the next one runs."""
+    batch = in_bucket(prompt)
+    slots = reserved_slots(policy, max_new_tokens)
+    logits, cache = kv.jitted.prefill(
+        model.decoder, model.params, **batch.arguments(), policy=policy, reserved_slots=slots
+    )
+    return Reading(question, prompt, policy, logits, cache, batch.prompt.modality.shape[1])
+
+
+def prefill_clip(model: AVModel, clip: EncodedClip, policies: Sequence[kv.CachePolicy]) -> Prefill:
+    """Reads a clip in full, but for the last tokens that a policy's window may need together with the question."""
+    tokens = max(1, len(clip.prompt) - max(policy.window for policy in policies))
+    head = in_bucket(clip.prompt.split(tokens)[0])
+    named = tuple(dict.fromkeys(policy.with_budget(1.0) for policy in policies))  # budgets share a program
+    _, scored = kv.jitted.score(model.decoder, model.params, **head.arguments(), policies=named, complete=False)
+    return Prefill(tokens, scored, named)
+
+
+def score_question(model: AVModel, before: Prefill, prompt: EmbeddedPrompt) -> tuple[jax.Array, kv.Scored]:
+    """Reads the rest of a prompt after the clip: logits of its last token, and the whole prompt in full."""
+    rest = in_bucket(prompt.split(before.tokens)[1])
+    more = {"policies": before.policies, "before": before.scored}
+    return kv.jitted.score(model.decoder, model.params, **rest.arguments(), **more)
+
+
+def prune_question(
+    scored: kv.Scored,
+    logits: jax.Array,
+    prompt: EmbeddedPrompt,
+    question: str,
+    policy: kv.CachePolicy,
+    max_new_tokens: int,
+) -> Reading:
+    """Prunes a prompt that was read in full."""
+    cache = kv.prune(scored, policy, reserved_slots=reserved_slots(policy, max_new_tokens))
+    return Reading(question, prompt, policy, logits, cache, scored.cache.layers[0].slots)
+
+
+def read_follow_up(model: AVModel, before: Answer, question: str, max_new_tokens: int) -> Reading:
+    """Appends a question to the cache that an answer left, after what of the answer is not in it yet.
+
+    Raises:
+        UserError: if the question is empty, or the conversation becomes too long.
+    """
+    state, policy = before.state, before.policy
+    prompt = model.encode_next_question([int(state.token[0])], question)
+    check_fits(model, prompt, max_new_tokens, earlier=int(state.cache.length[0]))
+    batch = in_bucket(prompt)
+    slots = reserved_slots(policy, max_new_tokens)
+    logits, cache = kv.jitted.extend(
+        model.decoder, model.params, **batch.arguments(), cache=state.cache, policy=policy, reserved_slots=slots
+    )
+    full = before.full_cache_bytes // _slot_bytes(cache) + batch.prompt.modality.shape[1]
+    return Reading(question, prompt, policy, logits, cache, full)
+
+
+def write_answer(
+    model: AVModel, reading: Reading, max_new_tokens: int, sampler: Sampler = kv.greedy, seed: int = 0
+) -> Iterator[str | Answer]:
+    """Decodes an answer.
+
+    Yields:
+        Its text in pieces, and last the `Answer`.
+
+    Raises:
+        UserError: if the model computes values that are not finite.
+    """
+    cache, policy = reading.cache, reading.policy
+    check_finite(model, reading.logits, cache)
     size, kept = kv.cache_bytes(cache), kv.kept_counts(cache)
-    slot = sum(2 * layer.keys[:, :, :1].nbytes for layer in cache.layers)
-    full = slot * kv.bucket_length(int(cache.length[0]))
-    start = kv.start_decoding(logits, cache, jax.random.key(seed), sampler=sampler, stop_token_ids=model.stop_token_ids)
-    token_ids, text, state = _write(model, start, policy, max_new_tokens, sampler, stream)
-    check_numbers(model, logits, state.cache)
-    kinds = (kv.Modality.TEXT, kv.Modality.VIDEO, kv.Modality.AUDIO)
-    counts = {kind.name.lower(): prompt.count(kind) for kind in kinds}
-    return Answer(text, tuple(token_ids), question, policy, counts, kept, size, full, state)
+    full_bytes = _slot_bytes(cache) * reading.full_slots
+    more: dict[str, Any] = {"sampler": sampler, "stop_token_ids": model.stop_token_ids}
+    start = state = kv.start_decoding(reading.logits, cache, jax.random.key(seed), **more)
+    tokens, shown = [], ""
+    for made, number, state in write(model.decoder, model.params, start, policy, max_new_tokens, **more):  # noqa: B007
+        tokens += made[0, : int(number[0])].tolist()
+        text = model.detokenize(tokens)
+        if not text.endswith("\ufffd"):  # half a character: wait for the rest
+            yield text[len(shown) :]
+            shown = text
+    check_finite(model, reading.logits, state.cache)
+    text = model.detokenize(tokens)
+    yield text[len(shown) :]
+    yield Answer(
+        text=text.strip(),
+        token_ids=tuple(tokens),
+        question=reading.question,
+        policy=policy,
+        prompt_tokens={m.name.lower(): reading.prompt.count(m) for m in MODALITIES},
+        kept=[{m: n for m, n in layer.items() if m != "generated"} for layer in kept],
+        cache_bytes=size,
+        full_cache_bytes=full_bytes,
+        state=state,
+    )
 
 
-def check_fits(model: AVModel, prompt: EmbeddedPrompt, new_tokens: int, cached: int = 0) -> None:
-    """Checks a prompt, after `cached` tokens, against the model's context.
+def check_fits(model: AVModel, prompt: EmbeddedPrompt, new_tokens: int, *, earlier: int = 0) -> None:
+    """Checks a prompt against the model's context.
+
+    Args:
+        model: the model.
+        prompt: what is to be read.
+        new_tokens: longest answer.
+        earlier: tokens of the conversation before the prompt.
 
     Raises:
         UserError: saying how to shorten it.
     """
-    over = cached + len(prompt) + new_tokens - model.max_context
+    tokens = earlier + len(prompt)
+    over = tokens + new_tokens - model.max_context
     if over > 0:
         media = len(prompt) - prompt.count(kv.Modality.TEXT)
         share = max(0, 100 * (media - over) // max(media, 1))
@@ -184,61 +354,38 @@ def check_fits(model: AVModel, prompt: EmbeddedPrompt, new_tokens: int, cached: 
         if new_tokens > over:
             ways.append(f"ask for at most {new_tokens - over} new tokens")
         raise UserError(
-            f"The prompt has {cached + len(prompt)} tokens and the answer up to {new_tokens}, but {model.name} reads "
-            f"at most {model.max_context}: {' or '.join(ways or ['ask a shorter question'])}."
+            f"The prompt has {tokens} tokens and the answer up to {new_tokens}, but {model.name} reads at most "
+            f"{model.max_context}: {' or '.join(ways or ['ask a shorter question'])}."
         )
 
 
-def check_numbers(model: AVModel, logits: jax.Array, cache: kv.KVCache) -> None:
-    """Checks that what the model computed are numbers.
+def check_policy(policy: kv.CachePolicy, prompt: EmbeddedPrompt) -> None:
+    """Checks a policy's budget against a prompt.
+
+    Raises:
+        UserError: if the budget is too small.
+    """
+    try:
+        policy.check(kv.count_tokens(kv.make_prompt(prompt.modality[None])))
+    except ValueError as error:
+        raise UserError(f"{type(policy).__name__}: {error}") from error
+
+
+def check_finite(model: AVModel, logits: jax.Array, cache: kv.KVCache) -> None:
+    """Checks that the model computed numbers.
 
     Raises:
         UserError: if not.
     """
-    finite = [jnp.isfinite(logits).all(), *(layer.finite.all() for layer in cache.layers)]
-    if not np.all(jax.device_get(finite)):
+    finite = [np.isfinite(np.asarray(logits, np.float32)), *(np.asarray(layer.finite) for layer in cache.layers)]
+    if not all(flags.all() for flags in finite):
         raise UserError(
             f"{model.name} computes values that are not finite (NaN or infinite): its weights are damaged, or too "
             "large for their type; copy the checkpoint again."
         )
 
 
-def _append(
-    model: AVModel,
-    prompt: EmbeddedPrompt,
-    follow_up: Answer,
-    policy: kv.CachePolicy,
-    max_new_tokens: int,
-    reserved: int,
-) -> tuple[jax.Array, kv.KVCache]:
-    cache = follow_up.state.cache
-    check_fits(model, prompt, max_new_tokens, cached=int(cache.length[0]))
-    arguments = {name: x for name, x in in_bucket(prompt).arguments().items() if name in ("inputs", "prompt")}
-    return kv.jitted.extend(
-        model.decoder, model.params, cache=cache, policy=policy, reserved_slots=reserved, **arguments
-    )
-
-
-def _write(
-    model: AVModel,
-    start: kv.DecodeState,
-    policy: kv.CachePolicy,
-    max_new_tokens: int,
-    sampler: Sampler,
-    stream: Callable[[str], None] | None,
-) -> tuple[list[int], str, kv.DecodeState]:
-    """Tokens, their text, and the state after them."""
-    tokens: list[int] = []
-    text = shown = ""
-    more = {"sampler": sampler, "stop_token_ids": model.stop_token_ids}
-    last = start
-    for made, _, state in write(model.decoder, model.params, start, policy, max_new_tokens, **more):
-        last = state
-        tokens += made[0].tolist()
-        text = model.detokenize(tokens)
-        if stream is not None and not text.endswith("\ufffd"):  # half a character: wait for the rest
-            stream(text[len(shown) :])
-            shown = text
-    if stream is not None and len(text) > len(shown):
-        stream(text[len(shown) :])
-    return tokens, text.strip(), last
+def _slot_bytes(cache: kv.KVCache) -> int:
+    """Bytes of K and V per slot, over all layers."""
+    keys = [jax.eval_shape(lambda layer: layer.keys[:, :, :1], layer) for layer in cache.layers]
+    return sum(2 * x.size * x.dtype.itemsize for x in keys)

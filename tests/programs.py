@@ -1,10 +1,12 @@
 """Compiled programs: where the tests keep them for later runs, and how many there are (pytest --count-programs)."""
 
 import collections
+import contextlib
 import hashlib
 import os
 import platform
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,20 @@ def forget_unused() -> None:
     for program in kept_in().glob("*-cache"):
         if program.stat().st_atime < time.time() - KEPT_DAYS * 86400:
             program.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_programs() -> Iterator[list[str]]:
+    """Names of the programs that are compiled inside, or found on disk: all that this process had not run before."""
+    found, listening = [], True
+
+    def add(event: str, duration_secs: float, **details: Any) -> None:
+        if listening and EVENTS.get(event) == "compile":
+            found.append(str(details.get("fun_name")))
+
+    jax.monitoring.register_event_duration_secs_listener(add)
+    yield found
+    listening = False
 
 
 class Counter:

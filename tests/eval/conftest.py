@@ -1,26 +1,8 @@
-import dataclasses
-
-import jax
 import pytest
-from flax import nnx
 
-from models.decoder import DecoderConfig
-from models.layers.init import init_params
-from models.smolav.config import SmolAVConfig
-from models.smolav.encoders import Encoders
-from models.smolav.model import SmolAVModel
-from models.smolav.modeling import SmolAV
-from models.smolav.preprocess import Chat
-from models.text.tokenizers import load_smollm2_tokenizer
+from tests.small_smolav import small_smolav
 
 
 @pytest.fixture(scope="session")
 def small_model():
-    """SmolAV with its real encoders and tokenizer over a random decoder of two layers."""
-    decoder = DecoderConfig.tiny(vocab_size=49152, max_position_embeddings=2048)
-    config = dataclasses.replace(SmolAVConfig.smollm2_135m(), decoder=decoder)
-    graph, params = init_params(lambda: SmolAV(config, rngs=nnx.Rngs(0)))
-    tokenizer = load_smollm2_tokenizer()
-    chat = Chat.smollm2(lambda text: tokenizer.encode(text).ids)
-    tokenizer.encode_special_tokens = True
-    return SmolAVModel("small", decoder, graph, jax.device_put(params), config, Encoders.load(config), tokenizer, chat)
+    return small_smolav()

@@ -1,5 +1,6 @@
 """The command that answers: its output, its numbers, one prefill for many questions, and users' mistakes."""
 
+import dataclasses
 import io
 import json
 
@@ -7,11 +8,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from acckv_jax import POLICIES, bucket_length
-from eval.answer import DEMO, Options, main, parse_budget, run
-from eval.answering import answer_all, answer_one
-from eval.policies import build_policy
-from models.acckv_tau import TAU
+import models.answering
+from acckv_jax import POLICIES
+from eval.answer import Options, main, parse_budget, run
 from models.errors import UserError
 from models.media.clip_writer import write_clip
 
@@ -27,16 +26,8 @@ FIELDS = {
     "full_cache_bytes",
     "decode_room_bytes",
     "metadata_bytes",
-    "prefill_seconds",
-    "decode_tokens_per_second",
-    "roofline",
 }
-TIMES = {"prefill_seconds", "decode_tokens_per_second", "roofline"}
-
-
-@pytest.fixture(scope="session")
-def prefix(small_model):
-    return small_model.encode_media(small_model.load_media(DEMO / "demo.mp4"), "interleaved")
+TIMES = {"prefill_seconds", "prune_seconds", "decode_tokens_per_second", "roofline"}
 
 
 @pytest.fixture(scope="session")
@@ -54,41 +45,15 @@ def printed(options, small_model):
     return out.getvalue()
 
 
-@pytest.mark.parametrize("name", POLICIES)
-def test_one_question_gives_what_it_gives_among_many(name, small_model, prefix):
-    budget = 1.0 if name == "full" else 0.2
-    policy = build_policy(name, budget, tau=TAU[small_model.family])
-    *pieces, alone = answer_one(small_model, prefix, QUESTIONS[1], (name, policy), 6, 1e10)
-    among = list(answer_all(small_model, prefix, QUESTIONS, {name: policy}, 6, 1e10))[1]
-    assert "".join(pieces).strip() == alone.answer == among.answer
-    assert alone.answer
-    assert alone.tokens == among.tokens
-    # Two buckets instead of one may allocate a few slots more, but never let a row keep more.
-    for one, other in zip(alone.kept, among.kept, strict=True):
-        assert one == pytest.approx(other)
-        assert sum(one.values()) <= round(budget * sum(alone.tokens.values()))
-
-
-def test_bytes_are_what_the_budget_promises(small_model, prefix):
-    policy = build_policy("acckv_plus", 0.2, tau=TAU[small_model.family])
-    *_, answer = answer_one(small_model, prefix, QUESTIONS[0], ("acckv_plus", policy), 4, 1e10)
-    bucket = bucket_length(sum(answer.tokens.values()))
-    decoder = small_model.config.decoder
-    slot = 2 * decoder.num_hidden_layers * decoder.num_key_value_heads * decoder.head_dim * 4
-    assert answer.full_cache_bytes == bucket * slot
-    assert answer.cache_bytes == round(0.2 * bucket) * slot
-
-
-@pytest.mark.parametrize("stats", [False, True])
-def test_json_is_one_object_with_all_fields(stats, small_model, clip, capsys):
+def test_json_is_one_object_with_all_fields(small_model, clip, capsys):
     run(
-        Options(clip, ("What?",), policy="acckv", budget="60", max_new_tokens=3, json=True, stats=stats),
+        Options(clip, ("What?",), policy="acckv", budget="60", max_new_tokens=3, json=True),
         Console(file=io.StringIO()),
         Console(file=io.StringIO()),
         load=lambda name, progress: small_model,
     )
     found = json.loads(capsys.readouterr().out)
-    assert set(found) >= FIELDS - (set() if stats else TIMES)
+    assert set(found) == FIELDS | {"question"}
     assert found["budget"] == 60
     assert len(found["kept"]) == 2
     assert set(found["kept"][0]) == {"text", "audio", "video"}
@@ -102,17 +67,52 @@ def test_table_compares_all_policies(small_model, clip):
         assert f"│{name}" in text
 
 
-@pytest.mark.parametrize("layout", ["interleaved", "blocks"])
-def test_sound_alone_and_pictures_alone(layout, small_model, tmp_path):
-    frames = np.random.default_rng(0).integers(0, 255, (3, 64, 80, 3)).astype(np.uint8)
-    write_clip(tmp_path / "silent.mp4", frames, 1, None)
-    write_clip(tmp_path / "sound.mkv", None, 1, np.sin(np.arange(48000) / 8).astype(np.float32) / 4)
-    for name, absent in (("silent.mp4", "audio"), ("sound.mkv", "video")):
-        media = small_model.load_media(tmp_path / name)
-        policy = build_policy("acckv", 0.6, tau=TAU[small_model.family])
-        chunk = small_model.encode_media(media, layout)
-        *_, answer = answer_one(small_model, chunk, "What?", ("acckv", policy), 2, 1e10)
-        assert answer.tokens[absent] == 0 and sum(answer.tokens.values()) > 30
+def rows(options, small_model, capsys):
+    """The objects that a run prints."""
+    printed(dataclasses.replace(options, json=True), small_model)
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_measured_answers_are_those_of_plain_runs(small_model, clip, capsys):
+    """What --stats adds is time alone, for one question and for several."""
+    for questions in (QUESTIONS[:1], QUESTIONS):
+        plain, timed = (
+            rows(Options(clip, questions, budget="0.6", max_new_tokens=5, stats=stats), small_model, capsys)
+            for stats in (False, True)
+        )
+        assert len(plain) == len(timed) == len(questions)
+        for one, other in zip(plain, timed, strict=True):
+            assert set(one) == FIELDS | {"question"} and set(other) - set(one) == TIMES
+            same = [key for key in one if key != "decode_room_bytes"]
+            assert {key: one[key] for key in same} == {key: other[key] for key in same}
+            assert 0 < other["decode_tokens_per_second"] and 0 < other["prefill_seconds"]
+
+
+def test_one_conversation(small_model, clip, capsys):
+    """The second question's answer is that of the library, and not the one that it gets alone."""
+    options = Options(clip, QUESTIONS, budget="0.6", max_new_tokens=8)
+    apart = rows(options, small_model, capsys)
+    together = rows(dataclasses.replace(options, follow_up=True), small_model, capsys)
+    policy = models.answering.default_policy(small_model).with_budget(0.6)
+    first = models.answer(small_model, clip, QUESTIONS[0], policy=policy, max_new_tokens=8)
+    second = models.answer(small_model, None, QUESTIONS[1], max_new_tokens=8, follow_up=first)
+    assert [row["answer"] for row in together] == [first.text, second.text]
+    assert together[0]["answer"] == apart[0]["answer"] and together[1]["answer"] != apart[1]["answer"]
+
+
+def test_draws_depend_on_the_seed(small_model, clip, capsys):
+    options = Options(clip, ("What?",), budget="0.6", max_new_tokens=8, temperature=2.0, top_k=50)
+    first, again, other = (
+        rows(dataclasses.replace(options, seed=seed), small_model, capsys)[0]["answer"] for seed in (1, 1, 2)
+    )
+    assert first == again != other
+
+
+def test_several_clips_and_a_wrapped_policy(small_model, clip, capsys):
+    chosen = Options(clip, ("What?",), policy="protected(snapkv)", option=("first=8", "window_size=4"), budget="0.6")
+    chosen = dataclasses.replace(chosen, clip_too=(clip,), max_new_tokens=2)
+    (row,) = rows(chosen, small_model, capsys)
+    assert row["tokens"]["video"] == 2 * 48 and row["policy"] == "protected(snapkv)"
 
 
 @pytest.mark.parametrize(
@@ -129,6 +129,10 @@ def test_sound_alone_and_pictures_alone(layout, small_model, tmp_path):
         ({"option": ("speed=9",)}, "has no option 'speed'"),
         ({"option": ("floor",)}, "has no value; write NAME=VALUE"),
         ({"option": ("split=evenly",)}, "give joint or weighted"),
+        ({"temperature": -1.0}, "temperature must be above 0"),
+        ({"follow_up": True, "stats": True}, "leave out --compare and --stats"),
+        ({"policy": "protected(lru)"}, "unknown policy 'lru'"),
+        ({"policy": "protected(acckv)", "option": ("bits=4",)}, "has no option 'bits'; choose one of"),
         ({"layout": "diagonal"}, "Unknown layout 'diagonal'; choose one of interleaved, blocks"),
         ({"questions": ("  ",)}, "question is empty"),
         ({"questions": ()}, "No question was asked"),

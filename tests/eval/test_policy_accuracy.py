@@ -10,7 +10,7 @@ from eval.held_out import GROUPS, HeldOutClips
 from eval.metrics import CUT_OFF
 from eval.policy_accuracy import Options, main, run
 from eval.tasks.clips import Clips, one_of_each
-from models.answering import answer
+from models.answering import EncodedClip, answer
 from models.interface import EmbeddedPrompt
 
 
@@ -27,7 +27,8 @@ def test_without_pruning_answers_are_those_of_the_whole_prompt(task):
     assert found["full"] == found["h2o"]
 
     def alone(before: EmbeddedPrompt, text: str) -> str:
-        return answer(task.model, before, text, policy=kv.Full(), max_new_tokens=4).text
+        clip = EncodedClip(task.model, before)
+        return answer(task.model, clip, text, policy=kv.Full(), max_new_tokens=4).text
 
     for conversation, said in list(zip(example.conversations, found["full"], strict=True))[:2]:
         first, second = (text.removesuffix(CUT_OFF).strip() for text in said)

@@ -1,6 +1,7 @@
 """Checkpoint folders through the command: what users run, at a tiny size."""
 
 import dataclasses
+import functools
 import io
 import json
 
@@ -11,10 +12,11 @@ from rich.console import Console
 from safetensors.numpy import load_file, save_file
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
+import acckv_jax as kv
+import models.answering
 from acckv_jax import POLICIES, Modality
 from eval.answer import Options, run
-from eval.answering import answer_all, answer_one
-from eval.policies import build_policy
+from models.batching import in_bucket
 from models.errors import UserError
 from models.media.clip import Media
 from models.media.clip_writer import write_clip
@@ -22,6 +24,7 @@ from models.qwen2_5_omni.model import ClipFrames, QwenOmniModel
 from models.registry import load, open_source
 from tests.models.qwen2_5_omni.checkpoints import CONFIG, write_omni, write_thinker
 from tests.models.qwen2_5_omni.thinkers import reference_thinker
+from tests.programs import new_programs
 from tests.prompts import embeddings
 from tests.tiers import quick_first
 from tests.tolerances import LOGITS
@@ -113,11 +116,42 @@ def test_every_policy_answers(layout, model, clip, capsys):
 @pytest.mark.parametrize("name", ["acckv_plus", "snapkv"])
 def test_a_question_alone_and_among_others(name, model, clip):
     """Positions of several axes, split between the clip and the questions."""
-    policy = build_policy(name, 0.3)
-    prefix = model.encode_media(model.load_media(clip), "interleaved")
-    _, among = answer_all(model, prefix, ["Who?", "What is heard?"], {name: policy}, 3, 1e10)
-    *_, alone = answer_one(model, prefix, "What is heard?", (name, policy), 3, 1e10)
-    assert (alone.answer, alone.kept) == (among.answer, among.kept)
+    policy = kv.make_policy(name, budget=0.3)
+    encoded = models.encode(model, clip)
+    ask = functools.partial(models.answer, model, policy=policy, max_new_tokens=3)
+    _, among, alone = ask(encoded, "Who?"), ask(encoded, "What is heard?"), ask(clip, "What is heard?")
+    assert (alone.token_ids, alone.kept) == (among.token_ids, among.kept)
+
+
+def test_a_conversation_about_several_clips(model, clip):
+    """A clip, a picture, an answer, and a second question: as if all of it were read at once."""
+    picture = Media(np.full((1, 56, 84, 3), 99, np.uint8), None)
+    media = [model.load_media(clip), picture]
+    encoded, alone = (model.encode_media(shown, "interleaved") for shown in (media, media[:1]))
+    np.testing.assert_array_equal(embeddings(encoded)[: len(alone)], embeddings(alone))
+    assert encoded.count(Modality.VIDEO) == alone.count(Modality.VIDEO) + 6
+    assert len(encoded) == len(alone) + 6 + 2  # and the marks around the picture
+    asked = functools.partial(models.answer, model, max_new_tokens=3)
+    first = asked(media, "What?", policy=kv.Full())
+    second = asked(None, "And then?", follow_up=first)
+    history = encoded.then(model.encode_question("What?")).then(model.embed_text(first.token_ids[:-1]))
+    whole = history.then(model.encode_next_question(first.token_ids[-1:], "And then?"))
+    reading = models.answering.read_alone(model, whole, "And then?", kv.Full(), 3)
+    *_, expected = models.answering.write_answer(model, reading, 3)
+    assert second.token_ids == expected.token_ids
+    assert int(second.state.cache.length[0]) == len(whole) + len(second.token_ids) - 1
+
+
+def test_other_lengths_in_the_same_buckets_compile_nothing(model):
+    def prompt(seconds):
+        frames = np.zeros((int(2 * seconds), 56, 84, 3), np.uint8)
+        media = Media(frames, np.sin(np.arange(int(seconds * 16000)) / 8).astype(np.float32) / 4, 2.0)
+        return in_bucket(model.encode_media(media, "interleaved").then(model.encode_question("What?")))
+
+    shape = prompt(10.1).inputs.shape
+    with new_programs() as found:
+        assert [prompt(seconds).inputs.shape for seconds in (9.6, 10.3)] == [shape] * 2
+    assert not found
 
 
 def test_the_thinker_alone(tmp_path, model):

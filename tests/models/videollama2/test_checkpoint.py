@@ -156,5 +156,7 @@ def test_a_picture_is_a_video_in_which_nothing_moves(model):
 def test_media_that_cannot_be_laid_out(model):
     with pytest.raises(UserError, match="has no layout 'interleaved'"):
         model.encode_media(model.load_media(DEMO), "interleaved")
+    with pytest.raises(UserError, match="reads one clip, not 2"):
+        model.encode_media([Media(None, None)] * 2, "blocks")
     with pytest.raises(UserError, match="neither pictures nor sound"):
         model.encode_media(Media(None, None), "blocks")
