@@ -237,7 +237,8 @@ def _mean(rows: Sequence[Row]) -> dict[str, float | int | None]:
 def print_summary(console: Console, result: Mapping[str, Any]) -> None:
     """Prints a table, a row per policy, budget and turn."""
     groups = result["rows"][0]["groups"]
-    title = f"{result['examples']} examples of {result['task']}: {result['metric'].replace('_', ' ')}"
+    count, plural = result["examples"], "s" * (result["examples"] != 1)
+    title = f"{count} example{plural} of {result['task']}: {result['metric'].replace('_', ' ')}"
     table = Table(title=title, padding=(0, 0), pad_edge=False)
     for name in ("policy", "budget", "turn", *groups, "all"):
         table.add_column(name, no_wrap=name in ("policy", "budget", "turn"))
