@@ -83,7 +83,7 @@ def test_measured_answers_are_those_of_plain_runs(small_model, clip, capsys):
         assert len(plain) == len(timed) == len(questions)
         for one, other in zip(plain, timed, strict=True):
             assert set(one) == FIELDS | {"question"} and set(other) - set(one) == TIMES
-            same = [key for key in one if key != "decode_room_bytes"]
+            same = one.keys() - {"decode_room_bytes", "metadata_bytes"}  # these grow with the slots reserved
             assert {key: one[key] for key in same} == {key: other[key] for key in same}
             assert 0 < other["decode_tokens_per_second"] and 0 < other["prefill_seconds"]
 
