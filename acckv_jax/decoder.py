@@ -85,3 +85,13 @@ class Decoder:
 
     step: StepFn
     num_layers: int
+
+
+def check_decoder(decoder: Any) -> None:
+    """Checks that a decoder is one.
+
+    Raises:
+        ValueError: if it is, for instance, the step function alone.
+    """
+    if not isinstance(decoder, Decoder):
+        raise ValueError(f"a decoder is Decoder(step, num_layers=...), not {decoder!r}.")

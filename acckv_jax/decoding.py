@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from acckv_jax.attention import QueryWeights, attend
 from acckv_jax.cache import KVCache, LayerCache, append, empty_like, flagged, full_layer, join, with_mass
-from acckv_jax.decoder import Decoder
+from acckv_jax.decoder import Decoder, check_decoder
 from acckv_jax.modality import Modality
 from acckv_jax.policy import CachePolicy, between_steps
 from acckv_jax.sampling import Sampler, greedy
@@ -56,6 +56,7 @@ def decode_step(
         >>> cache.length.tolist()
         [65]
     """
+    check_decoder(decoder)
     _check_free_slots(cache, 1)
     logits, cache, _ = _append_token(decoder, params, tokens, cache, policy, active, ())
     return logits, _evict(cache, policy)
@@ -212,6 +213,7 @@ def decode(
         >>> tokens.shape, int(number)
         ((1, 4), 4)
     """
+    check_decoder(decoder)
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}.")
     _check_free_slots(state.cache, 1 if policy.evict_every else steps)

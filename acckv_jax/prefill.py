@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from acckv_jax.attention import QueryWeights, attend
 from acckv_jax.cache import KVCache, LayerCache, append, flagged, full_layer, reserve, store_like, widen, with_mass
-from acckv_jax.decoder import Decoder
+from acckv_jax.decoder import Decoder, check_decoder
 from acckv_jax.modality import Prompt
 from acckv_jax.policy import CachePolicy, Context
 from acckv_jax.queries import UNFINISHED, Queries, QuerySet
@@ -107,6 +107,7 @@ def prefill(
         >>> [layer.slots for layer in cache.layers]  # half of 64, and 16
         [48, 48]
     """
+    check_decoder(decoder)
     _check_reserved(reserved_slots)
     queries = _queries(prompt, jnp.zeros_like(prompt.length), prompt.length)
     weights = _weights(policy.queries, queries)
@@ -178,6 +179,7 @@ def score(
         >>> len(scored.queries), scored.cache.layers[0].slots
         (2, 64)
     """
+    check_decoder(decoder)
     policies = tuple(policies)
     sets = tuple(dict.fromkeys(queries for policy in policies for queries in policy.queries))
     window = max((policy.window for policy in policies), default=0)
@@ -309,7 +311,7 @@ def _prune_layer(
 
 def _capacity(policy: CachePolicy, bucket: int, number: int | Array, num_layers: int) -> int:
     """The capacity of a layer, whose number may be traced if all layers have the same."""
-    if isinstance(number, int):
+    if not isinstance(number, Array):
         return policy.capacity(bucket, number)
     found = {policy.capacity(bucket, layer) for layer in range(num_layers)}
     if len(found) > 1:
@@ -401,6 +403,7 @@ def extend(
         >>> cache.layers[0].slots, cache.length.tolist()
         (56, [72])
     """
+    check_decoder(decoder)
     _check_reserved(reserved_slots)
     queries = _queries(prompt, cache.length, cache.length + prompt.length)
     ones = (QueryWeights(queries.valid.astype(jnp.float32)),) if policy.mass_queries is not None else ()

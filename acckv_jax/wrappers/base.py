@@ -16,7 +16,10 @@ from acckv_jax.queries import QuerySet
 class Wrapper(CachePolicy):
     """A policy that changes another one. This base class changes nothing.
 
-    A new wrapper overrides what it changes. It reaches the inner policy by the context: `keep`, `scores`, `chosen`.
+    A new wrapper overrides what it changes, most often `token_scores` or `select`: what they return takes the place of
+    the inner policy's own, unless a wrapper further out has said it already (`context.scores`, `context.chosen`). One
+    that changes eviction too overrides `eviction_scores`, which for wrappers is not `token_scores` by default: what the
+    inner policy scores by between decode steps may be something else.
 
     Attributes:
         inner: the policy inside. Budget and `evict_every` are its own.
@@ -24,9 +27,8 @@ class Wrapper(CachePolicy):
     Example:
         >>> import acckv_jax as kv
         >>> class Reversed(kv.Wrapper):
-        ...     def compress(self, layer, context):
-        ...         worst = -self.inner.token_scores(layer, context)
-        ...         return self.inner.compress(layer, dataclasses.replace(context, scores=worst))
+        ...     def token_scores(self, layer, context):
+        ...         return -self.inner.token_scores(layer, context)
         >>> Reversed(kv.Knorm(budget=0.2)).capacity(1000, layer=0)
         200
     """
@@ -70,6 +72,11 @@ class Wrapper(CachePolicy):
         return self.inner.mass_queries
 
     @property
+    def window(self) -> int:
+        """As the inner policy's, or this wrapper's own if it names other `queries`."""
+        return max(self.inner.window, super().window)
+
+    @property
     def budgets(self) -> tuple[Budget, ...]:
         """As the inner policy."""
         return self.inner.budgets
@@ -91,8 +98,8 @@ class Wrapper(CachePolicy):
         return dataclasses.replace(self, inner=self.inner.with_budget(budget))
 
     def while_decoding(self) -> CachePolicy:
-        """As the inner policy: for wrappers that change nothing while decoding."""
-        return self.inner.while_decoding()
+        """The whole wrapper if it evicts, else what the inner policy needs."""
+        return self if self.evict_every else self.inner.while_decoding()
 
     def row_budget(self, length: Int[Array, " B"], bucket: int, layer: int | Array) -> Int[Array, " B"]:
         """As the inner policy."""
@@ -115,9 +122,21 @@ class Wrapper(CachePolicy):
         return self.inner.select(scores, layer, context)
 
     def compress(self, layer: LayerCache, context: Context) -> tuple[LayerCache, Any]:
-        """As the inner policy."""
-        return self.inner.compress(layer, context)
+        """As the inner policy, by this wrapper's scores and selection if it has its own."""
+        return self.inner.compress(layer, self._with_own(layer, context, "token_scores"))
 
     def evict(self, layer: LayerCache, context: Context) -> LayerCache:
-        """As the inner policy."""
-        return self.inner.evict(layer, context)
+        """As the inner policy, by this wrapper's scores and selection if it has its own."""
+        return self.inner.evict(layer, self._with_own(layer, context, "eviction_scores"))
+
+    def _with_own(self, layer: LayerCache, context: Context, scores: str) -> Context:
+        """The context with this wrapper's own scores and selection, where no wrapper further out has given any."""
+        if context.scores is None and self._overrides(scores):
+            context = dataclasses.replace(context, scores=getattr(self, scores)(layer, context))
+        if context.chosen is None and self._overrides("select"):
+            by = getattr(self, scores)(layer, context) if context.scores is None else context.scores
+            context = dataclasses.replace(context, chosen=self.select(by, layer, context))
+        return context
+
+    def _overrides(self, method: str) -> bool:
+        return getattr(type(self), method) is not getattr(Wrapper, method)

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-from acckv_jax.policy import CachePolicy
 from acckv_jax.wrappers.base import Wrapper
 
 
@@ -38,7 +37,3 @@ class EvictEvery(Wrapper):
     def reserved_slots(self, new_tokens: int) -> int:
         """As many as steps, or tokens if they are fewer."""
         return min(self.steps, new_tokens)
-
-    def while_decoding(self) -> CachePolicy:
-        """The whole of it."""
-        return self

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
@@ -57,7 +58,7 @@ class PerLayer(Wrapper):
 
     def row_budget(self, length: Int[Array, " B"], bucket: int, layer: int | Array) -> Int[Array, " B"]:
         """[B] slots that each row may hold in the layer, whose number may be traced."""
-        if isinstance(layer, int):
+        if not isinstance(layer, jax.Array):
             return self._of_layer(self._checked(layer)).row_budget(length, bucket, layer)
         total = jnp.zeros_like(length)
         for number in range(len(self.shares)):

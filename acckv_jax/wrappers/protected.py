@@ -3,11 +3,13 @@
 import dataclasses
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from acckv_jax.budget import TokenCounts
 from acckv_jax.cache import LayerCache
-from acckv_jax.policy import CachePolicy, Context
+from acckv_jax.policy import Context
+from acckv_jax.selection import top_k_mask
 from acckv_jax.wrappers.base import Wrapper
 
 
@@ -42,19 +44,18 @@ class Protected(Wrapper):
         name = type(self.inner).__name__
         return need + self.first + self.last, f"{self.first} first and {self.last} last tokens beside {name}'s own need"
 
-    def while_decoding(self) -> CachePolicy:
-        """The whole wrapper where the inner policy evicts."""
-        return self if self.evict_every else self.inner.while_decoding()
-
     def compress(self, layer: LayerCache, context: Context) -> tuple[LayerCache, Any]:
         """As the inner policy, among the other tokens."""
-        return self.inner.compress(layer, self._protect(layer, context))
+        return super().compress(layer, self._protect(layer, context))
 
     def evict(self, layer: LayerCache, context: Context) -> LayerCache:
         """As the inner policy, among the other tokens."""
-        return self.inner.evict(layer, self._protect(layer, context))
+        return super().evict(layer, self._protect(layer, context))
 
     def _protect(self, layer: LayerCache, context: Context) -> Context:
         ends = (layer.index < self.first) | (layer.index >= (context.length - self.last)[:, None, None])
         keep = layer.valid & ends
-        return dataclasses.replace(context, keep=keep if context.keep is None else context.keep | keep)
+        chosen = context.chosen
+        if chosen is not None:  # by a wrapper further out, which knew nothing of these tokens
+            chosen = top_k_mask(jnp.where(keep, jnp.inf, 0.0), layer.valid & (keep | chosen), context.budget)
+        return dataclasses.replace(context, keep=keep if context.keep is None else context.keep | keep, chosen=chosen)

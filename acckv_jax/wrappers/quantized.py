@@ -100,7 +100,7 @@ class Quantized(Wrapper):
 
     def compress(self, layer: LayerCache, context: Context) -> tuple[LayerCache, Any]:
         """As the inner policy, then quantised."""
-        small, carry = self.inner.compress(layer, context)
+        small, carry = super().compress(layer, context)
         keys = QuantizedSlots.of(small.keys, small.valid, small.reserved_slots, per_channel=True)
         values = QuantizedSlots.of(small.values, small.valid, small.reserved_slots, per_channel=False)
         return dataclasses.replace(small, k=keys, v=values), carry

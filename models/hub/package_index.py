@@ -15,7 +15,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Literal
 
@@ -134,8 +134,9 @@ def _archive_folder(index: Index, package: str, version: str) -> Path:
 def _intact_archive(folder: Path) -> Path | None:
     for record in folder.glob("*.sha256"):
         archive = record.with_suffix("")
-        if archive.is_file() and sha256_of(archive) == record.read_text().strip():
-            return archive
+        with suppress(FileNotFoundError):  # another process has just used the archive and discarded it
+            if sha256_of(archive) == record.read_text().strip():
+                return archive
     return None
 
 

@@ -190,3 +190,31 @@ def test_a_scan_needs_one_capacity():
     policy = kv.PerLayer(kv.Knorm(budget=0.5), shares=(1.5, 0.5))
     with pytest.raises(ValueError, match=r"PerLayer gives layers different capacities, \[16, 48\]"):
         jax.eval_shape(lambda p: kv.prefill(scanning, p, INPUTS, PROMPT, policy), PARAMS)
+
+
+def test_layer_numbers_may_be_numpys():
+    def numbered(params, inputs, positions, caches, carry, attend, logit_positions):
+        def numpys(layer, *args, **inputs):
+            return attend(np.int64(layer), *args, **inputs)
+
+        return DECODER.step(params, inputs, positions, caches, carry, numpys, logit_positions)
+
+    policy = kv.PerLayer(kv.Knorm(budget=0.5), shares=(1.5, 0.5))
+    decoder = kv.Decoder(numbered, DECODER.num_layers)
+    _, cache = jax.eval_shape(lambda p: kv.prefill(decoder, p, INPUTS, PROMPT, policy), PARAMS)
+    assert [layer.slots for layer in cache.layers] == [48, 16]
+
+
+def test_a_step_function_alone_is_no_decoder():
+    policy, cache = kv.Knorm(budget=0.5), kv.KVCache((), PROMPT.length, PROMPT.length)
+    state = kv.DecodeState(cache, PROMPT.length, PROMPT.length > 0, jax.random.key(0))
+    for call in (
+        lambda: kv.prefill(DECODER.step, PARAMS, INPUTS, PROMPT, policy),
+        lambda: kv.score(DECODER.step, PARAMS, INPUTS, PROMPT, (policy,)),
+        lambda: kv.extend(DECODER.step, PARAMS, INPUTS, PROMPT, cache, policy),
+        lambda: kv.decode_step(DECODER.step, PARAMS, PROMPT.length, cache, policy, PROMPT.length > 0),
+        lambda: kv.decode(DECODER.step, PARAMS, state, policy, steps=4),
+        lambda: kv.generate(DECODER.step, PARAMS, INPUTS, PROMPT, policy),
+    ):
+        with pytest.raises(ValueError, match=r"a decoder is Decoder\(step, num_layers=...\), not "):
+            call()

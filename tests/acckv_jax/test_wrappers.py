@@ -1,5 +1,6 @@
 """Wrappers beyond the contract: their options, how they nest, and what they promise by themselves."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -92,3 +93,40 @@ def test_names_make_nested_wrappers():
     assert made == kv.Quantized(kv.Protected(kv.H2O(budget=0.3, evict_every=8), first=2))
     assert made.with_budget(40) == kv.Quantized(kv.Protected(kv.H2O(budget=40, evict_every=8), first=2))
     assert hash(made) == hash(kv.make_policy("quantized(protected(h2o))", budget=0.3, first=2, evict_every=8))
+
+
+class Backwards(kv.Wrapper):
+    """The inner policy's worst first, and the first token always; says so by scores and selection alone."""
+
+    def token_scores(self, layer, context):
+        return -self.inner.token_scores(layer, context)
+
+    def eviction_scores(self, layer, context):
+        return -self.inner.eviction_scores(layer, context)
+
+    def select(self, scores, layer, context):
+        return self.inner.select(jnp.where(layer.index == 0, jnp.inf, scores), layer, context)
+
+
+def test_scores_and_selection_of_a_wrapper_are_taken():
+    worst = kv.Knorm(budget=20)
+    best_half = kv.Knorm(budget=44)
+    for kept, others in zip(pruned(Backwards(worst)).layers, pruned(best_half).layers, strict=True):
+        for ours, theirs in zip(indices(kept), indices(others), strict=True):
+            assert 0 in ours and len(ours) == 20
+            assert len(ours & theirs) <= 1  # the first token
+    outer = pruned(Backwards(Backwards(worst)))  # what the outer one has said, the inner one leaves alone
+    twice = pruned(kv.Protected(worst, first=1, last=0))
+    assert [indices(layer) for layer in outer.layers] == [indices(layer) for layer in twice.layers]
+    protected = pruned(Backwards(kv.Protected(worst, first=0, last=5)))
+    assert all({*range(59, 64)} <= found for layer in protected.layers for found in indices(layer))
+
+
+def test_scores_of_a_wrapper_are_taken_between_steps():
+    inner = kv.H2O(budget=20, evict_every=4)
+    forwards, backwards = (
+        kv.generate(DECODER, PARAMS, INPUTS, PROMPT, policy, max_new_tokens=12).state.cache.layers
+        for policy in (kv.Protected(inner, first=1, last=0), Backwards(inner))
+    )
+    assert indices(forwards[0]) != indices(backwards[0])
+    assert all(0 in found for layer in backwards for found in indices(layer))

