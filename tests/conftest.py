@@ -10,8 +10,11 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 # Most programs run once, over tiny arrays, and compiling them as users do takes three times as long.
 if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1":
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
-# Eight devices on a busy machine's two cores: a collective that waits for the last of them is no deadlock.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
+# Threads of XLA's pools. With its eight for eight devices, a program that has several collectives under way at once waits
+# for ever on a busy machine: all eight wait in one of them.
+os.environ.setdefault("NPROC", "64")
+# What waits longer than this is such a deadlock, and not a slow machine.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_collective_call_terminate_timeout_seconds=300"
 
 import jax
 import pytest
