@@ -10,8 +10,8 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 # Most programs run once, over tiny arrays, and compiling them as users do takes three times as long.
 if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1":
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
-# Threads of XLA's pools. With its eight for eight devices, a program that has several collectives under way at once waits
-# for ever on a busy machine: all eight wait in one of them.
+# Threads of XLA's pools. With its eight for eight devices, a program with several collectives under way at once waits for
+# ever on a busy machine: each of the eight is in one of them.
 os.environ.setdefault("NPROC", "64")
 # What waits longer than this is such a deadlock, and not a slow machine.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_collective_call_terminate_timeout_seconds=300"
