@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-REPRESENTATIVES = ("full", "h2o_every_4", "snapkv", "acckv", "acckv_plus", "quantized_h2o_every_4")
-"""Policies of the contract that stand for all: nothing dropped, evicting, scores, merging, weights, other storage."""
+REPRESENTATIVES = ("full", "h2o_every_4", "snapkv", "acckv_plus", "quantized_h2o_every_4")
+"""Policies of the contract that stand for all: nothing dropped, evicting, scores, merged slots, other storage."""
 
 
 def quick_first(values: Iterable[Any], count: int = 1) -> list[Any]:

@@ -109,6 +109,8 @@ def test_mistakes_exit_with_2(arguments, sentence, capsys):
     assert sentence in error and error.startswith("error: ") and error.count("\n") == 1
 
 
+@pytest.mark.complete
+@pytest.mark.packaging
 def test_any_number_of_processors():
     command = [sys.executable, "-m", "eval.perf.aot", *SMALL, "--topology", "cpu:12", "--batch", "4"]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False)

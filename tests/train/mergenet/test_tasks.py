@@ -138,6 +138,7 @@ def test_an_exported_classifier_is_read_by_transformers(run: Any) -> None:
     assert np.mean(right) == pytest.approx(result["seeds"]["0"][TARGET]["test_accuracy"], abs=1e-6)
 
 
+@pytest.mark.complete
 def test_pictures_and_texts(tmp_path: Path) -> None:
     small = recipe("vqa", "retrieval", arm="direct")
     result: Any = train(Run(small, (0,), tmp_path, log=lambda line: None))
