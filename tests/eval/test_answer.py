@@ -91,6 +91,7 @@ def test_measured_answers_are_those_of_plain_runs(count, small_model, clip, caps
         assert 0 < other["decode_tokens_per_second"] and 0 < other["prefill_seconds"]
 
 
+@pytest.mark.complete
 def test_one_conversation(small_model, clip, capsys):
     """The second question's answer is that of the library, and not the one that it gets alone."""
     options = Options(clip, QUESTIONS, budget="0.6", max_new_tokens=8)
@@ -112,6 +113,7 @@ def test_draws_depend_on_the_seed(small_model, clip, capsys):
     assert first == again != other
 
 
+@pytest.mark.complete
 def test_several_clips_and_a_wrapped_policy(small_model, clip, capsys):
     chosen = Options(clip, ("What?",), policy="protected(snapkv)", option=("first=8", "window_size=4"), budget="0.6")
     chosen = dataclasses.replace(chosen, clip_too=(clip,), max_new_tokens=2)

@@ -31,6 +31,7 @@ def test_times(capsys):
     assert found["work"] == pytest.approx(found["with"] / found["between"] - 1)
 
 
+@pytest.mark.complete
 def test_a_transfer_in_every_step_has_none_between(capsys):
     assert main([*SMALL, "--cycle", "1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
