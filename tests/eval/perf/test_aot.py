@@ -40,6 +40,7 @@ def tiny_7b(monkeypatch):
     monkeypatch.setitem(eval.perf.aot.PRESETS, "qwen2_5_omni_7b", tiny)
 
 
+@pytest.mark.complete
 def test_programs_of_a_tiny_model(tiny_7b, capsys):
     assert main([*SMALL, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

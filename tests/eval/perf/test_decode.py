@@ -13,13 +13,6 @@ from eval.perf.decode import Options, Row, Shared, main, table
 SMALL = ["--context", "128", "--steps", "2", "--repeats", "1"]
 
 
-def test_the_full_cache(capsys):
-    assert main([*SMALL, "--policies", "full", "--json"]) == 0
-    (row,) = map(json.loads, capsys.readouterr().out.splitlines())
-    assert (row["policy"], row["budget"], row["decode_ratio"]) == ("full", 1.0, 1)
-    assert row["cache_bytes"] == 128 * 2 * 8 * 4 * 64 * 4  # K and V, layers, KV heads, head size, float32
-
-
 @pytest.mark.complete
 def test_rows(capsys):
     arguments = [*SMALL, "--policies", "acckv", "--budgets", "0.75", "--shared", "0.75", "--json"]
