@@ -17,8 +17,6 @@ from train.data.questions import Question, questions
 
 @dataclasses.dataclass(frozen=True)
 class Clips(HeldOutTask):
-    """See the module."""
-
     max_new_tokens: ClassVar[int] = 4
     padding: ClassVar[Padding] = Padding(prefix=(512, 832), question=64, rows=len(GROUPS))
     # SnapKV's window fits into a tenth of the shortest clip. Answers are too short to evict anything while decoding.

@@ -14,8 +14,6 @@ from train.smolav.align import answer_words
 
 @dataclasses.dataclass(frozen=True)
 class ClipsFull(HeldOutTask):
-    """See the module."""
-
     full_only: ClassVar[bool] = True
 
     @functools.cached_property
