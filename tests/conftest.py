@@ -27,6 +27,7 @@ from jax.sharding import AxisType, Mesh
 from tests import programs
 
 MOST_MAPS = 20_000  # of the 65,530 that Linux allows
+MOST_BYTES = 3 << 30
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -55,10 +56,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def _free_compiled_programs() -> Iterator[None]:
-    """Drops compiled programs when there are many: each maps memory, and the system limits the maps of a process."""
+    """Drops compiled programs when there are many: each takes memory, and maps, of which a process may have few."""
     yield
-    maps = Path("/proc/self/maps")
-    if not maps.exists() or len(maps.read_text().splitlines()) > MOST_MAPS:
+    maps, pages = Path("/proc/self/maps"), Path("/proc/self/statm")
+    if (
+        not maps.exists()
+        or len(maps.read_text().splitlines()) > MOST_MAPS
+        or int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > MOST_BYTES
+    ):
         jax.clear_caches()
 
 
