@@ -119,6 +119,8 @@ class CachePolicy:
     """Inputs beside q, k and v that the decoder must hand to `attend`, by name (see `acckv_jax.decoder.Attend`)."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.budget, np.integer | np.floating):
+            object.__setattr__(self, "budget", self.budget.item())
         check_budget(self.budget)
         object.__setattr__(self, "is_fraction", isinstance(self.budget, float))
         for option in dataclasses.fields(self):

@@ -27,6 +27,7 @@ from models.acckv_tau import TAU
 from models.answering import EncodedClip, question_prompt
 from models.errors import UserError
 from models.interface import AVModel
+from models.media.paths import clip_path
 
 Loader = Callable[[str, Callable[[str, int, int | None], None]], AVModel]
 DEMO = Path(__file__).parent.parent / "models" / "smolav" / "demo"
@@ -36,11 +37,11 @@ DEMO = Path(__file__).parent.parent / "models" / "smolav" / "demo"
 class Options:
     """Answers questions about a clip, with a full or a pruned KV cache."""
 
-    clip: Annotated[Path | None, tyro.conf.Positional] = None
+    clip: Annotated[str | None, tyro.conf.Positional] = None
     """mp4, mkv, webm, mov, wav...; a picture, or a folder of pictures. Default: the bundled clip and its questions."""
     questions: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """One or more questions; several share one prefill."""
-    clip_too: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
+    clip_too: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A further clip or picture, shown after the first one; may be repeated."""
     follow_up: bool = False
     """Each question follows the answer to the one before, on the pruned cache: one conversation."""
@@ -49,8 +50,8 @@ class Options:
     policy: str | None = None
     """How to prune the cache, alone or in wrappers, such as 'protected(snapkv)'; the default is the measured best,
     acckv_plus. See --compare for all."""
-    budget: str = "0.2"
-    """With a decimal point the fraction of the prompt that is kept; an integer is a number of slots."""
+    budget: str | None = None
+    """With a decimal point the fraction of the prompt that is kept; an integer is a number of slots. Default: 0.2"""
     option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """An option of the policy as NAME=VALUE; may be repeated."""
     layout: str | None = None
@@ -72,6 +73,7 @@ class Options:
 
 
 DEFAULT_POLICY = "acckv_plus"
+DEFAULT_BUDGET = 0.2
 
 
 def run(options: Options, out: Console, err: Console, load: Loader = models.load) -> None:
@@ -82,26 +84,26 @@ def run(options: Options, out: Console, err: Console, load: Loader = models.load
     """
     clip, questions, compare = options.clip, options.questions, options.compare
     if clip is None:
-        clip, compare = DEMO / "demo.mp4", options.policy is None
+        clip, compare = str(DEMO / "demo.mp4"), options.policy is None
         questions = tuple(q["question"] for q in json.loads((DEMO / "questions.json").read_text())["questions"])
     if not questions:
         raise UserError("No question was asked; write it after the clip, in quotes.")
-    if not all(question.strip() for question in questions):
-        raise UserError("A question is empty; ask something about the clip.")
+    for question in questions:
+        check_question(question)
     if options.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens must be at least 1, not {options.max_new_tokens}.")
     if options.follow_up and (compare or options.stats):
         raise UserError("--follow-up is one conversation under one policy; leave out --compare and --stats.")
-    budget, sampler = parse_budget(options.budget), choose_sampler(options)
+    budget, sampler = choose_budget(options), choose_sampler(options)
     choose_policies(options, budget, compare=compare)  # mistakes are told before a large model is loaded
-    clips = [clip, *options.clip_too]
+    clips = [clip_path(text) for text in (clip, *options.clip_too)]
     with progress_bar(err) as progress:
         report = reporter(progress)
         report(f"loading {options.model}")
         model = load(options.model, download_reporter(progress))
         policies = choose_policies(options, budget, compare=compare, tau=TAU[model.family])
         several = len(policies) > 1 or (len(questions) > 1 and not options.follow_up)
-        encoded = read_clips(clips, options.layout, model, several, progress, report, err)
+        encoded = read_clips(clips, options.layout, model, several, progress, report)
         if compare or options.stats:
             report("measuring memory bandwidth")
             settings = (options.max_new_tokens, measured_bandwidth(), sampler, options.seed, report)
@@ -112,12 +114,15 @@ def run(options: Options, out: Console, err: Console, load: Loader = models.load
             for found in ask(options, model, encoded, questions, policy, sampler, streamer(progress, out)):
                 answers.append(Answered(name, found))
                 if not options.json:
-                    out.print("\n" + summary(answers[-1]), style="dim", markup=False, highlight=False)
+                    lines = "\n".join((summary(answers[-1]), *encoded.notes))
+                    out.print("\n" + lines, style="dim", markup=False, highlight=False)
     if options.json:
         for answer in answers:
-            print(json.dumps(answer.as_dict(model)))
+            print(json.dumps(answer.as_dict(model) | {"notes": encoded.notes}))
     elif compare or options.stats:
         out.print(answer_tables(answers, ", ".join(path.name for path in clips)))
+        for note in encoded.notes:
+            out.print(note, markup=False, highlight=False)
 
 
 def ask(
@@ -146,6 +151,33 @@ def ask(
             follow_up=found if options.follow_up else None,
         )
         yield found
+
+
+def check_question(question: str) -> None:
+    """Checks a question as typed.
+
+    Raises:
+        UserError: if it is empty, or was typed in another encoding.
+    """
+    if not question.strip():
+        raise UserError("A question is empty; ask something about the clip.")
+    try:
+        question.encode()
+    except UnicodeEncodeError as error:  # Python keeps bytes that are no text as surrogates
+        raise UserError("A question is not UTF-8; set the terminal to UTF-8, or type plain letters.") from error
+
+
+def choose_budget(options: Options) -> float | int:
+    """The budget as typed, or the default one.
+
+    Raises:
+        UserError: if it is no budget, or the policy has none.
+    """
+    if options.budget is None:
+        return DEFAULT_BUDGET
+    if options.policy == "full" and not options.compare:
+        raise UserError("--policy full keeps the whole cache and has no budget; leave out --budget.")
+    return parse_budget(options.budget)
 
 
 def choose_sampler(options: Options) -> Sampler:
@@ -184,7 +216,6 @@ def read_clips(
     several: bool,
     progress: Progress,
     report: Callable[[str], None],
-    err: Console,
 ) -> EncodedClip:
     """Decodes and encodes clips; `several` answers will share what is read."""
     media = []
@@ -197,10 +228,7 @@ def read_clips(
         media.append(model.load_media(clip, show))
         progress.update(task, total=1, completed=1)
     report("encoding pictures and sound")
-    encoded = models.encode(model, media, layout=layout, reuse=several)
-    for note in encoded.notes:
-        err.print(note)
-    return encoded
+    return models.encode(model, media, layout=layout, reuse=several)
 
 
 def streamer(progress: Progress, out: Console) -> Callable[[str], None]:
@@ -216,7 +244,12 @@ def streamer(progress: Progress, out: Console) -> Callable[[str], None]:
 def progress_bar(err: Console) -> Progress:
     """Progress on standard error."""
     return Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=err, transient=True
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=err,
+        transient=True,
     )
 
 
@@ -241,8 +274,7 @@ def download_reporter(progress: Progress) -> Callable[[str, int, int | None], No
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; 0, or 2 after a user's mistake."""
     options = tyro.cli(Options, args=arguments, prog="python -m eval.answer", description=__doc__)
-    command.keep_compiled()
-    return command.run(lambda: run(options, Console(), Console(stderr=True)))
+    return command.run(lambda: run(options, Console(), Console(stderr=True)), keep_programs=True)
 
 
 if __name__ == "__main__":

@@ -275,8 +275,7 @@ def run(options: Options, load: Loader = load_task) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; 0, or 2 after a user's mistake."""
     options = tyro.cli(Options, args=arguments, prog="python -m eval.benchmark", description=__doc__)
-    command.keep_compiled()
-    return command.run(lambda: run(options))
+    return command.run(lambda: run(options), keep_programs=True)
 
 
 if __name__ == "__main__":

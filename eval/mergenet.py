@@ -134,8 +134,7 @@ def _measured(path: Path) -> dict:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; 0, or 2 after a user's mistake."""
-    command.keep_compiled()
-    return command.run(lambda: _main(parse(Options, arguments, "python -m eval.mergenet", __doc__)))
+    return command.run(lambda: _main(parse(Options, arguments, "python -m eval.mergenet", __doc__)), keep_programs=True)
 
 
 def _main(options: Options) -> None:

@@ -5,6 +5,7 @@ from itertools import groupby
 
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from eval.answering import Answered
 from models import Answer
@@ -20,7 +21,7 @@ def answer_tables(answers: Sequence[Answered], clip: str) -> Group:
     notes = f"{clip}; kept: text/video/audio slots per layer and KV head; MB: K and V of the prompt"
     if any(row.timing for row in answers):
         notes += "; roofline: least time of a decode step by measured bandwidth, over its time"
-    return Group(*tables, notes)
+    return Group(*tables, Text(notes))
 
 
 def summary(row: Answered) -> str:
@@ -35,7 +36,7 @@ def summary(row: Answered) -> str:
 def _table(question: str, rows: Sequence[Answered]) -> Table:
     timed = any(row.timing for row in rows)
     prompt = "/".join(str(rows[0].answer.prompt_tokens[name]) for name in NAMES)
-    table = Table(title=f"{question}  ({prompt} tokens)", title_justify="left", padding=(0, 0), pad_edge=False)
+    table = Table(title=Text(f"{question}  ({prompt} tokens)"), title_justify="left", padding=(0, 0), pad_edge=False)
     table.add_column("policy", no_wrap=True)
     table.add_column("answer", overflow="fold")
     for name in (*COLUMNS, *(TIMES if timed else ())):
@@ -54,7 +55,7 @@ def _table(question: str, rows: Sequence[Answered]) -> Table:
                 f"{timing.decode_tokens_per_second:.1f}",
                 f"{timing.roofline:.0%}",
             ]
-        table.add_row(row.policy, found.text, *cells)
+        table.add_row(Text(row.policy), Text(found.text), *cells)
     return table
 
 

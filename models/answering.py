@@ -22,6 +22,7 @@ from models.batching import in_bucket
 from models.errors import UserError
 from models.interface import AVModel, EmbeddedPrompt
 from models.media.clip import Media, Progress
+from models.media.paths import clip_path
 
 BUDGET = 0.2
 """Fraction of the prompt that is kept where no policy is given."""
@@ -140,7 +141,7 @@ def encode(
         UserError: if a clip cannot be read, the model does not take it, or there is no such layout.
     """
     several = [clip] if isinstance(clip, Source) else list(clip)
-    media = [one if isinstance(one, Media) else model.load_media(Path(one), progress) for one in several]
+    media = [one if isinstance(one, Media) else model.load_media(clip_path(one), progress) for one in several]
     prompt = model.encode_media(media, layout or model.layouts[0])
     return EncodedClip(model, prompt, tuple(note for one in media for note in one.notes), [] if reuse else None)
 

@@ -1,5 +1,7 @@
 """What every command does alike."""
 
+import io
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,13 +12,23 @@ from models.errors import UserError
 from models.hub.package_index import cache_root
 
 
-def run(body: Callable[[], None]) -> int:
-    """Runs a command.
+def run(body: Callable[[], None], *, keep_programs: bool = False) -> int:
+    """Runs a command. Characters that the output's encoding does not have are printed as question marks.
+
+    Args:
+        body: the command.
+        keep_programs: whether its compiled programs are kept for later runs, in the user's cache or where
+            JAX_COMPILATION_CACHE_DIR says.
 
     Returns:
         The exit status: 0, or 2 after a `UserError`, whose sentence is printed to standard error.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
+        if keep_programs and not jax.config.values["jax_compilation_cache_dir"]:
+            jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))
         body()
     except UserError as error:
         Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
@@ -43,9 +55,3 @@ def check_output(out: Path | None) -> None:
         raise UserError(f"There is no folder {out.parent} to write {out.name} into; make it first.")
     if out is not None and out.is_dir():
         raise UserError(f"{out} is a folder; name a file in it.")
-
-
-def keep_compiled() -> None:
-    """Keeps this process's compiled programs in the user's cache, or where JAX_COMPILATION_CACHE_DIR says."""
-    if not jax.config.values["jax_compilation_cache_dir"]:
-        jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))

@@ -1,6 +1,7 @@
 """Models by name or folder, and checkpoints by the model_type of their config.json."""
 
 import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from models.qwen2_5_omni.params import open_thinker
 from models.smolav.model import SmolAVModel
 from models.videollama2.model import VideoLLaMA2Model
 from models.videollama2.params import open_videollama2
+
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 NAMED: dict[str, Callable[[DownloadProgress | None], AVModel]] = {
     "smolav": lambda progress: SmolAVModel.load(None, progress)
@@ -48,6 +51,11 @@ def load(name: str, progress: DownloadProgress | None = None) -> AVModel:
     folder = Path(name)
     if folder.is_file():
         raise UserError(f"{folder} is a file; name the folder of the checkpoint that it belongs to.")
+    if HUB_NAME.fullmatch(name) and not folder.exists():
+        raise UserError(
+            f"There is no folder {name}. If it is a model's name on the Hugging Face hub, download it (hf download "
+            f"{name} --local-dir FOLDER) and give that folder."
+        )
     if not name or not folder.is_dir():
         raise UserError(f"Unknown model {name!r}; give one of {', '.join(NAMED)}, or the folder of a checkpoint.")
     config = read_config(folder)

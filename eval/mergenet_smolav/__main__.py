@@ -47,8 +47,7 @@ class Options:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; 0, or 2 after a user's mistake."""
-    command.keep_compiled()
-    return command.run(lambda: _main(arguments, functools.partial(print, flush=True)))
+    return command.run(lambda: _main(arguments, functools.partial(print, flush=True)), keep_programs=True)
 
 
 def _main(arguments: list[str] | None, log: Callable[[str], None]) -> None:

@@ -5,12 +5,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from models.errors import UserError
-from models.readers.json_object import read_object
+from models.readers.json_object import POINTER, pointer, read_object
 from models.readers.safe_tensors import read_safetensors
 from models.readers.stored import StoredArray
 from models.readers.torch_zip import read_torch_zip
 
-POINTER = b"version https://git-lfs.github.com/spec/"
 MAIN = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """What a folder's tensors are looked for in; the first that is there counts, as in transformers."""
 
@@ -57,8 +56,8 @@ def open_checkpoint(folder: Path, parts: Iterable[str] = ()) -> Checkpoint:
 
 def _read(path: Path) -> dict[str, StoredArray]:
     with path.open("rb") as file:
-        if file.read(len(POINTER)) == POINTER:
-            raise UserError(f"{path} is a pointer of Git LFS in place of the file; fetch the file with `git lfs pull`.")
+        if file.read(len(POINTER)) == POINTER.encode():
+            raise UserError(pointer(path))
     return read_safetensors(path) if path.suffix == ".safetensors" else read_torch_zip(path)
 
 

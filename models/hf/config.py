@@ -114,10 +114,28 @@ def read_config(folder: Path) -> Section:
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}; give the folder of a Hugging Face checkpoint.")
     if not file.is_file():
+        raise UserError(_other_folder(folder))
+    content = read_object(file)
+    if isinstance(method := content.get("quantization_config"), dict):
         raise UserError(
-            f"{folder} is no checkpoint: it has no config.json; give the folder that save_pretrained wrote."
+            f"The weights in {folder} are quantised ({method.get('quant_method', 'no method is named')}), which is not "
+            "supported; take the checkpoint in bfloat16 or float32 that they were made from."
         )
-    return Section(file, read_object(file))
+    return Section(file, content)
+
+
+def _other_folder(folder: Path) -> str:
+    """What a folder without config.json is instead of a checkpoint, and what to do."""
+    if (folder / "adapter_config.json").is_file():
+        return (
+            f"{folder} is a LoRA adapter, not a whole model; merge it into its model (peft's merge_and_unload), save "
+            "that, and give its folder."
+        )
+    for pattern in ("snapshots/*/config.json", "models--*/snapshots/*/config.json"):
+        if snapshots := sorted(folder.glob(pattern)):
+            inside = snapshots[0].parent
+            return f"{folder} is a cache of the Hugging Face hub; give the folder of a model in it, such as {inside}."
+    return f"{folder} is no checkpoint: it has no config.json; give the folder that save_pretrained wrote."
 
 
 @contextmanager

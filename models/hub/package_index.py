@@ -5,6 +5,7 @@ Packages are only ever downloaded: nothing is installed, built or imported, so n
 
 import gzip
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -38,10 +39,17 @@ BROKEN_ARCHIVE = (
 
 
 def cache_root() -> Path:
-    """The cache folder: $ACCKV_CACHE, else acckv_jax under $XDG_CACHE_HOME, else under ~/.cache."""
-    if own := os.environ.get("ACCKV_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "acckv_jax"
+    """The cache folder: $ACCKV_CACHE, else acckv_jax under $XDG_CACHE_HOME, else under ~/.cache.
+
+    Raises:
+        UserError: if there is no home folder.
+    """
+    try:
+        if own := os.environ.get("ACCKV_CACHE"):
+            return Path(own).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "acckv_jax"
+    except RuntimeError as error:  # a user without a name and without $HOME
+        raise UserError("This user has no home folder to keep a cache in; set ACCKV_CACHE to a folder.") from error
 
 
 def sha256_of(path: Path) -> str:
@@ -144,7 +152,13 @@ def _client(index: Index) -> str:
     return {"pypi": "pip", "npm": "npm"}[index]
 
 
+def _check_client(index: Index) -> None:
+    if index == "pypi" and importlib.util.find_spec("pip") is None:
+        raise UserError(f"This environment has no pip to download with; run {sys.executable} -m ensurepip first.")
+
+
 def _download(index: Index, package: str, version: str, folder: Path, progress: DownloadProgress | None) -> Path:
+    _check_client(index)
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(folder.parent)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-", ignore_cleanup_errors=True) as scratch:

@@ -6,6 +6,9 @@ from typing import Any
 
 from models.errors import UserError
 
+POINTER = "version https://git-lfs.github.com/spec/"
+"""The beginning of what Git LFS leaves in a file's place."""
+
 
 def read_object(file: Path) -> dict[str, Any]:
     """The object in a file.
@@ -32,14 +35,22 @@ def parse_object(file: Path, text: str) -> dict[str, Any]:
 
 
 def read_text(file: Path) -> str:
-    """The text of a file.
+    """The text of a file, without a byte order mark.
 
     Raises:
-        UserError: if the file cannot be read, or is not UTF-8.
+        UserError: if the file cannot be read, is not UTF-8, or is a pointer of Git LFS.
     """
     try:
-        return file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}); copy it again from where it came from.") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not UTF-8 text ({error.reason}); copy it again.") from error
+    if text.startswith(POINTER):
+        raise UserError(pointer(file))
+    return text
+
+
+def pointer(file: Path) -> str:
+    """The sentence about a pointer of Git LFS."""
+    return f"{file} is a pointer of Git LFS in place of the file; fetch the file with `git lfs pull`."

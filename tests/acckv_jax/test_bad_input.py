@@ -86,6 +86,13 @@ def test_policies_without_a_rule_for_decoding_say_so_at_once():
 SMALLEST = {"random": 24, "acckv": 25, "acckv_plus": 25, "snapkv": 32, "streaming_llm": 5}
 
 
+def test_budgets_of_numpy_are_budgets():
+    assert kv.Knorm(budget=np.int64(8)) == kv.Knorm(budget=8)
+    assert kv.Knorm(budget=np.float32(0.5)).capacity(100, 0) == 50
+    with pytest.raises(ValueError, match="budget 0 is no number of slots"):
+        kv.Knorm(budget=np.int32(0))
+
+
 @pytest.mark.parametrize("name", SMALLEST)
 def test_a_budget_too_small_names_the_smallest_that_does(name):
     prompt = kv.make_prompt(np.repeat([0, 1, 2], [24, 40, 36])[None])

@@ -3,14 +3,19 @@
 import dataclasses
 import io
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 import models.answering
-from acckv_jax import POLICIES
+from acckv_jax import POLICIES, CacheBytes, Full
 from eval.answer import Options, main, parse_budget, run
+from eval.answering import Answered
+from eval.report import answer_tables
 from models.errors import UserError
 from models.media.clip_writer import write_clip
 from tests.tiers import quick_first
@@ -33,11 +38,11 @@ TIMES = {"prefill_seconds", "prune_seconds", "decode_tokens_per_second", "roofli
 
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory):
-    """Three seconds of noise with a tone."""
-    path = tmp_path_factory.mktemp("clips") / "clip.mp4"
+    """Three seconds of noise with a tone, under a name that looks like markup."""
+    path = tmp_path_factory.mktemp("clips") / "clip [dQw4] [music].mp4"
     frames = np.random.default_rng(0).integers(0, 255, (3, 64, 80, 3)).astype(np.uint8)
     write_clip(path, frames, 1, np.sin(np.arange(48000) / 8).astype(np.float32) / 4)
-    return path
+    return str(path)
 
 
 def printed(options, small_model):
@@ -54,7 +59,7 @@ def test_json_is_one_object_with_all_fields(small_model, clip, capsys):
         load=lambda name, progress: small_model,
     )
     found = json.loads(capsys.readouterr().out)
-    assert set(found) == FIELDS | {"question"}
+    assert set(found) == FIELDS | {"question", "notes"} and found["notes"] == []
     assert found["budget"] == 60
     assert len(found["kept"]) == 2
     assert set(found["kept"][0]) == {"text", "audio", "video"}
@@ -85,7 +90,7 @@ def test_measured_answers_are_those_of_plain_runs(count, small_model, clip, caps
     )
     assert len(plain) == len(timed) == len(questions)
     for one, other in zip(plain, timed, strict=True):
-        assert set(one) == FIELDS | {"question"} and set(other) - set(one) == TIMES
+        assert set(one) == FIELDS | {"question", "notes"} and set(other) - set(one) == TIMES
         same = one.keys() - {"decode_room_bytes", "metadata_bytes"}  # these grow with the slots reserved
         assert {key: one[key] for key in same} == {key: other[key] for key in same}
         assert 0 < other["decode_tokens_per_second"] and 0 < other["prefill_seconds"]
@@ -141,6 +146,11 @@ def test_several_clips_and_a_wrapped_policy(small_model, clip, capsys):
         ({"policy": "protected(acckv)", "option": ("bits=4",)}, "has no option 'bits'; choose one of"),
         ({"layout": "diagonal"}, "Unknown layout 'diagonal'; choose one of interleaved, blocks"),
         ({"questions": ("  ",)}, "question is empty"),
+        ({"questions": (b"Caf\xe9?".decode(errors="surrogateescape"),)}, "question is not UTF-8"),
+        ({"clip": ""}, "clip's name is empty"),
+        ({"clip": "https://example.org/clip.mp4"}, "is a URL"),
+        ({"clip": "What is shown in this clip? " * 20}, "the clip comes first"),
+        ({"policy": "full", "budget": "0.5"}, "full keeps the whole cache and has no budget"),
         ({"questions": ()}, "No question was asked"),
         ({"max_new_tokens": 0}, "--max-new-tokens must be at least 1"),
         ({"max_new_tokens": 4000}, "ask for at most 1958 new tokens"),
@@ -161,6 +171,7 @@ def test_mistakes_are_one_sentence(arguments, sentence, small_model, clip):
     [
         (["missing.mp4", "What?"], "There is no file missing.mp4"),
         (["missing.mp4", "What?", "--model", "gpt"], "Unknown model 'gpt'"),
+        (["missing.mp4", "What?", "--model", "Qwen/Qwen2.5-Omni-7B"], "hf download Qwen/Qwen2.5-Omni-7B --local-dir"),
     ],
 )
 def test_the_command_exits_with_2(arguments, sentence, capsys):
@@ -169,6 +180,32 @@ def test_the_command_exits_with_2(arguments, sentence, capsys):
     assert sentence in shown.err
     assert "Traceback" not in shown.err
     assert shown.out == ""
+
+
+def test_nothing_typed_or_answered_is_markup():
+    text = "[/] [/INST] [music] [bold]loud[/bold]"
+    found = models.Answer(
+        text=text,
+        token_ids=(1,),
+        question=text,
+        policy=Full(),
+        prompt_tokens={"text": 1, "video": 1, "audio": 1},
+        kept=[{"text": 1.0, "video": 1.0, "audio": 1.0}],
+        cache_bytes=CacheBytes(4, 0, 0),
+        full_cache_bytes=4,
+        state=None,
+    )
+    out = io.StringIO()
+    Console(file=out, width=200).print(answer_tables([Answered("full", found)], "Title [dQw4].mp4"))
+    assert out.getvalue().count(text) == 2 and "Title [dQw4].mp4" in out.getvalue()
+
+
+@pytest.mark.packaging
+def test_output_in_ascii():
+    command = [sys.executable, "-m", "eval.answer", "caf\u00e9.mp4", "What?"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert done.returncode == 2 and b"There is no file caf?.mp4" in done.stderr
 
 
 def test_budget_with_a_decimal_point_is_a_fraction():

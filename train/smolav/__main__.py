@@ -83,9 +83,8 @@ def validation_batches(
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; 0, or 2 after a user's mistake."""
     options = tyro.cli(Options, args=arguments, prog="python -m train.smolav", description=__doc__)
-    command.keep_compiled()
     log = functools.partial(print, flush=True)
-    return command.run(lambda: _train(options, log))
+    return command.run(lambda: _train(options, log), keep_programs=True)
 
 
 def _train(options: Options, log: Callable[[str], None]) -> None:

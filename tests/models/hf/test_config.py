@@ -140,3 +140,30 @@ def test_no_checkpoint(tmp_path):
     file.write_text("[1]")
     with pytest.raises(UserError, match="must hold a JSON object, not a list"):
         read_config(tmp_path)
+
+
+def test_folders_that_are_no_checkpoints_are_named_for_what_they_are(tmp_path):
+    with pytest.raises(UserError, match=r"no checkpoint: it has no config\.json"):
+        read_config(tmp_path)
+    snapshot = tmp_path / "hub" / "models--org--model" / "snapshots" / "0123abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    for folder in (tmp_path / "hub", tmp_path / "hub" / "models--org--model"):
+        with pytest.raises(UserError, match=f"is a cache of the Hugging Face hub; .* such as {snapshot}"):
+            read_config(folder)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="is a LoRA adapter, not a whole model; merge it"):
+        read_config(tmp_path)
+    with pytest.raises(UserError, match=r"weights in .* are quantised \(gptq\).*in bfloat16 or float32"):
+        section(tmp_path, quantization_config={"quant_method": "gptq", "bits": 4})
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "config.json").write_text('\ufeff{"size": 3}')
+    assert read_config(tmp_path).need("size", int) == 3
+
+
+def test_a_pointer_of_git_lfs_is_told(tmp_path):
+    (tmp_path / "config.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n")
+    with pytest.raises(UserError, match="is a pointer of Git LFS.*git lfs pull"):
+        read_config(tmp_path)

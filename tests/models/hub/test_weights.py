@@ -4,6 +4,7 @@ import base64
 import contextlib
 import hashlib
 import http.server
+import importlib.util
 import io
 import json
 import os
@@ -189,6 +190,24 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.complete
+def test_without_pip(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "pip" else find(name, *more))
+    with pytest.raises(UserError, match="has no pip to download with; run .* -m ensurepip first"):
+        fetch("demo")
+
+
+@pytest.mark.packaging
+def test_a_user_without_a_home() -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME")}
+    environment.pop("ACCKV_CACHE", None)
+    leave = "os.path.expanduser = lambda path: path" if os.getuid() else "os.setuid(54321)"
+    code = f"import os; from models.hub.package_index import cache_root; {leave}; cache_root()"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert "has no home folder to keep a cache in; set ACCKV_CACHE" in done.stderr
+
+
 def test_four_at_once(index: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         paths = list(pool.map(fetch, ["demo"] * 4))
