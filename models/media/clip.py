@@ -121,6 +121,13 @@ def read_clip(path: str | Path, sampling: Sampling = Sampling(), *, progress: Pr
     if sampling.fps <= 0:
         raise UserError(f"Cannot sample {sampling.fps} frames per second; choose a number above 0, such as 1.")
     path = Path(path)
+    try:
+        return _read(path, sampling, progress)
+    except MemoryError as error:
+        raise UserError(f"{path} needs more memory than there is; scale its pictures down, or cut it.") from error
+
+
+def _read(path: Path, sampling: Sampling, progress: Progress | None) -> Media:
     if not path.is_file():
         files, notes = find_pictures(path)
         return _read_pictures(files, notes, sampling, progress)
@@ -188,12 +195,11 @@ def _check(sampling: Sampling, outline: Outline) -> None:
         sampling.accept(outline)
 
 
-def _frame_numbers(times: FrameTimes, late: float, sampling: Sampling) -> tuple[Sequence[int], float]:
-    """Numbers of the frames to read of a video that starts so many seconds late, and their number per second."""
+def _frame_numbers(times: FrameTimes, origin: float, sampling: Sampling) -> tuple[Sequence[int], float]:
+    """Numbers of the frames to read of a clip that starts at the second `origin`, and their number per second."""
     if sampling.choose is None:
-        count = max(1, math.ceil((late + times.end - JITTER) * sampling.fps))
-        wanted = np.arange(count) / sampling.fps - late
-        numbers = np.searchsorted(times.starts, wanted + JITTER, side="right") - 1
+        wanted = np.arange(max(1, math.ceil((times.end - origin - JITTER) * sampling.fps))) / sampling.fps
+        numbers = np.searchsorted(times.starts - origin - JITTER, wanted, side="right") - 1
         return np.maximum(numbers, 0).tolist(), sampling.fps
     rate = times.rate or sampling.fps
     chosen = sampling.choose(len(times), rate)
@@ -258,7 +264,7 @@ def _choose_frames(tracks: Sequence[Track], sampling: Sampling) -> tuple[Sequenc
         if track.frames is None:
             seconds = track.end - origin
         else:
-            numbers, fps = _frame_numbers(track.frames, track.start - origin, sampling)
+            numbers, fps = _frame_numbers(track.frames, origin, sampling)
             size = track.size
     _check(sampling, Outline(len(numbers), size, seconds))
     return numbers, fps
@@ -280,5 +286,5 @@ def _damage_notes(path: Path, tracks: Sequence[Track], damage: Damage) -> tuple[
     if incomplete := sum(track.incomplete for track in tracks):
         notes.append(f"{incomplete} of {damage.packets} packets of {path} are incomplete: parts were lost on the way.")
     if (parts := max(track.parts for track in tracks)) > 1:
-        notes.append(f"The clock of {path} starts anew {parts - 1} times; its {parts} parts were put in a row.")
+        notes.append(f"{path} is made of {parts} parts, each with a clock of its own; they were put in a row.")
     return tuple(notes)

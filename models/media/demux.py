@@ -8,11 +8,10 @@ from typing import IO
 import av
 import numpy as np
 from av.container import InputContainer
-from av.error import FFmpegError
 from jaxtyping import Float, UInt8
 
 from models.errors import UserError
-from models.media.packets import Track
+from models.media.packets import UNREADABLE, Track
 from models.media.waveform import SAMPLE_RATE, MonoResampler
 
 Resize = Callable[[av.VideoFrame], UInt8[np.ndarray, "h w 3"]]
@@ -30,7 +29,7 @@ def open_container(path: Path, file: IO[bytes]) -> InputContainer:
     """
     try:
         container = av.open(file, "r", metadata_errors="replace")
-    except FFmpegError as error:
+    except UNREADABLE as error:
         raise UserError(f"{path} is not a readable video, sound or picture file ({error.strerror}); it may be damaged, "
                         "cut short or something else under that name.") from error  # fmt: skip
     if container.format.name == "tty":  # FFmpeg's way of showing plain text
@@ -86,6 +85,11 @@ class SoundTrack:
         self._start = 0.0
         self._samples = 0
         self.end = 0.0
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was added yet."""
+        return not self._blocks
 
     def add(self, frame: av.AudioFrame, time: float | None) -> None:
         """Takes the next frame; a hole before it becomes silence."""
@@ -166,7 +170,7 @@ def decode(
     while True:
         try:
             packet = next(packets, None)
-        except FFmpegError:
+        except UNREADABLE:
             damage.damaged += 1
             break
         if packet is None:
@@ -178,16 +182,18 @@ def decode(
             damage.packets += 1
         try:
             frames = packet.decode()
-        except FFmpegError:
+        except UNREADABLE:
             damage.damaged += 1
             continue
         for frame in frames:
             if isinstance(frame, av.AudioFrame):
+                if sound.empty and len(tracks) == 1 and frame.time is not None:
+                    origin = frame.time  # sound alone starts with its first sample
                 sound.add(frame, None if frame.time is None else frame.time - origin)
                 done = max(done, sound.end)
             elif isinstance(frame, av.VideoFrame) and track.frames is not None:
                 number = min(pictures.add(frame, frame.pts), len(track.frames) - 1)
-                done = max(done, float(track.frames.starts[number]) + track.start - origin)
+                done = max(done, float(track.frames.starts[number]) - origin)
             if progress is not None:
                 progress(done, total - origin)
     pictures.finish()

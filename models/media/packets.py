@@ -13,12 +13,15 @@ from fractions import Fraction
 
 import av
 import numpy as np
+from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
 from jaxtyping import Float, Int
 
+UNREADABLE = (FFmpegError, OSError)
+"""What reading damaged files raises; the latter where they make FFmpeg seek to before their start."""
 RESTART = 0.1  # seconds by which a decoding clock must go back to count as a new one
 JUMP = 10.0  # seconds by which the clocks of a transport stream must leap ahead together to count as new ones
 SAME_LEAP = 1.0  # seconds by which a leap ahead and one back may differ and still be one damaged time
@@ -33,7 +36,7 @@ class FrameTimes:
     """When the frames of a video are on screen.
 
     Attributes:
-        starts: seconds at which each frame appears, ascending, counted from the start of the clip.
+        starts: seconds at which each frame appears, ascending.
         end: the second at which the last one disappears.
         rate: frames per second: exact where they are evenly spaced, else their number by the time they last. None
             where a single frame does not tell.
@@ -67,7 +70,7 @@ class Track:
         order: of each packet, in the order of the file, the number of its frame in order of presentation. None for
             sound, and for video without presentation times, whose frames are counted as they are decoded.
         shifts: of each packet, ticks to add to its times, so that there is one clock.
-        frames: of a video, when its frames are on, counted from `start`.
+        frames: of a video, when its frames are on, likewise.
         size: of a video, (height, width) in pixels by the header, before it is turned; None where that is unknown.
     """
 
@@ -98,6 +101,7 @@ class _Packets:
     pts: list[int | None] = field(default_factory=list)
     dts: list[int | None] = field(default_factory=list)
     durations: list[int] = field(default_factory=list)
+    skipped: list[int] = field(default_factory=list)
     shown: list[bool] = field(default_factory=list)
     incomplete: list[bool] = field(default_factory=list)
     encrypted: bool = False
@@ -106,11 +110,16 @@ class _Packets:
         shown = not packet.is_discard
         if self.stream.type == "audio" and packet.pts is not None:  # what lies before the clip primes the decoder
             shown = shown and packet.pts + (packet.duration or 0) > 0
+        skipped = 0
+        if packet.has_sidedata("skip_samples") and isinstance(self.stream, AudioStream):
+            samples = int.from_bytes(bytes(packet.get_sidedata("skip_samples"))[:4], "little")
+            skipped = round(samples / (self.stream.rate or 1) / self.tick)
         if shown and self.stream.codec_context is not None and self.stream.codec_context.name == "vp8":
             shown = bool(memoryview(packet)[0] & SHOWN_VP8)
         self.pts.append(packet.pts)
         self.dts.append(packet.dts)
         self.durations.append(packet.duration or 0)
+        self.skipped.append(skipped)
         self.shown.append(shown)
         self.incomplete.append(incomplete)
         self.encrypted = self.encrypted or packet.has_sidedata("encryption_info")
@@ -126,13 +135,19 @@ def scan(container: InputContainer) -> list[Track]:
         while True:
             try:
                 packet = next(packets, None)
-            except FFmpegError:
+            except UNREADABLE:
                 break
             if packet is None:
                 break
             if packet.size:
                 found[packet.stream.index].add(packet, incomplete=transport and packet.is_corrupt)
-    return _tracks(list(found.values()), transport=transport)
+    return _tracks(list(found.values()), container.format.name)
+
+
+def seconds(ticks: int, stream: Stream) -> float:
+    """A time of a stream, rounded as PyAV rounds that of a frame."""
+    base = stream.time_base or Fraction(1)
+    return float(ticks * base.numerator / base.denominator)
 
 
 def is_cover(stream: Stream) -> bool:
@@ -167,8 +182,9 @@ class _Clock:
         return (np.flatnonzero(self.leaps > JUMP) + 1).tolist()
 
 
-def _clock(packets: _Packets) -> _Clock:
-    counted = any(pts is None for pts, shown in zip(packets.pts, packets.shown, strict=True) if shown)
+def _clock(packets: _Packets, *, guessed: bool) -> _Clock:
+    """Fills in what is missing; `guessed` are times of presentation that the file does not hold."""
+    counted = guessed or any(pts is None for pts, shown in zip(packets.pts, packets.shown, strict=True) if shown)
     dts = _filled(packets.dts, packets.durations)
     times = dts if counted else np.array([d if p is None else p for p, d in zip(packets.pts, dts, strict=True)], int)
     decoding = times if all(time is None for time in packets.dts) else dts
@@ -200,9 +216,9 @@ def _filled(times: Sequence[int | None], durations: Sequence[int]) -> Int[np.nda
     return out
 
 
-def _tracks(found: list[_Packets], *, transport: bool) -> list[Track]:
-    clocks = [_clock(packets) for packets in found]
-    starts = _part_starts(clocks, transport=transport)
+def _tracks(found: list[_Packets], container: str) -> list[Track]:
+    clocks = [_clock(packets, guessed=container == "avi") for packets in found]
+    starts = _part_starts(clocks, transport=container == "mpegts")
     spans = [_part_spans(*each) for each in zip(found, clocks, starts, strict=True)]
     shared = _joins([span for span in spans if span]) if len({len(span) for span in spans if span}) == 1 else None
     offsets = [_joins([span]) if shared is None else shared for span in spans]
@@ -242,15 +258,15 @@ def _track(packets: _Packets, clock: _Clock, starts: Sequence[int], offsets: Seq
     start = end = 0.0
     order = frames = size = None
     if shown.any():
-        start = float(times[shown].min()) * packets.tick
+        start = seconds((times + np.array(packets.skipped))[shown].min(), stream)
         start = start if stream.type == "video" else max(start, 0.0)
-        end = float((times + durations)[shown].max()) * packets.tick
+        end = seconds((times + durations)[shown].max(), stream)
     if shown.any() and isinstance(stream, VideoStream):
         presented = np.argsort(times[shown], kind="stable")
         order = np.full(len(times), -1, np.int64)
         order[np.flatnonzero(shown)[presented]] = np.arange(len(presented))
         frames = _frame_times(stream, times[shown][presented], durations[shown][presented])
-        end = start + frames.end
+        end = frames.end
         size = (stream.height, stream.width) if stream.height and stream.width else None
     return Track(
         stream=stream.index,
@@ -277,9 +293,9 @@ def _frame_times(stream: VideoStream, ticks: Int[np.ndarray, " n"], durations: I
     tick = Fraction(stream.time_base or 1)
     last = int(durations[-1]) or (int(np.median(np.diff(ticks))) if len(ticks) > 1 else 0)
     length = (int(ticks[-1] - ticks[0]) + last) * tick
-    starts = (ticks - ticks[0]) * float(tick)
+    starts = ticks * tick.numerator / tick.denominator
     named = [rate for rate in (stream.average_rate, stream.guessed_rate) if rate]
-    return FrameTimes(starts, float(length), frame_rate(starts, length, named, float(tick)))
+    return FrameTimes(starts, float(starts[0] + length), frame_rate(starts, length, named, float(tick)))
 
 
 def frame_rate(

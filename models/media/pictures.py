@@ -77,7 +77,9 @@ def natural(path: Path) -> list[tuple[int, str]]:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file is a picture, by its content or else by its name; a GIF is a clip."""
+    """Whether a file is a picture, by its content or else by its name. A GIF is a clip, and so are JPEGs in a row."""
+    if path.suffix.lower() in (".mjpeg", ".mjpg"):
+        return False
     with path.open("rb") as file:
         head = file.read(16)
     kind = head[4:12]

@@ -13,6 +13,7 @@ from models.errors import UserError
 OPEN_SIZE = 2_000_000_000
 """Sizes from here on in a RIFF file that is smaller stand for "not known yet": programs that write into a pipe differ
 in which one they take, and few files of sound are as large."""
+WAVE64 = bytes.fromhex("726966662e91cf11a5d628db04c10000")
 ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 EBML_HEADER, SEGMENT = bytes.fromhex("1a45dfa3"), bytes.fromhex("18538067")
 MXF_PARTITION = bytes.fromhex("060e2b34020501010d010201010204")
@@ -28,6 +29,8 @@ def check_whole(path: Path) -> None:
     found = path.stat().st_size
     with path.open("rb") as file:
         promised = promised_size(file, found)
+        if not _gif_ends(file):
+            raise UserError(f"{path} is cut short: the end of the GIF is missing; copy it again.")
     if promised is not None and promised > found:
         raise UserError(
             f"{path} is cut short: its header promises {promised} bytes, it has {found}; copy it again, or save what "
@@ -45,6 +48,15 @@ def promised_size(file: BinaryIO, found: int) -> int | None:
     head = file.read(64)
     if head[:4] == b"RIFF":
         return _riff(file, head, found)
+    if head[:4] in (b"RF64", b"BW64") and head[12:16] == b"ds64":
+        return int.from_bytes(head[20:28], "little") + 8
+    if head[:16] == WAVE64:
+        return int.from_bytes(head[16:24], "little")
+    if head[:4] == b"FORM":
+        return int.from_bytes(head[4:8], "big") + 8
+    if head[:4] == b".snd":
+        start, size = struct.unpack(">II", head[4:12])
+        return None if size >= OPEN_SIZE else start + size
     if head[4:8] in BOXES:
         return max((end for _, end in boxes(file, found)), default=None)
     if head[:4] == EBML_HEADER:
@@ -84,18 +96,21 @@ def boxes(file: BinaryIO, found: int) -> Iterator[tuple[bytes, int]]:
 
 
 def _riff(file: BinaryIO, head: bytes, found: int) -> int | None:
-    """By the chunk of samples if there is one, since programs disagree about what the outer size counts."""
+    """By the size of all or that of the samples: programs err in one or the other, and a file cut short breaks both."""
     outer = int.from_bytes(head[4:8], "little")
-    if head[8:12] != b"WAVE":
-        return None if outer >= OPEN_SIZE else outer + 8
+    promised = [] if outer >= OPEN_SIZE else [outer + 8]
     start = 12
-    while start + 8 <= found:
+    while head[8:12] == b"WAVE" and start + 8 <= found:
         file.seek(start)
         kind, size = struct.unpack("<4sI", file.read(8))
+        start += 8 + size
         if kind == b"data":
-            return None if size >= OPEN_SIZE else start + 8 + size
-        start += 8 + size + size % 2
-    return None
+            if size >= OPEN_SIZE:
+                return None
+            promised.append(start)
+            break
+        start += size % 2
+    return min(promised, default=None)
 
 
 def _vint(file: BinaryIO, *, marker: bool) -> int | None:
@@ -171,3 +186,25 @@ def _mxf(file: BinaryIO) -> int | None:
     if len(head) < start + 32:
         return None
     return struct.unpack(">Q", head[start + 24 : start + 32])[0] or None
+
+
+def _gif_ends(file: BinaryIO) -> bool:
+    """Whether the blocks of a GIF go on until its end; true of all other files."""
+    file.seek(0)
+    head = file.read(13)
+    if head[:3] != b"GIF" or len(head) < 13:
+        return True
+    file.seek(_palette(head[10]), 1)
+    while (kind := file.read(1)) not in (b"", b";"):
+        if kind == b",":
+            place = file.read(9)
+            file.seek(_palette(place[8]) if len(place) == 9 else 0, 1)
+        file.read(1)  # of pictures the width of codes, of others their label
+        while size := int.from_bytes(file.read(1), "little"):
+            file.seek(size, 1)
+    return kind == b";"
+
+
+def _palette(flags: int) -> int:
+    """Bytes of the table of colours that the flags of a GIF announce."""
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
