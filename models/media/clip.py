@@ -18,10 +18,11 @@ from pathlib import Path
 import av
 import numpy as np
 from av.container import InputContainer
+from av.error import FFmpegError
 from jaxtyping import Float, UInt8
 
 from models.errors import UserError
-from models.media.demux import Damage, Progress, decode, open_container
+from models.media.demux import Decoded, Progress, decode, open_container
 from models.media.packets import FrameTimes, Track, scan
 from models.media.pictures import (
     Flatten,
@@ -34,7 +35,7 @@ from models.media.pictures import (
     read_picture,
 )
 from models.media.pixels import to_pixels
-from models.media.tracks import choose_tracks
+from models.media.tracks import choose_tracks, fault
 from models.media.whole import check_whole, is_fragmented
 
 __all__ = ["Media", "Outline", "Progress", "Sampling", "read_clip"]
@@ -44,6 +45,7 @@ JITTER = 1e-3  # seconds by which containers round timestamps
 TIMED = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "flac"})
 """Containers whose headers tell how long each track is; elsewhere it is an estimate, or a placeholder."""
 MISSING = 0.5  # seconds by which a track may end before its header says
+REACHED = 0.8  # share of a transport stream up to which the tracks that begin with it should last
 DAMAGED = 0.05  # share of packets that may be damaged before the file is refused
 
 
@@ -125,6 +127,8 @@ def read_clip(path: str | Path, sampling: Sampling = Sampling(), *, progress: Pr
         return _read(path, sampling, progress)
     except MemoryError as error:
         raise UserError(f"{path} needs more memory than there is; scale its pictures down, or cut it.") from error
+    except FFmpegError as error:  # by its scaler or its mixer; those of reading and decoding are counted
+        raise UserError(f"{path} cannot be decoded ({error.strerror}); copy it again, or convert it.") from error
 
 
 def _read(path: Path, sampling: Sampling, progress: Progress | None) -> Media:
@@ -210,22 +214,29 @@ def _read_container(path: Path, sampling: Sampling, progress: Progress | None) -
     check_whole(path)
     with path.open("rb") as file, open_container(path, file) as container:
         tracks = scan(container)
-        promised = _promised_ends(path, container)
-    choice = choose_tracks(path, tracks)
+        promised, transport = _promised_ends(path, container), container.format.name == "mpegts"
     undecodable: frozenset[int] = frozenset()
     while True:
+        choice = choose_tracks(path, tracks, undecodable)
         _check_tracks(path, choice.tracks, promised)
         numbers, fps = _choose_frames(choice.tracks, sampling)
         with path.open("rb") as file, open_container(path, file) as container:
             decoded = decode(container, choice.tracks, numbers, _Resizer(sampling).frame, progress)
-        found = {"video": bool(decoded.frames), "audio": decoded.audio is not None}
-        failed = frozenset(track.stream for track in choice.tracks if not found[track.kind])
+        failed = {track.stream for track in choice.tracks if _has_failed(track, tracks, undecodable, decoded)}
         if not failed:
             break
         undecodable |= failed
-        choice = choose_tracks(path, tracks, undecodable)
-    notes = (*choice.notes, *_damage_notes(path, choice.tracks, decoded.damage))
+    notes = (*choice.notes, *_damage_notes(path, choice.tracks, decoded, transport=transport))
     return Media(np.stack(decoded.frames) if decoded.frames else None, decoded.audio, fps, notes)
+
+
+def _has_failed(track: Track, tracks: Sequence[Track], undecodable: frozenset[int], decoded: Decoded) -> bool:
+    """Whether nothing of a track was decoded, or it is damaged and there is another of its kind."""
+    if not (decoded.frames if track.kind == "video" else decoded.audio is not None):
+        return True
+    damage = decoded.damage[track.stream]
+    others = [t for t in tracks if t.kind == track.kind and t is not track and fault(t, undecodable) is None]
+    return bool(others) and damage.damaged > DAMAGED * damage.packets
 
 
 def _promised_ends(path: Path, container: InputContainer) -> dict[int, float]:
@@ -270,21 +281,23 @@ def _choose_frames(tracks: Sequence[Track], sampling: Sampling) -> tuple[Sequenc
     return numbers, fps
 
 
-def _damage_notes(path: Path, tracks: Sequence[Track], damage: Damage) -> tuple[str, ...]:
-    """Sentences about what is damaged.
+def _damage_notes(path: Path, tracks: Sequence[Track], decoded: Decoded, *, transport: bool) -> tuple[str, ...]:
+    """Sentences about what is damaged, or was not read of a transport stream.
 
     Raises:
         UserError: it is more than a few packets.
     """
-    if damage.damaged > DAMAGED * damage.packets:
-        raise UserError(
-            f"{path} is damaged: {damage.damaged} of {damage.packets} packets are unreadable; copy it again."
-        )
+    packets = sum(damage.packets for damage in decoded.damage.values())
+    damaged = sum(damage.damaged for damage in decoded.damage.values()) + decoded.broken
+    if damaged > DAMAGED * packets:
+        raise UserError(f"{path} is damaged: {damaged} of {packets} packets are unreadable; copy it again.")
     notes = []
-    if damage.damaged:
-        notes.append(f"{damage.damaged} of {damage.packets} packets of {path} are damaged and were skipped.")
+    if damaged:
+        notes.append(f"{damaged} of {packets} packets of {path} are damaged and were skipped.")
     if incomplete := sum(track.incomplete for track in tracks):
-        notes.append(f"{incomplete} of {damage.packets} packets of {path} are incomplete: parts were lost on the way.")
+        notes.append(f"{incomplete} of {packets} packets of {path} are incomplete: parts were lost on the way.")
     if (parts := max(track.parts for track in tracks)) > 1:
         notes.append(f"{path} is made of {parts} parts, each with a clock of its own; they were put in a row.")
+    if transport and max(track.position for track in tracks) < REACHED * path.stat().st_size:
+        notes.append(f"{path} goes on with another program after its first one, which alone was read.")
     return tuple(notes)

@@ -11,13 +11,18 @@ from av.container import InputContainer
 from jaxtyping import Float, UInt8
 
 from models.errors import UserError
-from models.media.packets import UNREADABLE, Track
+from models.media.packets import UNREADABLE, Track, packets_of
 from models.media.waveform import SAMPLE_RATE, MonoResampler
 
 Resize = Callable[[av.VideoFrame], UInt8[np.ndarray, "h w 3"]]
 Progress = Callable[[float, float | None], None]
 """Called with the seconds decoded so far and the seconds in all (None where unknown)."""
 
+TIMELESS = frozenset({"aac", "ac3", "eac3", "mp3", "dts", "truehd", "loas"})
+"""Kinds of files that hold no times: FFmpeg guesses them, by the sampling rate of the beginning."""
+OPTIONS = {
+    "merge_pmt_versions": "1"
+}  # transport streams that were joined: the second picture track continues the first
 GAP = 0.1  # seconds without sound that are a hole in the recording, to be filled with silence
 
 
@@ -28,7 +33,7 @@ def open_container(path: Path, file: IO[bytes]) -> InputContainer:
         UserError: it is none.
     """
     try:
-        container = av.open(file, "r", metadata_errors="replace")
+        container = av.open(file, "r", metadata_errors="replace", options=OPTIONS)
     except UNREADABLE as error:
         raise UserError(f"{path} is not a readable video, sound or picture file ({error.strerror}); it may be damaged, "
                         "cut short or something else under that name.") from error  # fmt: skip
@@ -134,12 +139,53 @@ class Decoded:
     Attributes:
         frames: those chosen, none if no frame could be decoded.
         audio: 16 kHz mono from the clip's start; None if none could be decoded.
-        damage: what could not be decoded.
+        damage: of each track, by the number of its stream.
+        broken: whether the file could not be read to its end.
     """
 
     frames: list[UInt8[np.ndarray, "h w 3"]]
     audio: Float[np.ndarray, " samples"] | None
-    damage: Damage
+    damage: dict[int, Damage]
+    broken: bool
+
+
+class _Decoder:
+    """Decodes the packets of the chosen tracks, one after the other."""
+
+    def __init__(self, tracks: Sequence[Track], numbers: Sequence[int], resize: Resize, *, timeless: bool) -> None:
+        self.origin = min(track.start for track in tracks)
+        self.total = max(track.end for track in tracks) - self.origin
+        self.done = 0.0
+        self.damage = {track.stream: Damage() for track in tracks}
+        self.pictures, self.sound = FrameSampler(numbers, resize), SoundTrack()
+        self._tracks = {track.stream: track for track in tracks}
+        self._timeless = timeless
+
+    def add(self, packet: av.Packet) -> None:
+        """Decodes a packet; an empty one ends its track."""
+        track = self._tracks[packet.stream.index]
+        damage = self.damage[track.stream]
+        if packet.size:
+            _label(packet, track, damage.packets)
+            damage.packets += 1
+        try:
+            frames = packet.decode()
+        except UNREADABLE:
+            damage.damaged += 1
+            return
+        for frame in frames:
+            if isinstance(frame, av.AudioFrame):
+                self._hear(frame)
+            elif isinstance(frame, av.VideoFrame) and track.frames is not None:
+                number = min(self.pictures.add(frame, frame.pts), len(track.frames) - 1)
+                self.done = max(self.done, float(track.frames.starts[number]) - self.origin)
+
+    def _hear(self, frame: av.AudioFrame) -> None:
+        time = None if self._timeless else frame.time
+        if self.sound.empty and len(self._tracks) == 1 and time is not None:
+            self.origin = time  # sound alone starts with its first sample
+        self.sound.add(frame, None if time is None else time - self.origin)
+        self.done = max(self.done, self.sound.end)
 
 
 def decode(
@@ -158,49 +204,24 @@ def decode(
         resize: from a decoded frame to what is kept.
         progress: told how far decoding is.
     """
-    origin, total = min(track.start for track in tracks), max(track.end for track in tracks)
-    by_stream = {track.stream: track for track in tracks}
-    streams = [container.streams[number] for number in by_stream]
+    streams = [container.streams[track.stream] for track in tracks]
     for stream in streams:
         if stream.type == "video":
             stream.thread_type = "AUTO"
-    pictures, sound, damage, seen = FrameSampler(numbers, resize), SoundTrack(), Damage(), dict.fromkeys(by_stream, 0)
-    done = 0.0
-    packets = container.demux(streams)
-    while True:
-        try:
-            packet = next(packets, None)
-        except UNREADABLE:
-            damage.damaged += 1
-            break
-        if packet is None:
-            break
-        track = by_stream[packet.stream.index]
-        if packet.size:
-            _label(packet, track, seen[track.stream])
-            seen[track.stream] += 1
-            damage.packets += 1
-        try:
-            frames = packet.decode()
-        except UNREADABLE:
-            damage.damaged += 1
-            continue
-        for frame in frames:
-            if isinstance(frame, av.AudioFrame):
-                if sound.empty and len(tracks) == 1 and frame.time is not None:
-                    origin = frame.time  # sound alone starts with its first sample
-                sound.add(frame, None if frame.time is None else frame.time - origin)
-                done = max(done, sound.end)
-            elif isinstance(frame, av.VideoFrame) and track.frames is not None:
-                number = min(pictures.add(frame, frame.pts), len(track.frames) - 1)
-                done = max(done, float(track.frames.starts[number]) - origin)
+    decoder = _Decoder(tracks, numbers, resize, timeless=container.format.name in TIMELESS)
+    broken = False
+    try:
+        for packet in packets_of(container, streams):
+            decoder.add(packet)
             if progress is not None:
-                progress(done, total - origin)
-    pictures.finish()
-    audio = sound.finish()
+                progress(decoder.done, decoder.total)
+    except UNREADABLE:
+        broken = True
+    decoder.pictures.finish()
+    audio = decoder.sound.finish()
     if progress is not None:
-        progress(max(done, total - origin), total - origin)
-    return Decoded(pictures.sampled, audio, damage)
+        progress(max(decoder.done, decoder.total), decoder.total)
+    return Decoded(decoder.pictures.sampled, audio, decoder.damage, broken)
 
 
 def _label(packet: av.Packet, track: Track, number: int) -> None:

@@ -18,11 +18,14 @@ from av.container import InputContainer
 from av.error import FFmpegError
 from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 UNREADABLE = (FFmpegError, OSError)
 """What reading damaged files raises; the latter where they make FFmpeg seek to before their start."""
 RESTART = 0.1  # seconds by which a decoding clock must go back to count as a new one
+SOUND_REACH = 16
+"""How many packets back a new clock of sound starts: transport streams tell the time of several at once, so that those
+between are guessed, which goes wrong where the sampling rate changes."""
 JUMP = 10.0  # seconds by which the clocks of a transport stream must leap ahead together to count as new ones
 SAME_LEAP = 1.0  # seconds by which a leap ahead and one back may differ and still be one damaged time
 NOTHING = (math.inf, -math.inf)  # the span of a part in which nothing is visible
@@ -66,6 +69,7 @@ class Track:
         start: second at which it starts, on the clock of the first part.
         end: second at which it ends, likewise.
         incomplete: packets of which a transport stream lost parts.
+        position: the byte of the file at which its last packet starts.
         parts: how many clocks it has, one after the other.
         order: of each packet, in the order of the file, the number of its frame in order of presentation. None for
             sound, and for video without presentation times, whose frames are counted as they are decoded.
@@ -85,6 +89,7 @@ class Track:
     start: float
     end: float
     incomplete: int
+    position: int
     parts: int
     order: Int[np.ndarray, " packets"] | None
     shifts: Int[np.ndarray, " packets"]
@@ -105,6 +110,7 @@ class _Packets:
     shown: list[bool] = field(default_factory=list)
     incomplete: list[bool] = field(default_factory=list)
     encrypted: bool = False
+    position: int = 0
 
     def add(self, packet: av.Packet, *, incomplete: bool) -> None:
         shown = not packet.is_discard
@@ -122,7 +128,22 @@ class _Packets:
         self.skipped.append(skipped)
         self.shown.append(shown)
         self.incomplete.append(incomplete)
+        self.position = max(self.position, packet.pos or 0)
         self.encrypted = self.encrypted or packet.has_sidedata("encryption_info")
+
+
+def packets_of(container: InputContainer, streams: Sequence[Stream]) -> Iterator[av.Packet]:
+    """The packets of some streams, in the order of the file, and an empty one at the end of each.
+
+    Raises:
+        FFmpegError, OSError: the file cannot be read further.
+    """
+    packets = container.demux(streams)
+    while True:
+        try:
+            yield next(packets)
+        except (StopIteration, IndexError):  # the latter where PyAV, at the end, comes upon streams that began midway
+            return
 
 
 def scan(container: InputContainer) -> list[Track]:
@@ -130,17 +151,12 @@ def scan(container: InputContainer) -> list[Track]:
     streams = [s for s in container.streams if s.type in ("video", "audio") and not is_cover(s)]
     found = {s.index: _Packets(s, float(s.time_base or 1)) for s in streams}
     transport = container.format.name == "mpegts"
-    if found:
-        packets = container.demux(streams)
-        while True:
-            try:
-                packet = next(packets, None)
-            except UNREADABLE:
-                break
-            if packet is None:
-                break
+    try:
+        for packet in packets_of(container, streams) if streams else ():
             if packet.size:
                 found[packet.stream.index].add(packet, incomplete=transport and packet.is_corrupt)
+    except UNREADABLE:
+        pass  # decoding counts it
     return _tracks(list(found.values()), container.format.name)
 
 
@@ -163,15 +179,17 @@ class _Clock:
         times: of presentation, of each packet.
         counted: whether the file tells no times of presentation, so that decoding times stand for them.
         leaps: seconds from the decoding time of each packet to that of the next one.
+        overtaken: whether the next one is also earlier than what came some packets before it.
     """
 
     times: Int[np.ndarray, " packets"]
     counted: bool
     leaps: Float[np.ndarray, " packets-1"]
+    overtaken: Bool[np.ndarray, " packets-1"]
 
     def restarts(self) -> list[int]:
         """The packets at which the clock goes back, or leaps ahead and back by as much."""
-        back = self.leaps < -RESTART
+        back = (self.leaps < -RESTART) & self.overtaken
         unusual = np.flatnonzero(back | (self.leaps > JUMP))
         pairs = np.abs(self.leaps[unusual[:-1]] + self.leaps[unusual[1:]]) < SAME_LEAP
         back[unusual[:-1][pairs]] = back[unusual[1:][pairs]] = True
@@ -188,7 +206,9 @@ def _clock(packets: _Packets, *, guessed: bool) -> _Clock:
     dts = _filled(packets.dts, packets.durations)
     times = dts if counted else np.array([d if p is None else p for p, d in zip(packets.pts, dts, strict=True)], int)
     decoding = times if all(time is None for time in packets.dts) else dts
-    return _Clock(times, counted, np.diff(decoding) * packets.tick)
+    reach = SOUND_REACH if packets.stream.type == "audio" else 1
+    before = decoding[np.maximum(np.arange(1, len(decoding)) - reach, 0)]
+    return _Clock(times, counted, np.diff(decoding) * packets.tick, decoding[1:] < before)
 
 
 def _part_starts(clocks: Sequence[_Clock], *, transport: bool) -> list[list[int]]:
@@ -261,7 +281,7 @@ def _track(packets: _Packets, clock: _Clock, starts: Sequence[int], offsets: Seq
         start = seconds((times + np.array(packets.skipped))[shown].min(), stream)
         start = start if stream.type == "video" else max(start, 0.0)
         end = seconds((times + durations)[shown].max(), stream)
-    if shown.any() and isinstance(stream, VideoStream):
+    if context is not None and shown.any() and isinstance(stream, VideoStream):
         presented = np.argsort(times[shown], kind="stable")
         order = np.full(len(times), -1, np.int64)
         order[np.flatnonzero(shown)[presented]] = np.arange(len(presented))
@@ -280,6 +300,7 @@ def _track(packets: _Packets, clock: _Clock, starts: Sequence[int], offsets: Seq
         start=start,
         end=end,
         incomplete=int((np.array(packets.incomplete, bool) & ~joints).sum()),
+        position=packets.position,
         parts=len(starts),
         order=None if clock.counted else order,
         shifts=shifts,

@@ -45,7 +45,7 @@ def choose_tracks(path: Path, tracks: Sequence[Track], undecodable: frozenset[in
     chosen, notes, faults = [], [], []
     for kind in ("video", "audio"):
         all_of_kind = [track for track in tracks if track.kind == kind]
-        found = [(number, track, _fault(track, undecodable)) for number, track in enumerate(all_of_kind, start=1)]
+        found = [(number, track, fault(track, undecodable)) for number, track in enumerate(all_of_kind, start=1)]
         good = [(number, track) for number, track, why in found if why is None]
         number, read = next(((n, t) for n, t in good if t.default), good[0] if good else (0, None))
         which = f", and number {number} was read" if read is not None else " and was left out"
@@ -64,8 +64,8 @@ def choose_tracks(path: Path, tracks: Sequence[Track], undecodable: frozenset[in
     return Choice(tuple(chosen), tuple(notes))
 
 
-def _fault(track: Track, undecodable: frozenset[int]) -> str | None:
-    """What keeps a track from being read: a key of REPAIRS, or None."""
+def fault(track: Track, undecodable: frozenset[int]) -> str | None:
+    """What keeps a track from being read: a key of REPAIRS; None if nothing does."""
     if track.encrypted:
         return "is encrypted"
     if not track.known:

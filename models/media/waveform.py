@@ -71,15 +71,14 @@ def _can_mix(frame: av.AudioFrame) -> bool:
 
 def _mean(frame: av.AudioFrame) -> av.AudioFrame:
     """The mean of a frame's channels."""
-    samples = frame.to_ndarray()
-    if not frame.format.is_planar:
-        samples = samples.reshape(-1, frame.layout.nb_channels).T
-    floats = samples.astype(np.float32)
-    if samples.dtype == np.uint8:
-        floats = (floats - 128) / 128
-    elif samples.dtype.kind == "i":
-        floats /= -float(np.iinfo(samples.dtype).min)
-    mono = av.AudioFrame.from_ndarray(floats.mean(axis=0, keepdims=True), format="flt", layout="mono")
+    # Packed, because PyAV reads beyond the end of a frame of more than eight channels that stand apart.
+    packer = av.AudioResampler(format="flt", layout=frame.layout, rate=frame.sample_rate)
+    channels = frame.layout.nb_channels
+    blocks = [
+        block.to_ndarray().reshape(-1, channels) for block in (*packer.resample(frame), *packer.resample(None)) if block
+    ]
+    samples = np.concatenate(blocks).mean(axis=1, keepdims=True).T
+    mono = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), format="flt", layout="mono")
     mono.sample_rate = frame.sample_rate
     return mono
 
