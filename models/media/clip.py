@@ -45,7 +45,7 @@ JITTER = 1e-3  # seconds by which containers round timestamps
 TIMED = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "flac"})
 """Containers whose headers tell how long each track is; elsewhere it is an estimate, or a placeholder."""
 MISSING = 0.5  # seconds by which a track may end before its header says
-REACHED = 0.8  # share of a transport stream up to which the tracks that begin with it should last
+UNREAD, LITTLE = 0.2, 1 << 14  # share and bytes that may follow the last packet of a transport stream
 DAMAGED = 0.05  # share of packets that may be damaged before the file is refused
 
 
@@ -298,6 +298,7 @@ def _damage_notes(path: Path, tracks: Sequence[Track], decoded: Decoded, *, tran
         notes.append(f"{incomplete} of {packets} packets of {path} are incomplete: parts were lost on the way.")
     if (parts := max(track.parts for track in tracks)) > 1:
         notes.append(f"{path} is made of {parts} parts, each with a clock of its own; they were put in a row.")
-    if transport and max(track.position for track in tracks) < REACHED * path.stat().st_size:
+    size = path.stat().st_size
+    if transport and size - max(track.position for track in tracks) > max(UNREAD * size, LITTLE):
         notes.append(f"{path} goes on with another program after its first one, which alone was read.")
     return tuple(notes)

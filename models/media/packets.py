@@ -69,7 +69,7 @@ class Track:
         start: second at which it starts, on the clock of the first part.
         end: second at which it ends, likewise.
         incomplete: packets of which a transport stream lost parts.
-        position: the byte of the file at which its last packet starts.
+        position: the byte of the file up to which its packets reach, at least.
         parts: how many clocks it has, one after the other.
         order: of each packet, in the order of the file, the number of its frame in order of presentation. None for
             sound, and for video without presentation times, whose frames are counted as they are decoded.
@@ -128,7 +128,7 @@ class _Packets:
         self.skipped.append(skipped)
         self.shown.append(shown)
         self.incomplete.append(incomplete)
-        self.position = max(self.position, packet.pos or 0)
+        self.position = max(self.position, (packet.pos or 0) + packet.size)
         self.encrypted = self.encrypted or packet.has_sidedata("encryption_info")
 
 
