@@ -179,7 +179,8 @@ def _read_pictures(files: list[Path], notes: tuple[str, ...], sampling: Sampling
     last = None
     for number in numbers:
         if number != last:
-            pixels, last = resizer.picture(read_picture(files[number], sampling.flatten)), number
+            picture, others = read_picture(files[number], sampling.flatten)
+            pixels, last, notes = resizer.picture(picture), number, (*notes, *others)
         sampled.append(pixels)
         if progress is not None:
             progress(len(sampled) / sampling.fps, len(numbers) / sampling.fps)

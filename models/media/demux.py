@@ -209,14 +209,18 @@ def decode(
         if stream.type == "video":
             stream.thread_type = "AUTO"
     decoder = _Decoder(tracks, numbers, resize, timeless=container.format.name in TIMELESS)
-    broken = False
-    try:
-        for packet in packets_of(container, streams):
-            decoder.add(packet)
-            if progress is not None:
-                progress(decoder.done, decoder.total)
-    except UNREADABLE:
-        broken = True
+    packets, broken = packets_of(container, streams), False
+    while True:
+        try:
+            packet = next(packets, None)
+        except UNREADABLE:
+            broken = True
+            break
+        if packet is None:
+            break
+        decoder.add(packet)
+        if progress is not None:
+            progress(decoder.done, decoder.total)
     decoder.pictures.finish()
     audio = decoder.sound.finish()
     if progress is not None:

@@ -117,7 +117,8 @@ class _Packets:
         if self.stream.type == "audio" and packet.pts is not None:  # what lies before the clip primes the decoder
             shown = shown and packet.pts + (packet.duration or 0) > 0
         skipped = 0
-        if packet.has_sidedata("skip_samples") and isinstance(self.stream, AudioStream):
+        known = self.stream.codec_context is not None
+        if known and packet.has_sidedata("skip_samples") and isinstance(self.stream, AudioStream):
             samples = int.from_bytes(bytes(packet.get_sidedata("skip_samples"))[:4], "little")
             skipped = round(samples / (self.stream.rate or 1) / self.tick)
         if shown and self.stream.codec_context is not None and self.stream.codec_context.name == "vp8":

@@ -123,14 +123,16 @@ def picture_size(path: Path) -> tuple[int, int]:
         return image.height, image.width
 
 
-def read_picture(path: Path, flatten: Flatten) -> UInt8[np.ndarray, "h w 3"]:
-    """Decodes a picture, turned as it is to be seen; of an animation the first one.
+def read_picture(path: Path, flatten: Flatten) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[str, ...]]:
+    """Decodes the first picture of a file, turned as it is to be seen; and notes about others.
 
     Raises:
         UserError: it is damaged, no picture, or too large.
     """
     with open_picture(path) as image:
-        return _pixels(path, image, flatten)
+        count = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # the others of an MPO serve 3D displays
+        notes = (f"{path} holds {count} pictures, of which the first was read.",) if count > 1 else ()
+        return _pixels(path, image, flatten), notes
 
 
 def _pixels(path: Path, image: Image.Image, flatten: Flatten) -> UInt8[np.ndarray, "h w 3"]:

@@ -50,23 +50,20 @@ class MonoResampler:
         kind = (frame.format.name, frame.layout.name, frame.sample_rate)
         if kind != self._input:
             yield from self._resampled(None)
-            self._input, self._resampler = kind, self._new()
-            self._mean = not _can_mix(frame)
+            self._input, self._resampler, self._mean = kind, self._new(), False
+            try:
+                blocks = list(self._resampled(frame))
+            except FFmpegError:  # it does not know how to mix such channels
+                self._resampler, self._mean = self._new(), True
+            else:
+                yield from blocks
+                return
         yield from self._resampled(_mean(frame) if self._mean else frame)
 
     def _resampled(self, frame: av.AudioFrame | None) -> Iterator[np.ndarray]:
         for block in self._resampler.resample(frame):
             if block is not None:  # what a resampler with nothing to do returns when it is flushed
                 yield block.to_ndarray()[0]
-
-
-def _can_mix(frame: av.AudioFrame) -> bool:
-    """Whether FFmpeg knows how to mix the frame's channels."""
-    try:
-        av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE).resample(frame)
-    except FFmpegError:
-        return False
-    return True
 
 
 def _mean(frame: av.AudioFrame) -> av.AudioFrame:
