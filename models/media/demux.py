@@ -8,6 +8,7 @@ from typing import IO
 import av
 import numpy as np
 from av.container import InputContainer
+from av.video.stream import VideoStream
 from jaxtyping import Float, UInt8
 
 from models.errors import UserError
@@ -206,7 +207,7 @@ def decode(
     """
     streams = [container.streams[track.stream] for track in tracks]
     for stream in streams:
-        if stream.type == "video":
+        if isinstance(stream, VideoStream):
             stream.thread_type = "AUTO"
     decoder = _Decoder(tracks, numbers, resize, timeless=container.format.name in TIMELESS)
     packets, broken = packets_of(container, streams), False

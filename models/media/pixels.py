@@ -2,7 +2,6 @@
 
 import av
 import numpy as np
-from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import Interpolation
 from jaxtyping import Int, UInt8
 
@@ -18,9 +17,8 @@ def to_pixels(frame: av.VideoFrame, size: tuple[int, int] | None) -> UInt8[np.nd
 
 def display_matrix(frame: av.VideoFrame) -> Int[np.ndarray, "3 3"] | None:
     """The matrix that maps a frame's places to those on screen (ISO 14496-12, 6.2.2), if the file has one."""
-    if SideData.DISPLAYMATRIX not in frame.side_data:
-        return None
-    return np.frombuffer(bytes(frame.side_data[SideData.DISPLAYMATRIX]), np.int32).reshape(3, 3)
+    data = frame.side_data.get("DISPLAYMATRIX")
+    return None if data is None else np.frombuffer(bytes(data), np.int32).reshape(3, 3)
 
 
 def is_turned(matrix: Int[np.ndarray, "3 3"] | None) -> bool:
