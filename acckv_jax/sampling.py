@@ -1,13 +1,14 @@
 """From logits to tokens."""
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """Chooses one token per row; hashable, so that it can be static."""
 

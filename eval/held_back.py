@@ -28,18 +28,18 @@ class Model(Protocol):
     """What a task asks of a language model; every `models.interface.AVModel` is one."""
 
     @property
-    def family(self) -> str: ...  # noqa: D102
+    def family(self) -> str: ...
     @property
-    def decoder(self) -> Decoder: ...  # noqa: D102
+    def decoder(self) -> Decoder: ...
     @property
-    def params(self) -> Params: ...  # noqa: D102
+    def params(self) -> Params: ...
     @property
-    def max_context(self) -> int: ...  # noqa: D102
+    def max_context(self) -> int: ...
     @property
-    def stop_token_ids(self) -> tuple[int, ...]: ...  # noqa: D102
-    def encode_question(self, text: str) -> EmbeddedPrompt: ...  # noqa: D102
-    def encode_next_question(self, answer: str, text: str) -> EmbeddedPrompt: ...  # noqa: D102
-    def detokenize(self, tokens: list[int]) -> str: ...  # noqa: D102
+    def stop_token_ids(self) -> tuple[int, ...]: ...
+    def encode_question(self, text: str) -> EmbeddedPrompt: ...
+    def encode_next_question(self, answer: str, text: str) -> EmbeddedPrompt: ...
+    def detokenize(self, tokens: list[int]) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,13 +1,15 @@
 """Held-out test clips: composed of photographs and recordings that no training saw, with their questions."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
 import models
 from eval.tasks.interface import Question as Asked
+from eval.tasks.interface import Task
 from models.errors import UserError
 from models.smolav.config import LAYOUTS, Layout
 from models.smolav.encoders import Encoders
@@ -42,18 +44,31 @@ class HeldOutClips:
             yield number, clip, EncodedMedia(self.pictures.take(clip.picture_ids), self.pool.audio(number))
 
 
-def load_smolav(name: str, data: Path | None) -> tuple[SmolAVModel, HeldOutClips]:
-    """SmolAV by name, or one exported to a folder, with the clips.
+@dataclasses.dataclass(frozen=True)
+class HeldOutTask(Task):
+    """A task on the held-out clips; an example's id is the number of its clip."""
 
-    Raises:
-        UserError: if it is another model or cannot be loaded, or the user names data.
-    """
-    if data is not None:
-        raise UserError(f"This task composes its own clips and reads no data from {data}; leave out --data.")
-    model = models.load(name)
-    if not isinstance(model, SmolAVModel):
-        raise UserError(f"This task asks SmolAV, whose clips are encoded once for all; {name} is another model.")
-    return model, HeldOutClips.load(model.encoders)
+    model: SmolAVModel
+    clips: HeldOutClips
+
+    @classmethod
+    def load(cls, model: str, data: Path | None) -> Self:
+        """SmolAV by name, or one exported to a folder, with the clips.
+
+        Raises:
+            UserError: if it is another model or cannot be loaded, or the user names data.
+        """
+        if data is not None:
+            raise UserError(f"This task composes its own clips and reads no data from {data}; leave out --data.")
+        loaded = models.load(model)
+        if not isinstance(loaded, SmolAVModel):
+            raise UserError(f"This task asks SmolAV, whose clips are encoded once for all; {model} is another model.")
+        return cls(loaded, HeldOutClips.load(loaded.encoders))
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Numbers of clips."""
+        return [str(number) for number in range(MOST)]
 
 
 def layout_of(number: int) -> Layout:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 # In the environment, so that it holds for processes started by tests too.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -9,9 +10,12 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 # Most programs run once, over tiny arrays, and compiling them as users do takes three times as long.
 if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1":
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
-# Threads of XLA's pools. With its eight for eight devices, a program that has several collectives under way at once waits
-# for ever on a busy machine: all eight wait in one of them.
+    os.environ["XLA_FLAGS"] = (
+        os.environ.get("XLA_FLAGS", "")
+        + " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    )
+# Threads of XLA's pools. With its eight for eight devices, a program with several collectives under way at once waits
+# for ever on a busy machine: each of the eight is in one of them.
 os.environ.setdefault("NPROC", "64")
 # What waits longer than this is such a deadlock, and not a slow machine.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_collective_call_terminate_timeout_seconds=300"
@@ -21,6 +25,8 @@ import pytest
 from jax.sharding import AxisType, Mesh
 
 from tests import programs
+
+MOST_MAPS = 20_000  # of the 65,530 that Linux allows
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -49,9 +55,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def _free_compiled_programs() -> Iterator[None]:
-    """Drops a module's compiled programs at its end: each maps memory, and the system limits the maps of a process."""
+    """Drops compiled programs when there are many: each maps memory, and the system limits the maps of a process."""
     yield
-    jax.clear_caches()
+    maps = Path("/proc/self/maps")
+    if not maps.exists() or len(maps.read_text().splitlines()) > MOST_MAPS:
+        jax.clear_caches()
 
 
 @pytest.fixture(params=["explicit", "auto", "none"])

@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 
-REPRESENTATIVES = ("full", "h2o_every_4", "snapkv", "acckv", "acckv_plus", "quantized_h2o_every_4")
-"""Policies of the contract that stand for all: nothing dropped, evicting, scores, merging, weights, other storage."""
+REPRESENTATIVES = ("full", "h2o_every_4", "snapkv", "acckv_plus", "quantized_h2o_every_4")
+"""Policies of the contract that stand for all: nothing dropped, evicting, scores, merged slots, other storage."""
+
+ONE_OF_EACH = ("random", "streaming_llm", "h2o", "acckv", "knorm", "protected_snapkv", "per_layer_acckv_plus")
+"""With `REPRESENTATIVES`, every policy and wrapper of the contract once; the rest of it are further options."""
 
 
 def quick_first(values: Iterable[Any], count: int = 1) -> list[Any]:

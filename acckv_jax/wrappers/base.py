@@ -44,31 +44,26 @@ class Wrapper(CachePolicy):
         object.__setattr__(self, "evict_every", self.inner.evict_every)
         object.__setattr__(self, "is_fraction", self.inner.is_fraction)
 
-    # Class variables of policies are the inner one's here.
+    # As the inner policy, also where policies have class variables.
 
     @property
     def can_evict(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As the inner policy."""
         return self.inner.can_evict
 
     @property
     def log_multiplicity(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As the inner policy."""
         return self.inner.log_multiplicity
 
     @property
     def needs(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As the inner policy."""
         return self.inner.needs
 
     @property
     def queries(self) -> tuple[QuerySet, ...]:
-        """As the inner policy."""
         return self.inner.queries
 
     @property
     def mass_queries(self) -> QuerySet | None:
-        """As the inner policy."""
         return self.inner.mass_queries
 
     @property
@@ -78,19 +73,15 @@ class Wrapper(CachePolicy):
 
     @property
     def budgets(self) -> tuple[Budget, ...]:
-        """As the inner policy."""
         return self.inner.budgets
 
     def needed_slots(self, counts: TokenCounts) -> tuple[np.ndarray | int, str]:
-        """As the inner policy."""
         return self.inner.needed_slots(counts)
 
     def capacity(self, bucket: int, layer: int) -> int:
-        """As the inner policy."""
         return self.inner.capacity(bucket, layer)
 
     def reserved_slots(self, new_tokens: int) -> int:
-        """As the inner policy."""
         return self.inner.reserved_slots(new_tokens)
 
     def with_budget(self, budget: Budget) -> Self:
@@ -102,23 +93,18 @@ class Wrapper(CachePolicy):
         return self if self.evict_every else self.inner.while_decoding()
 
     def row_budget(self, length: Int[Array, " B"], bucket: int, layer: int | Array) -> Int[Array, " B"]:
-        """As the inner policy."""
         return self.inner.row_budget(length, bucket, layer)
 
     def init_carry(self, modality: Int[Array, "B S"]) -> Any:
-        """As the inner policy."""
         return self.inner.init_carry(modality)
 
     def token_scores(self, layer: LayerCache, context: Context) -> Float[Array, "B K S"]:
-        """As the inner policy."""
         return self.inner.token_scores(layer, context)
 
     def eviction_scores(self, layer: LayerCache, context: Context) -> Float[Array, "B K S"]:
-        """As the inner policy."""
         return self.inner.eviction_scores(layer, context)
 
     def select(self, scores: Float[Array, "B K S"], layer: LayerCache, context: Context) -> Bool[Array, "B K S"]:
-        """As the inner policy."""
         return self.inner.select(scores, layer, context)
 
     def compress(self, layer: LayerCache, context: Context) -> tuple[LayerCache, Any]:

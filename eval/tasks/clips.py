@@ -6,39 +6,21 @@ the first: this is where a policy shows what it lost.
 
 import collections
 import dataclasses
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from eval.held_back import Padding
-from eval.held_out import GROUPS, MOST, HeldOutClips, as_asked, group_of, layout_of, load_smolav
-from eval.tasks.interface import Example, Task
-from models.smolav.model import SmolAVModel
+from eval.held_out import GROUPS, HeldOutTask, as_asked, group_of, layout_of
+from eval.tasks.interface import Example
 from train.data.clips import Clip
 from train.data.questions import Question, questions
 
 
 @dataclasses.dataclass(frozen=True)
-class Clips(Task):
-    """See the module."""
-
-    model: SmolAVModel
-    clips: HeldOutClips
-
+class Clips(HeldOutTask):
     max_new_tokens: ClassVar[int] = 4
     padding: ClassVar[Padding] = Padding(prefix=(512, 832), question=64, rows=len(GROUPS))
     # SnapKV's window fits into a tenth of the shortest clip. Answers are too short to evict anything while decoding.
     policy_options: ClassVar[dict[str, Any]] = {"window_size": 16, "evict_every": 0}
-
-    @classmethod
-    def load(cls, model: str, data: Path | None) -> Self:
-        """SmolAV and the clips."""
-        return cls(*load_smolav(model, data))
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """Numbers of clips."""
-        return [str(number) for number in range(MOST)]
 
     def example(self, id: str) -> Example:
         """The clip of this number."""

@@ -2,36 +2,19 @@
 
 import dataclasses
 import functools
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import ClassVar, Self
+from collections.abc import Collection, Iterator, Mapping
+from typing import ClassVar
 
 from acckv_jax import CachePolicy
-from eval.held_out import MOST, HeldOutClips, as_asked, layout_of, load_smolav
+from eval.held_out import HeldOutTask, as_asked, layout_of
 from eval.packed import Evaluator
-from eval.tasks.interface import Example, Name, Task
-from models.smolav.model import SmolAVModel
+from eval.tasks.interface import Example, Name
 from train.smolav.align import answer_words
 
 
 @dataclasses.dataclass(frozen=True)
-class ClipsFull(Task):
-    """See the module."""
-
-    model: SmolAVModel
-    clips: HeldOutClips
-
+class ClipsFull(HeldOutTask):
     full_only: ClassVar[bool] = True
-
-    @classmethod
-    def load(cls, model: str, data: Path | None) -> Self:
-        """SmolAV and the clips."""
-        return cls(*load_smolav(model, data))
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """Numbers of clips."""
-        return [str(number) for number in range(MOST)]
 
     @functools.cached_property
     def evaluator(self) -> Evaluator:

@@ -175,7 +175,7 @@ def test_decoding_ends_where_the_room_ends():
     np.testing.assert_array_equal(length, LENGTHS + 3)
 
 
-@pytest.mark.parametrize("name", quick_only(name for name in CONTRACT if name != "full"))
+@pytest.mark.parametrize("name", quick_only((name for name in CONTRACT if name != "full"), ("acckv_plus",)))
 def test_rows_without_audio_or_without_video(name):
     inputs = random_inputs()
     ids = np.asarray(inputs.prompt.modality).copy()
@@ -278,6 +278,7 @@ def test_sizes_that_do_not_fit():
         kv.repeat_rows(scored_by("h2o"), 0)
 
 
+@pytest.mark.complete
 def test_a_further_question_can_bring_room_for_its_answer():
     policy, run = CONTRACT["acckv"], episode("acckv")
     inputs = random_inputs()
@@ -288,11 +289,11 @@ def test_a_further_question_can_bring_room_for_its_answer():
     over = jax.jit(step, static_argnums=3)(params_of(), inputs.forced[0], cache, policy, jnp.ones(4, bool))[1]
     with pytest.raises(ValueError, match="without a free slot"):
         kv.check_finite(over)
-    logits, cache = kv.extend(
+    logits, cache = kv.jitted.extend(
         DECODER, params_of(), inputs.question, inputs.question_prompt, cache, policy, reserved_slots=3
     )
     state = kv.start_decoding(logits, cache, jax.random.key(0))
-    _, number, state = kv.decode(DECODER, params_of(), state, policy, steps=3)
+    _, number, state = kv.jitted.decode(DECODER, params_of(), state, policy, steps=3)
     assert int(number) == 3
     kv.check_finite(state.cache)
     with pytest.raises(ValueError, match="steps must be at least 1"):

@@ -30,10 +30,10 @@ from tests.acckv_jax.contract_cases import (
     scored_by,
 )
 from tests.acckv_jax.dense import dense_logits, episode_masks, merged_slots
-from tests.tiers import quick_only
+from tests.tiers import ONE_OF_EACH, REPRESENTATIVES, quick_only
 from tests.tolerances import FP32, QUANTIZED
 
-every_policy = pytest.mark.parametrize("name", CONTRACT)
+every_policy = pytest.mark.parametrize("name", quick_only(CONTRACT, (*REPRESENTATIVES, *ONE_OF_EACH)))
 pruned_by = jax.jit(kv.prune, static_argnames=("policy", "reserved_slots"))
 
 

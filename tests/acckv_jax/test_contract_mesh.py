@@ -116,7 +116,7 @@ def test_rule_8_the_decode_loop_on_a_mesh_equals_one_device(name, kind):
     assert_same_cache(on_mesh, cache, **FP32)
 
 
-@pytest.mark.parametrize("name", quick_first(["acckv_plus_every_4", "streaming_llm"]))
+@pytest.mark.parametrize("name", quick_first(["streaming_llm", "acckv_plus_every_4"]))
 def test_rule_8_heads_that_do_not_divide_are_replicated(name):
     model = Llama(heads=6, kv_heads=3)
     params, inputs = params_of(model), random_inputs(model)

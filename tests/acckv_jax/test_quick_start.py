@@ -45,6 +45,7 @@ def test_pruned_cache_is_smaller(answers):
     assert pruned.prompt * 64 == full.prompt * round(0.4 * 64)
 
 
+@pytest.mark.complete
 @pytest.mark.packaging
 def test_runs_as_a_script(tmp_path):
     command = [sys.executable, str(SCRIPT), "h2o", "0.25"]

@@ -122,6 +122,7 @@ def test_scores_and_selection_of_a_wrapper_are_taken():
     assert all({*range(59, 64)} <= found for layer in protected.layers for found in indices(layer))
 
 
+@pytest.mark.complete
 def test_scores_of_a_wrapper_are_taken_between_steps():
     inner = kv.H2O(budget=20, evict_every=4)
     forwards, backwards = (

@@ -12,7 +12,9 @@ from tests.docs.pages import ROOT
 
 CHANGES = (ROOT / "CHANGELOG.md").read_text()
 TABLE = re.findall(r"^\| [^|]+ \| ([^|]+) \|$", CHANGES, re.MULTILINE)
-NAMES = sorted({name for new in TABLE for name in re.findall(r"`((?:acckv_jax|mergenet_jax|models|eval|train)\.[\w.]+)", new)})
+NAMES = sorted(
+    {name for new in TABLE for name in re.findall(r"`((?:acckv_jax|mergenet_jax|models|eval|train)\.[\w.]+)", new)}
+)
 COMMANDS = sorted({command for new in TABLE for command in re.findall(r"python -m ([\w.]+)", new)})
 
 

@@ -13,6 +13,7 @@ from acckv_jax import POLICIES
 from eval.answer import Options, main, parse_budget, run
 from models.errors import UserError
 from models.media.clip_writer import write_clip
+from tests.tiers import quick_first
 
 QUESTIONS = ("What is shown second?", "Which number is spoken last?")
 FIELDS = {
@@ -61,6 +62,7 @@ def test_json_is_one_object_with_all_fields(small_model, clip, capsys):
     assert 0 < found["cache_bytes"] < found["full_cache_bytes"]
 
 
+@pytest.mark.complete
 def test_table_compares_all_policies(small_model, clip):
     text = printed(Options(clip, ("What?",), compare=True, budget="0.5", max_new_tokens=2), small_model)
     for name in POLICIES:
@@ -73,21 +75,23 @@ def rows(options, small_model, capsys):
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_measured_answers_are_those_of_plain_runs(small_model, clip, capsys):
-    """What --stats adds is time alone, for one question and for several."""
-    for questions in (QUESTIONS[:1], QUESTIONS):
-        plain, timed = (
-            rows(Options(clip, questions, budget="0.6", max_new_tokens=5, stats=stats), small_model, capsys)
-            for stats in (False, True)
-        )
-        assert len(plain) == len(timed) == len(questions)
-        for one, other in zip(plain, timed, strict=True):
-            assert set(one) == FIELDS | {"question"} and set(other) - set(one) == TIMES
-            same = one.keys() - {"decode_room_bytes", "metadata_bytes"}  # these grow with the slots reserved
-            assert {key: one[key] for key in same} == {key: other[key] for key in same}
-            assert 0 < other["decode_tokens_per_second"] and 0 < other["prefill_seconds"]
+@pytest.mark.parametrize("count", quick_first([1, 2]))
+def test_measured_answers_are_those_of_plain_runs(count, small_model, clip, capsys):
+    """What --stats adds is time alone, for several questions and for one."""
+    questions = QUESTIONS[:count]
+    plain, timed = (
+        rows(Options(clip, questions, budget="0.6", max_new_tokens=5, stats=stats), small_model, capsys)
+        for stats in (False, True)
+    )
+    assert len(plain) == len(timed) == len(questions)
+    for one, other in zip(plain, timed, strict=True):
+        assert set(one) == FIELDS | {"question"} and set(other) - set(one) == TIMES
+        same = one.keys() - {"decode_room_bytes", "metadata_bytes"}  # these grow with the slots reserved
+        assert {key: one[key] for key in same} == {key: other[key] for key in same}
+        assert 0 < other["decode_tokens_per_second"] and 0 < other["prefill_seconds"]
 
 
+@pytest.mark.complete
 def test_one_conversation(small_model, clip, capsys):
     """The second question's answer is that of the library, and not the one that it gets alone."""
     options = Options(clip, QUESTIONS, budget="0.6", max_new_tokens=8)
@@ -100,6 +104,7 @@ def test_one_conversation(small_model, clip, capsys):
     assert together[0]["answer"] == apart[0]["answer"] and together[1]["answer"] != apart[1]["answer"]
 
 
+@pytest.mark.complete
 def test_draws_depend_on_the_seed(small_model, clip, capsys):
     options = Options(clip, ("What?",), budget="0.6", max_new_tokens=8, temperature=2.0, top_k=50)
     first, again, other = (
@@ -108,6 +113,7 @@ def test_draws_depend_on_the_seed(small_model, clip, capsys):
     assert first == again != other
 
 
+@pytest.mark.complete
 def test_several_clips_and_a_wrapped_policy(small_model, clip, capsys):
     chosen = Options(clip, ("What?",), policy="protected(snapkv)", option=("first=8", "window_size=4"), budget="0.6")
     chosen = dataclasses.replace(chosen, clip_too=(clip,), max_new_tokens=2)

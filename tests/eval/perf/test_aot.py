@@ -40,6 +40,7 @@ def tiny_7b(monkeypatch):
     monkeypatch.setitem(eval.perf.aot.PRESETS, "qwen2_5_omni_7b", tiny)
 
 
+@pytest.mark.complete
 def test_programs_of_a_tiny_model(tiny_7b, capsys):
     assert main([*SMALL, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -109,6 +110,8 @@ def test_mistakes_exit_with_2(arguments, sentence, capsys):
     assert sentence in error and error.startswith("error: ") and error.count("\n") == 1
 
 
+@pytest.mark.complete
+@pytest.mark.packaging
 def test_any_number_of_processors():
     command = [sys.executable, "-m", "eval.perf.aot", *SMALL, "--topology", "cpu:12", "--batch", "4"]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False)

@@ -13,6 +13,7 @@ from eval.perf.decode import Options, Row, Shared, main, table
 SMALL = ["--context", "128", "--steps", "2", "--repeats", "1"]
 
 
+@pytest.mark.complete
 def test_rows(capsys):
     arguments = [*SMALL, "--policies", "acckv", "--budgets", "0.75", "--shared", "0.75", "--json"]
     assert main(arguments) == 0

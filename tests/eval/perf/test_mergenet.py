@@ -20,6 +20,7 @@ def _tiny() -> Iterator[None]:
     tiny.unregister()
 
 
+@pytest.mark.complete
 def test_times(capsys):
     assert main([*SMALL, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

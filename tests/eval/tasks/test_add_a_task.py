@@ -30,6 +30,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.complete
 def test_its_test_passes(page, small_model, folder):
     page["test_folder"](small_model, folder)
 

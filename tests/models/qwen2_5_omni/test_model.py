@@ -123,6 +123,7 @@ def test_a_question_alone_and_among_others(name, model, clip):
     assert (alone.token_ids, alone.kept) == (among.token_ids, among.kept)
 
 
+@pytest.mark.complete
 def test_a_conversation_about_several_clips(model, clip):
     """A clip, a picture, an answer, and a second question: as if all of it were read at once."""
     picture = Media(np.full((1, 56, 84, 3), 99, np.uint8), None)

@@ -20,8 +20,8 @@ from train.mergenet.distillation import cross_entropy
 from train.mergenet.program import DATA, Program, begin, make_program
 
 STEPS = 2
-COMPLETE = [pytest.param(arm, marks=pytest.mark.complete) for arm in ("zero", "plus_frozen", "direct", "rkd")]
-RUN = ["mergenet", "kd", *COMPLETE]
+COMPLETE = [pytest.param(arm, marks=pytest.mark.complete) for arm in ("kd", "zero", "plus_frozen", "direct", "rkd")]
+RUN = ["mergenet", *COMPLETE]
 """Arms that are compiled; the others differ from these in a constant or two, and are traced."""
 
 

@@ -54,6 +54,7 @@ def _rows(workdir: Path) -> list[dict[str, str]]:
         return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
 
 
+@pytest.mark.complete
 @pytest.mark.packaging
 def test_killed_run_resumes_to_the_same_losses(tmp_path: Path) -> None:
     killed, whole = tmp_path / "killed", tmp_path / "whole"

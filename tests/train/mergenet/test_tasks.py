@@ -108,6 +108,7 @@ def test_both_ways_between_tasks(tmp_path: Path) -> None:
     assert all(float(row["norm"]) == pytest.approx(1, abs=1e-3) for row in transfers)
 
 
+@pytest.mark.complete
 def test_a_resumed_run_is_the_same(run: Any, tmp_path: Path) -> None:
     """The source's epochs end within the target's, so that its batches must continue where they were."""
     whole, result, _ = run
@@ -138,6 +139,7 @@ def test_an_exported_classifier_is_read_by_transformers(run: Any) -> None:
     assert np.mean(right) == pytest.approx(result["seeds"]["0"][TARGET]["test_accuracy"], abs=1e-6)
 
 
+@pytest.mark.complete
 def test_pictures_and_texts(tmp_path: Path) -> None:
     small = recipe("vqa", "retrieval", arm="direct")
     result: Any = train(Run(small, (0,), tmp_path, log=lambda line: None))
