@@ -1,48 +1,67 @@
-"""Reading of clips with PyAV: frames sampled by their timestamps, and sound as 16 kHz mono.
+"""Reading of clips: which frames and what sound a model gets of the files that people have.
 
-A video is decoded as a stream: only the sampled frames are kept, resized on the way, so that a long clip needs little
-memory. A frame is sampled where it is on screen: at time t that is the last frame not later than t, whatever the frame
-rate does in between.
+A clip is read in two passes. The first one looks at its packets alone (`packets.scan`): it finds what can be read, when
+each frame is on, and whether the file is whole. From that a model chooses its frames, by number or by time, or refuses
+the clip. The second pass decodes; only the chosen frames are kept, resized on the way, so that a long clip needs little
+memory.
 
-What cannot be read is an error in one sentence, not a shorter clip: a file whose header promises more than it holds
-is refused, since an answer about half a clip would look like an answer about all of it. Single damaged packets, which
-players skip as well, are skipped and told in `Media.notes`.
+What cannot be read is an error in one sentence, not a shorter clip: a file that was cut short is refused, since an
+answer about half a clip would look like an answer about all of it. What players do without as well (single damaged
+packets, a track that cannot be read beside one that can) is left out and told in `Media.notes`.
 """
 
-import glob
-import itertools
-import re
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import av
 import numpy as np
 from av.container import InputContainer
-from av.stream import Stream
-from av.video.stream import VideoStream
+from av.error import FFmpegError
 from jaxtyping import Float, UInt8
 
 from models.errors import UserError
-from models.media.demux import (
-    Damage,
-    FrameSampler,
-    SoundTrack,
-    check_riff_size,
-    check_whole,
-    chosen_streams,
-    count_frames,
-    decoded,
-    open_container,
-    start_of,
-    to_pixels,
+from models.media.demux import Decoded, Progress, decode, open_container
+from models.media.packets import FrameTimes, Track, scan
+from models.media.pictures import (
+    Flatten,
+    animation_frames,
+    animation_times,
+    find_pictures,
+    is_picture,
+    on_white,
+    picture_size,
+    read_picture,
 )
+from models.media.pixels import to_pixels
+from models.media.tracks import choose_tracks, fault
+from models.media.whole import check_whole, is_fragmented
 
-Progress = Callable[[float, float | None], None]
-"""Called with the seconds decoded so far and the seconds in all (None where unknown)."""
+__all__ = ["Media", "Outline", "Progress", "Sampling", "read_clip"]
 
-PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 MAX_SECONDS = 3 * 3600
+JITTER = 1e-3  # seconds by which containers round timestamps
+TIMED = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "flac"})
+"""Containers whose headers tell how long each track is; elsewhere it is an estimate, or a placeholder."""
+MISSING = 0.5  # seconds by which a track may end before its header says
+UNREAD, LITTLE = 0.2, 1 << 14  # share and bytes that may follow the last packet of a transport stream
+DAMAGED = 0.05  # share of packets that may be damaged before the file is refused
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What is known of a clip before it is decoded.
+
+    Attributes:
+        frames: how many frames will be read.
+        size: (height, width) of the frames, by the header, before they are turned; None where they differ.
+        seconds: how long its sound is; None without sound.
+    """
+
+    frames: int
+    size: tuple[int, int] | None
+    seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -52,15 +71,22 @@ class Sampling:
     Attributes:
         fps: frames per second; a sequence of pictures stands for one every 1 / fps seconds.
         choose: from the number of frames in a video and its frames per second to the numbers of those that are read,
-            ascending; None reads one every 1 / fps seconds until the end of the clip.
+            ascending; None reads one every 1 / fps seconds until the end of the clip: the last that is not later.
+        choose_pictures: instead of `choose` for a folder or pattern: from the number of its pictures to the numbers of
+            those that are read.
         size: (height, width) that frames are resized to by FFmpeg, bilinearly; None keeps the first frame's.
         resize: instead of `size`, what makes of a frame as it was filmed one of the size that the model wants.
+        flatten: makes pictures RGB.
+        accept: raises UserError for a clip that the model cannot take, before it is decoded; None takes all.
     """
 
     fps: float = 1.0
     choose: Callable[[int, float], Sequence[int]] | None = None
+    choose_pictures: Callable[[int], Sequence[int]] | None = None
     size: tuple[int, int] | None = None
     resize: Callable[[UInt8[np.ndarray, "y x 3"]], UInt8[np.ndarray, "h w 3"]] | None = None
+    flatten: Flatten = on_white
+    accept: Callable[[Outline], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,10 +95,10 @@ class Media:
 
     Attributes:
         frames: RGB frames, from the start of the clip on; None for sound alone.
-        audio: 16 kHz mono in [-1, 1], from the start of the clip; None without a sound track. Its length is what the
-            file holds, not exactly 16,000 times the duration of the pictures.
+        audio: 16 kHz mono, in [-1, 1] unless the file is louder, from the start of the clip; None without a sound
+            track. Its length is what the file holds, not exactly 16,000 times the duration of the pictures.
         fps: frames per second of the clip.
-        notes: sentences about damage that was skipped.
+        notes: sentences about what was left out, damaged or guessed.
     """
 
     frames: UInt8[np.ndarray, "n h w 3"] | None
@@ -82,7 +108,7 @@ class Media:
 
 
 def read_clip(path: str | Path, sampling: Sampling = Sampling(), *, progress: Progress | None = None) -> Media:
-    """Reads a video, a sound file, a picture, or a sequence of pictures.
+    """Reads a video, a sound file, a picture, an animation, or a sequence of pictures.
 
     Args:
         path: a file; or a folder or a glob pattern of pictures, which are taken in the order of the numbers in their
@@ -91,47 +117,30 @@ def read_clip(path: str | Path, sampling: Sampling = Sampling(), *, progress: Pr
         progress: told how far decoding is.
 
     Raises:
-        UserError: there is no such file, it is empty, not a media file, damaged, truncated or longer than three hours.
+        UserError: there is no such file, it is empty, not a media file, damaged, truncated, encrypted, longer than
+            three hours or than the model takes.
     """
     if sampling.fps <= 0:
         raise UserError(f"Cannot sample {sampling.fps} frames per second; choose a number above 0, such as 1.")
     path = Path(path)
-    pictures = _picture_files(path)
-    if pictures:
-        return _read_pictures(pictures, sampling, progress)
-    check_riff_size(path)
-    with path.open("rb") as file, open_container(path, file) as container:
-        return _read_container(path, container, sampling, progress)
+    try:
+        return _read(path, sampling, progress)
+    except MemoryError as error:
+        raise UserError(f"{path} needs more memory than there is; scale its pictures down, or cut it.") from error
+    except FFmpegError as error:  # by its scaler or its mixer; those of reading and decoding are counted
+        raise UserError(f"{path} cannot be decoded ({error.strerror}); copy it again, or convert it.") from error
 
 
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """Sorts 2.png before 10.png."""
-    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", path.name)]
-
-
-def _picture_files(path: Path) -> list[Path]:
-    """Returns the pictures that `path` names, in order; empty if it is another kind of file.
-
-    Raises:
-        UserError: there is nothing at `path`.
-    """
-    if path.is_dir():
-        files = [p for p in path.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES]
-        if not files:
-            raise UserError(f"The folder {path} holds no pictures (png, jpg, bmp, webp); name a folder that does.")
-        return sorted(files, key=_natural)
-    if path.is_file():
-        if path.stat().st_size == 0:
-            raise UserError(f"{path} is empty (0 bytes); copy or record it again.")
-        return [path] if path.suffix.lower() in PICTURE_SUFFIXES else []
-    files = [Path(p) for p in glob.glob(str(path))]
-    if path.is_symlink():
-        raise UserError(f"{path} is a link to a file that is not there; name the file itself.")
-    if not files:
-        raise UserError(f"There is no file {path}; check the path.")
-    if others := [p for p in files if p.suffix.lower() not in PICTURE_SUFFIXES]:
-        raise UserError(f"The pattern {path} also finds {others[0].name}, which is no picture; make it narrower.")
-    return sorted(files, key=_natural)
+def _read(path: Path, sampling: Sampling, progress: Progress | None) -> Media:
+    if not path.is_file():
+        files, notes = find_pictures(path)
+        return _read_pictures(files, notes, sampling, progress)
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty (0 bytes); copy or record it again.")
+    if not is_picture(path):
+        return _read_container(path, sampling, progress)
+    times = animation_times(path)
+    return _read_pictures([path], (), sampling, progress) if times is None else _read_animation(path, times, sampling)
 
 
 class _Resizer:
@@ -141,73 +150,156 @@ class _Resizer:
         self._size = sampling.size
         self._resize = sampling.resize
 
-    def __call__(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
+    def frame(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
         if self._resize is not None:
             return self._resize(to_pixels(frame, None))
         pixels = to_pixels(frame, self._size)
         self._size = self._size or pixels.shape[:2]
         return pixels
 
+    def picture(self, pixels: UInt8[np.ndarray, "y x 3"]) -> UInt8[np.ndarray, "h w 3"]:
+        if self._resize is not None:
+            return self._resize(pixels)
+        if self._size in (None, pixels.shape[:2]):
+            self._size = pixels.shape[:2]
+            return pixels
+        return to_pixels(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24"), self._size)
 
-def _read_pictures(files: list[Path], sampling: Sampling, progress: Progress | None) -> Media:
-    resize, sampled = _Resizer(sampling), []
-    if sampling.choose is not None and len(files) > 1:
-        files = [files[number] for number in sampling.choose(len(files), sampling.fps)]
-    for file in files:
-        with file.open("rb") as opened, open_container(file, opened) as container:
-            frame = next(
-                (f for f in decoded(container, container.streams.video, Damage()) if isinstance(f, av.VideoFrame)), None
+
+def _read_pictures(files: list[Path], notes: tuple[str, ...], sampling: Sampling, progress: Progress | None) -> Media:
+    resizer, sampled = _Resizer(sampling), []
+    numbers: Sequence[int] = range(len(files))
+    if len(files) > 1 and sampling.choose_pictures is not None:
+        numbers = sampling.choose_pictures(len(files))
+    elif len(files) > 1 and sampling.choose is not None:
+        numbers = sampling.choose(len(files), sampling.fps)
+    if (seen := len(set(numbers))) < len(files):
+        notes = (*notes, f"{seen} of the {len(files)} pictures were read; the model takes no more.")
+    _check(sampling, Outline(len(numbers), picture_size(files[0]) if len(files) == 1 else None, None))
+    last = None
+    for number in numbers:
+        if number != last:
+            picture, others = read_picture(files[number], sampling.flatten)
+            pixels, last, notes = resizer.picture(picture), number, (*notes, *others)
+        sampled.append(pixels)
+        if progress is not None:
+            progress(len(sampled) / sampling.fps, len(numbers) / sampling.fps)
+    return Media(np.stack(sampled), None, sampling.fps, notes)
+
+
+def _read_animation(path: Path, times: FrameTimes, sampling: Sampling) -> Media:
+    numbers, fps = _frame_numbers(times, 0.0, sampling)
+    _check(sampling, Outline(len(numbers), picture_size(path), None))
+    resizer = _Resizer(sampling)
+    frames = [resizer.picture(pixels) for pixels in animation_frames(path, numbers, sampling.flatten)]
+    return Media(np.stack(frames), None, fps)
+
+
+def _check(sampling: Sampling, outline: Outline) -> None:
+    if sampling.accept is not None:
+        sampling.accept(outline)
+
+
+def _frame_numbers(times: FrameTimes, origin: float, sampling: Sampling) -> tuple[Sequence[int], float]:
+    """Numbers of the frames to read of a clip that starts at the second `origin`, and their number per second."""
+    if sampling.choose is None:
+        wanted = np.arange(max(1, math.ceil((times.end - origin - JITTER) * sampling.fps))) / sampling.fps
+        numbers = np.searchsorted(times.starts - origin - JITTER, wanted, side="right") - 1
+        return np.maximum(numbers, 0).tolist(), sampling.fps
+    rate = times.rate or sampling.fps
+    chosen = sampling.choose(len(times), rate)
+    return chosen, len(chosen) * rate / len(times)
+
+
+def _read_container(path: Path, sampling: Sampling, progress: Progress | None) -> Media:
+    check_whole(path)
+    with path.open("rb") as file, open_container(path, file) as container:
+        tracks = scan(container)
+        promised, transport = _promised_ends(path, container), container.format.name == "mpegts"
+    undecodable: frozenset[int] = frozenset()
+    while True:
+        choice = choose_tracks(path, tracks, undecodable)
+        _check_tracks(path, choice.tracks, promised)
+        numbers, fps = _choose_frames(choice.tracks, sampling)
+        with path.open("rb") as file, open_container(path, file) as container:
+            decoded = decode(container, choice.tracks, numbers, _Resizer(sampling).frame, progress)
+        failed = {track.stream for track in choice.tracks if _has_failed(track, tracks, undecodable, decoded)}
+        if not failed:
+            break
+        undecodable |= failed
+    notes = (*choice.notes, *_damage_notes(path, choice.tracks, decoded, transport=transport))
+    return Media(np.stack(decoded.frames) if decoded.frames else None, decoded.audio, fps, notes)
+
+
+def _has_failed(track: Track, tracks: Sequence[Track], undecodable: frozenset[int], decoded: Decoded) -> bool:
+    """Whether nothing of a track was decoded, or it is damaged and there is another of its kind."""
+    if not (decoded.frames if track.kind == "video" else decoded.audio is not None):
+        return True
+    damage = decoded.damage[track.stream]
+    others = [t for t in tracks if t.kind == track.kind and t is not track and fault(t, undecodable) is None]
+    return bool(others) and damage.damaged > DAMAGED * damage.packets
+
+
+def _promised_ends(path: Path, container: InputContainer) -> dict[int, float]:
+    """The second at which each track ends by the header, where that is worth something."""
+    if container.format.name not in TIMED or is_fragmented(path):
+        return {}
+    return {
+        stream.index: float((stream.duration + (stream.start_time or 0)) * stream.time_base)
+        for stream in container.streams
+        if stream.duration is not None and stream.time_base is not None
+    }
+
+
+def _check_tracks(path: Path, tracks: Sequence[Track], promised: dict[int, float]) -> None:
+    """Refuses a clip that is cut short or too long.
+
+    Raises:
+        UserError: it is.
+    """
+    for track in tracks:
+        if promised.get(track.stream, 0.0) - track.end > MISSING:
+            raise UserError(
+                f"{path} is cut short: its header promises {promised[track.stream]:.1f} s, and it ends after "
+                f"{track.end:.1f} s; copy it again, or save what is there as a file of its own (ffmpeg -i {path.name} "
+                f"whole{path.suffix})."
             )
-        if frame is None:
-            raise UserError(f"The picture {file} is damaged; replace it.")
-        sampled.append(resize(frame))
-        if progress is not None:
-            progress(len(sampled) / sampling.fps, len(files) / sampling.fps)
-    return Media(np.stack(sampled), None, sampling.fps)
+    if max(track.end for track in tracks) - min(track.start for track in tracks) > MAX_SECONDS:
+        raise UserError(f"{path} is longer than {MAX_SECONDS // 3600} hours; cut out the part that you ask about.")
 
 
-def _frame_times(
-    path: Path, streams: Sequence[Stream], origin: float, sampling: Sampling
-) -> tuple[Iterable[float], float]:
-    """Times of the frames to read, and their number per second."""
-    video = next((stream for stream in streams if isinstance(stream, VideoStream)), None)
-    if sampling.choose is None or video is None:
-        return (number / sampling.fps for number in itertools.count()), sampling.fps
-    rate, total = float(video.average_rate or 0), count_frames(path, video)
-    if total == 1 and not rate:  # a GIF of one picture
-        rate = sampling.fps
-    if rate <= 0 or total <= 0:
-        raise UserError(f"{path} does not tell how many pictures it has a second; save it anew, for instance as mp4.")
-    chosen, late = sampling.choose(total, rate), (start_of(video) or 0.0) - origin
-    return [late + number / rate for number in chosen], len(chosen) * rate / total
-
-
-def _read_container(path: Path, container: InputContainer, sampling: Sampling, progress: Progress | None) -> Media:
-    streams = chosen_streams(container)
-    if not streams:
-        raise UserError(f"{path} holds neither pictures nor sound; choose another file.")
-    origin = min((start for stream in streams if (start := start_of(stream)) is not None), default=0.0)
-    times, fps = _frame_times(path, streams, origin, sampling)
-    pictures = FrameSampler(times, _Resizer(sampling), all_times=sampling.choose is not None)
-    sound, damage = SoundTrack(), Damage()
-    total = container.duration / 1e6 if container.duration else None
-    for frame in decoded(container, streams, damage):
-        time = None if frame.time is None else frame.time - origin
-        if time is not None and time > MAX_SECONDS:
-            raise UserError(f"{path} is longer than {MAX_SECONDS // 3600} hours; cut out the part that you ask about.")
-        if isinstance(frame, av.AudioFrame):
-            sound.add(frame, time)
+def _choose_frames(tracks: Sequence[Track], sampling: Sampling) -> tuple[Sequence[int], float]:
+    """Numbers of the frames to read, and how many there are a second; asks the model whether it takes the clip."""
+    origin = min(track.start for track in tracks)
+    numbers, fps, size, seconds = (), sampling.fps, None, None
+    for track in tracks:
+        if track.frames is None:
+            seconds = track.end - origin
         else:
-            pictures.add(frame, time)
-        if progress is not None:
-            progress(max(pictures.end, sound.end), total)
-    pictures.finish()
-    wave = sound.finish()
-    ends = {"video": pictures.end, "audio": sound.end}
-    check_whole(path, container, streams, {kind: end + origin for kind, end in ends.items()}, damage)
-    notes = (
-        (f"{damage.damaged} of {damage.packets} packets of {path} are damaged and were skipped.",)
-        if damage.damaged
-        else ()
-    )
-    return Media(np.stack(pictures.sampled) if pictures.sampled else None, wave, fps, notes=notes)
+            numbers, fps = _frame_numbers(track.frames, origin, sampling)
+            size = track.size
+    _check(sampling, Outline(len(numbers), size, seconds))
+    return numbers, fps
+
+
+def _damage_notes(path: Path, tracks: Sequence[Track], decoded: Decoded, *, transport: bool) -> tuple[str, ...]:
+    """Sentences about what is damaged, or was not read of a transport stream.
+
+    Raises:
+        UserError: it is more than a few packets.
+    """
+    packets = sum(damage.packets for damage in decoded.damage.values())
+    damaged = sum(damage.damaged for damage in decoded.damage.values()) + decoded.broken
+    if damaged > DAMAGED * packets:
+        raise UserError(f"{path} is damaged: {damaged} of {packets} packets are unreadable; copy it again.")
+    notes = []
+    if damaged:
+        notes.append(f"{damaged} of {packets} packets of {path} are damaged and were skipped.")
+    if incomplete := sum(track.incomplete for track in tracks):
+        notes.append(f"{incomplete} of {packets} packets of {path} are incomplete: parts were lost on the way.")
+    if (parts := max(track.parts for track in tracks)) > 1:
+        notes.append(f"{path} is made of {parts} parts, each with a clock of its own; they were put in a row.")
+    size = path.stat().st_size
+    if transport and size - max(track.position for track in tracks) > max(UNREAD * size, LITTLE):
+        notes.append(f"{path} goes on with another program after its first one, which alone was read.")
+    return tuple(notes)

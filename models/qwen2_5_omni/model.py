@@ -5,18 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-import numpy as np
-from jaxtyping import UInt8
-
 from models.hf.config import reading
 from models.interface import EmbeddedPrompt, media_sequence
-from models.media.clip import Media, Progress, Sampling, read_clip
-from models.media.resize import resize_bicubic
+from models.media.clip import Media, Progress
 from models.over_decoder import OverDecoder
 from models.qwen2_5_omni import images
 from models.qwen2_5_omni.chat import LAYOUTS, Chat, clip_items
-from models.qwen2_5_omni.config import ThinkerConfig, VisionConfig
+from models.qwen2_5_omni.config import ThinkerConfig
 from models.qwen2_5_omni.encoders import Features, encode_frames, encode_sound, place_features
+from models.qwen2_5_omni.frames import ClipFrames
 from models.qwen2_5_omni.params import open_thinker
 from models.qwen2_5_omni.positions import audio_tokens
 from models.qwen2_5_omni.prompt import AudioItem, ImageItem, VideoItem
@@ -55,9 +52,7 @@ class QwenOmniModel(OverDecoder):
 
     def load_media(self, clip: Path, progress: Progress | None = None) -> Media:
         """Decodes a clip: two frames per second, of a size that depends on how many there are."""
-        frames = ClipFrames(self.config.vision)
-        media = read_clip(clip, Sampling(images.FPS, frames.choose, resize=frames.resize), progress=progress)
-        return dataclasses.replace(media, fps=frames.fps)
+        return ClipFrames(self.config.vision, self.max_context).load_clip(clip, progress)
 
     def encode_media(self, media: Media | Sequence[Media], layout: str) -> EmbeddedPrompt:
         """The system's turn, and the user's turn as far as its media go: one clip after the other.
@@ -110,33 +105,3 @@ class QwenOmniModel(OverDecoder):
     def detokenize(self, tokens: list[int]) -> str:
         """Generated tokens as text."""
         return self.chat.chatml.detokenize(tokens)
-
-
-class ClipFrames:
-    """Chooses the frames of one clip, and their size; for one reading of it.
-
-    Attributes:
-        fps: frames per second that their times are reckoned with: the nominal rate, as the model was trained (a clip of
-            5.3 s has 10 frames at 2 a second), unless the clip is too short or too long for it, or has fewer frames.
-    """
-
-    def __init__(self, config: VisionConfig) -> None:
-        self.fps = images.FPS
-        self._config = config
-        self._pixels = images.PICTURE_PIXELS
-        self._size: tuple[int, int] | None = None
-
-    def choose(self, total: int, rate: float) -> list[int]:
-        """Numbers of the frames that are read, of `total` frames at `rate` per second."""
-        number = images.number_of_frames(total, rate)
-        if number > 1:
-            self._pixels = images.frame_pixels(number)
-        if rate < images.FPS or not images.FRAMES[0] <= total / rate * images.FPS < images.FRAMES[1] + 2:
-            self.fps = number * rate / total
-        return images.spread_frames(total, number).tolist()
-
-    def resize(self, pixels: UInt8[np.ndarray, "y x 3"]) -> UInt8[np.ndarray, "h w 3"]:
-        """A frame in the size that the first one was given."""
-        unit = self._config.patch_size * self._config.spatial_merge_size
-        self._size = self._size or images.fitted_size(pixels.shape[0], pixels.shape[1], self._pixels, unit)
-        return resize_bicubic(pixels, *self._size)

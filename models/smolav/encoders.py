@@ -16,12 +16,12 @@ from models.audio.whisper import load_whisper_tiny_en
 from models.layers.init import Params
 from models.media.waveform import SAMPLE_RATE
 from models.smolav.config import SmolAVConfig
+from models.smolav.frames import FRAME_SIZE
 from models.smolav.preprocess import pool_audio, pool_grid
 from models.vision.efficientnet_lite import load_efficientnet_lite0
 
 WINDOW_SECONDS = 30  # Whisper was trained on exactly this much; shorter sound is padded, longer is cut into windows
 RATE = 50  # Whisper's vectors per second
-FRAME_SIZE = 224  # EfficientNet-Lite0 was trained on pictures of this size
 BATCH = 8  # frames per call: one compilation serves every clip
 
 

@@ -19,10 +19,11 @@ from models.hub.package_index import DownloadProgress
 from models.hub.weights import fetch
 from models.interface import EmbeddedPrompt, media_sequence
 from models.layers.init import Params
-from models.media.clip import Media, Progress, Sampling, read_clip
+from models.media.clip import Media, Progress
 from models.over_decoder import OverDecoder
 from models.smolav.config import LAYOUTS, Layout, SmolAVConfig
-from models.smolav.encoders import BATCH, FRAME_SIZE, Encoders
+from models.smolav.encoders import BATCH, Encoders
+from models.smolav.frames import FRAME_SIZE, load_clip
 from models.smolav.params import load_smolav
 from models.smolav.preprocess import (
     Chat,
@@ -83,7 +84,7 @@ class SmolAVModel(OverDecoder):
 
     def load_media(self, clip: Path, progress: Progress | None = None) -> Media:
         """Decodes a clip: one frame per second."""
-        return read_clip(clip, Sampling(size=(FRAME_SIZE, FRAME_SIZE)), progress=progress)
+        return load_clip(clip, self.config, progress)
 
     def encode_media(self, media: Media | Sequence[Media], layout: str) -> EmbeddedPrompt:
         """Turn start and media; several clips are shown one after the other, as one.

@@ -9,7 +9,7 @@ from typing import Self
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float
 
 from acckv_jax import Modality
 from models.errors import UserError
@@ -17,13 +17,13 @@ from models.hf.config import reading
 from models.hf.decoder import decoder_tensors
 from models.interface import EmbeddedPrompt, media_sequence
 from models.layers.init import Params
-from models.media.clip import Media, Progress, Sampling, read_clip
-from models.media.resize import resize_bicubic
+from models.media.clip import Media, Progress
 from models.over_decoder import OverDecoder
 from models.text.chatml import ChatML
 from models.text.tokenizers import load_tokenizer
 from models.videollama2.chat import before_media, first_question
 from models.videollama2.config import VideoLLaMA2Config
+from models.videollama2.frames import load_clip
 from models.videollama2.params import open_videollama2
 from models.videollama2.preprocess import clip_banks, frame_numbers, pixels
 
@@ -71,15 +71,7 @@ class VideoLLaMA2Model(OverDecoder):
 
     def load_media(self, clip: Path, progress: Progress | None = None) -> Media:
         """Decodes a clip: num_frames frames, spread evenly, as squares whatever their form, and all of the sound."""
-        side, count = self.config.vision.image_size, self.config.num_frames
-
-        def square(frame: UInt8[np.ndarray, "y x 3"]) -> UInt8[np.ndarray, "h w 3"]:
-            return resize_bicubic(frame, side, side)
-
-        def choose(frames: int, fps: float) -> list[int]:
-            return frame_numbers(frames, count).tolist()
-
-        return read_clip(clip, Sampling(choose=choose, resize=square), progress=progress)
+        return load_clip(clip, self.config.vision.image_size, self.config.num_frames, progress)
 
     def encode_media(self, media: Media | Sequence[Media], layout: str) -> EmbeddedPrompt:
         """System turn, all video tokens, all audio tokens. A clip without sound, or without pictures, has fewer.
