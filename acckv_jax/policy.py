@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from acckv_jax.budget import Budget, TokenCounts, check_budget, check_slots, row_slots, slots_of
-from acckv_jax.cache import KVCache, LayerCache, take_slots
+from acckv_jax.cache import KVCache, LayerCache, flagged, take_slots
 from acckv_jax.queries import QuerySet
 from acckv_jax.selection import chosen_slots, top_k_mask
 
@@ -238,6 +238,7 @@ class CachePolicy:
         return self._keep_best(scores, layer, context)
 
     def _keep_best(self, scores: Float[Array, "B K S"], layer: LayerCache, context: Context) -> LayerCache:
+        layer = flagged_scores(layer, scores)
         chosen = self.select(scores, layer, context) if context.chosen is None else context.chosen
         return keep(layer, chosen, context)
 
@@ -265,6 +266,11 @@ def between_steps(
         return policy.evict(layer, context)
 
     return jax.lax.cond(layer.next_slot >= layer.slots, evict, lambda x: x, layer)
+
+
+def flagged_scores(layer: LayerCache, scores: Float[Array, "B K S"]) -> LayerCache:
+    """Lowers the `finite` flag of rows with a NaN among the scores of their tokens; infinity is a score."""
+    return flagged(layer, jnp.where(layer.valid & jnp.isnan(scores), jnp.nan, 0.0))
 
 
 def keep(layer: LayerCache, chosen: Bool[Array, "B K S"], context: Context) -> LayerCache:

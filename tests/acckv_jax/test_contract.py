@@ -141,7 +141,8 @@ def test_rule_3_rows_do_not_depend_on_the_batch_or_on_what_padding_holds(name):
         assert_same_cache(back, getattr(expected, field), **FP32)
 
 
-@pytest.mark.parametrize("name", quick_only(["acckv", "h2o_every_4"], ["acckv"]))
+# Of knorm's scores, those of one token at several places differ by rounding alone, which differs by program.
+@pytest.mark.parametrize("name", quick_only((name for name in CONTRACT if name != "knorm"), ["acckv"]))
 def test_rule_3_a_row_alone_in_a_smaller_bucket(name):
     inputs, row = random_inputs(), 3
     alone = Inputs(
@@ -221,7 +222,9 @@ def test_rule_5_bytes_and_valid_slots(name):
         assert layer.slots == layer.keys.shape[2] == layer.values.shape[2] == capacity + reserved
         np.testing.assert_array_equal(layer.budget, most)
         assert (layer.valid.sum(-1) <= most[:, None]).all()
-        inner = getattr(policy, "inner", policy)
+        inner = policy
+        while isinstance(inner, kv.Wrapper):
+            inner = inner.inner
         if getattr(inner, "gate", "none") == "none" or getattr(inner, "refill", False):
             np.testing.assert_array_equal(layer.valid.sum(-1), np.broadcast_to(most[:, None], layer.valid.shape[:2]))
     for number, (layer, capacity) in enumerate(zip(run.decoded.layers, capacities, strict=True)):

@@ -192,6 +192,19 @@ def test_a_scan_needs_one_capacity():
         jax.eval_shape(lambda p: kv.prefill(scanning, p, INPUTS, PROMPT, policy), PARAMS)
 
 
+def test_a_score_that_is_no_number_is_told():
+    class Root(kv.Wrapper):
+        def token_scores(self, layer, context):
+            return jnp.sqrt(-1.0 - jnp.abs(self.inner.token_scores(layer, context)))
+
+    for inner in (kv.SnapKV(budget=0.5, window_size=8), kv.AccKV(budget=0.5)):
+        _, cache = kv.jitted.prefill(DECODER, PARAMS, INPUTS, PROMPT, inner)
+        kv.check_finite(cache)
+        _, cache = kv.jitted.prefill(DECODER, PARAMS, INPUTS, PROMPT, Root(inner))
+        with pytest.raises(ValueError, match=r"scores or outputs of batch rows \[0\] are not finite"):
+            kv.check_finite(cache)
+
+
 def test_layer_numbers_may_be_numpys():
     def numbered(params, inputs, positions, caches, carry, attend, logit_positions):
         def numpys(layer, *args, **inputs):
