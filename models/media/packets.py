@@ -60,8 +60,7 @@ class Track:
     Attributes:
         stream: number of the stream in its container.
         kind: "video" or "audio".
-        name: of its codec; of an unknown one, the four letters by which the file calls it.
-        known: whether there is a decoder for it.
+        codec: its name; None if it is not known.
         default: whether the file marks it as the one to play.
         encrypted: whether its packets are.
         packets: how many there are.
@@ -80,8 +79,7 @@ class Track:
 
     stream: int
     kind: str
-    name: str
-    known: bool
+    codec: str | None
     default: bool
     encrypted: bool
     packets: int
@@ -102,6 +100,7 @@ class _Packets:
     """The packets of one stream, as they come."""
 
     stream: Stream
+    codec: str | None
     tick: float
     pts: list[int | None] = field(default_factory=list)
     dts: list[int | None] = field(default_factory=list)
@@ -117,11 +116,10 @@ class _Packets:
         if self.stream.type == "audio" and packet.pts is not None:  # what lies before the clip primes the decoder
             shown = shown and packet.pts + (packet.duration or 0) > 0
         skipped = 0
-        known = self.stream.codec_context is not None
-        if known and packet.has_sidedata("skip_samples") and isinstance(self.stream, AudioStream):
+        if self.codec and packet.has_sidedata("skip_samples") and isinstance(self.stream, AudioStream):
             samples = int.from_bytes(bytes(packet.get_sidedata("skip_samples"))[:4], "little")
             skipped = round(samples / (self.stream.rate or 1) / self.tick)
-        if shown and self.stream.codec_context is not None and self.stream.codec_context.name == "vp8":
+        if shown and self.codec == "vp8":
             shown = bool(memoryview(packet)[0] & SHOWN_VP8)
         self.pts.append(packet.pts)
         self.dts.append(packet.dts)
@@ -150,7 +148,7 @@ def packets_of(container: InputContainer, streams: Sequence[Stream]) -> Iterator
 def scan(container: InputContainer) -> list[Track]:
     """Reads all packets of a container; returns its video and sound tracks in their order, without cover pictures."""
     streams = [s for s in container.streams if s.type in ("video", "audio") and not is_cover(s)]
-    found = {s.index: _Packets(s, float(s.time_base or 1)) for s in streams}
+    found = {s.index: _Packets(s, _codec(s), float(s.time_base or 1)) for s in streams}
     transport = container.format.name == "mpegts"
     try:
         for packet in packets_of(container, streams) if streams else ():
@@ -159,6 +157,11 @@ def scan(container: InputContainer) -> list[Track]:
     except UNREADABLE:
         pass  # decoding counts it
     return _tracks(list(found.values()), container.format.name)
+
+
+def _codec(stream: Stream) -> str | None:
+    """The name of a stream's codec; None if it is not known, and there is no decoder."""
+    return None if stream.codec_context is None else stream.codec_context.name
 
 
 def seconds(ticks: int, stream: Stream) -> float:
@@ -269,7 +272,7 @@ def _joins(tracks: Sequence[Sequence[tuple[float, float]]]) -> list[float]:
 
 
 def _track(packets: _Packets, clock: _Clock, starts: Sequence[int], offsets: Sequence[float]) -> Track:
-    stream, context = packets.stream, packets.stream.codec_context
+    stream = packets.stream
     shifts, joints = np.zeros(len(clock.times), np.int64), np.zeros(len(clock.times), bool)
     for first, offset in zip(starts, offsets, strict=False):
         shifts[first:] = round(offset / packets.tick)
@@ -279,10 +282,10 @@ def _track(packets: _Packets, clock: _Clock, starts: Sequence[int], offsets: Seq
     start = end = 0.0
     order = frames = size = None
     if shown.any():
-        start = seconds((times + np.array(packets.skipped))[shown].min(), stream)
+        start = seconds(int((times + np.array(packets.skipped))[shown].min()), stream)
         start = start if stream.type == "video" else max(start, 0.0)
-        end = seconds((times + durations)[shown].max(), stream)
-    if context is not None and shown.any() and isinstance(stream, VideoStream):
+        end = seconds(int((times + durations)[shown].max()), stream)
+    if packets.codec and shown.any() and isinstance(stream, VideoStream):
         presented = np.argsort(times[shown], kind="stable")
         order = np.full(len(times), -1, np.int64)
         order[np.flatnonzero(shown)[presented]] = np.arange(len(presented))
@@ -292,8 +295,7 @@ def _track(packets: _Packets, clock: _Clock, starts: Sequence[int], offsets: Seq
     return Track(
         stream=stream.index,
         kind=stream.type,
-        name=context.name if context is not None else "unknown",
-        known=context is not None,
+        codec=packets.codec,
         default=bool(stream.disposition & Disposition.default),
         encrypted=packets.encrypted,
         packets=len(times),

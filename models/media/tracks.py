@@ -68,7 +68,7 @@ def fault(track: Track, undecodable: frozenset[int]) -> str | None:
     """What keeps a track from being read: a key of REPAIRS; None if nothing does."""
     if track.encrypted:
         return "is encrypted"
-    if not track.known:
+    if track.codec is None:
         return "has a codec that is not known"
     if not track.visible:
         return "is empty"
