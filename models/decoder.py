@@ -6,10 +6,13 @@ Training runs the same layers without a cache, over frozen parameters, in `train
 """
 
 import dataclasses
+import math
 from typing import Any, Self
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from acckv_jax.decoder import Attend
@@ -80,6 +83,11 @@ class DecoderLayer(nnx.Module):
 
     def _output_weights(self) -> Float[Array, "N H D"]:
         kernel = self.o.kernel[...]
+        sharding = jax.typeof(kernel).sharding
+        rows, *columns = sharding.spec or (None,)
+        shards = math.prod(sharding.mesh.shape[axis] for axis in ((rows,) if isinstance(rows, str) else rows or ()))
+        if kernel.shape[0] // self.head_dim % shards:  # an Explicit mesh divides rows in the midst of a head
+            kernel = jax.sharding.reshard(kernel, PartitionSpec(None, *columns))
         return kernel.reshape(-1, self.head_dim, kernel.shape[-1])
 
 

@@ -89,7 +89,7 @@ def kernel(program: Any, state: Any) -> np.ndarray:
 
 
 def frozen_of(arm: str, given: Any) -> Any:
-    return given if ARMS[arm].source == "frozen" else None
+    return jax.tree.map(np.array, given) if ARMS[arm].source == "frozen" else None  # steps donate what they are given
 
 
 def trained_by(arm: str) -> set[str]:
