@@ -5,7 +5,6 @@ Packages are only ever downloaded: nothing is installed, built or imported, so n
 
 import gzip
 import hashlib
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -152,13 +151,7 @@ def _client(index: Index) -> str:
     return {"pypi": "pip", "npm": "npm"}[index]
 
 
-def _check_client(index: Index) -> None:
-    if index == "pypi" and importlib.util.find_spec("pip") is None:
-        raise UserError(f"This environment has no pip to download with; run {sys.executable} -m ensurepip first.")
-
-
 def _download(index: Index, package: str, version: str, folder: Path, progress: DownloadProgress | None) -> Path:
-    _check_client(index)
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(folder.parent)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-", ignore_cleanup_errors=True) as scratch:
@@ -172,6 +165,8 @@ def _download(index: Index, package: str, version: str, folder: Path, progress: 
             + [f"{package}@{version}"],
         }
         problem = _run(commands[index], temporary, received, f"{package} {version}", progress)
+        if problem and "No module named pip" in problem:
+            raise UserError(f"This environment has no pip to download with; run {sys.executable} -m ensurepip first.")
         files = sorted(received.iterdir())
         if problem or len(files) != 1:
             raise UserError(

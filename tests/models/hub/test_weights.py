@@ -4,7 +4,6 @@ import base64
 import contextlib
 import hashlib
 import http.server
-import importlib.util
 import io
 import json
 import os
@@ -14,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import venv
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -190,9 +190,10 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.complete
-def test_without_pip(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "pip" else find(name, *more))
+@pytest.mark.packaging
+def test_without_pip(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    venv.create(tmp_path / "bare", with_pip=False)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bare" / "bin" / "python"))
     with pytest.raises(UserError, match="has no pip to download with; run .* -m ensurepip first"):
         fetch("demo")
 
