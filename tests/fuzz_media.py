@@ -179,9 +179,8 @@ def _read_and_exit(path: Path, said: Path) -> None:
             except UserError as error:
                 print(error, flush=True)
         status = 0
-    except BaseException:
+    except BaseException:  # whatever it is, users would see its traceback
         sys.excepthook(*sys.exc_info())
-        raise
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

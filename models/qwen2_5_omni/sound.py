@@ -40,7 +40,7 @@ def mel_features(samples: Float[np.ndarray, " samples"], bins: int = 128) -> Flo
     if len(samples) == 0:
         raise UserError("The sound is empty; leave it out.")
     check_length(len(samples) / SAMPLE_RATE)
-    frames = -(-len(samples) // HOP)
+    frames = mel_frames(len(samples) / SAMPLE_RATE)
     # A window reaches 200 samples to either side, so the sound is heard up to two frames beyond its end (they count
     # for the loudest value), and mirroring the silence of four adds nothing to them. What follows is silence.
     padded = min((frames + 4) * HOP, LONGEST * SAMPLE_RATE)
