@@ -19,6 +19,7 @@ from acckv_jax.decoder import Decoder, check_decoder
 from acckv_jax.modality import Modality
 from acckv_jax.policy import CachePolicy, between_steps
 from acckv_jax.sampling import Sampler, greedy
+from acckv_jax.storage import after
 
 
 def decode_step(
@@ -83,8 +84,10 @@ def _append_token(
         q = jnp.where(active[:, None, None, None], q, 0)  # NaN of an ended row would stay in its mass
         *older, own = past
         layer = append(own, full_layer(k, v, index, generated, active[:, None]))
+        first = q[:, 0, 0, 0]
+        read = (dataclasses.replace(x, k=after(x.k, first), v=after(x.v, first)) for x in older)
+        out, sums = attend(q, (*read, layer), index, counted, log_multiplicity=policy.log_multiplicity)
         layers = (*older, layer)
-        out, sums = attend(q, layers, index, counted, log_multiplicity=policy.log_multiplicity)
         edges = list(itertools.accumulate(x.slots for x in layers))[:-1]
         shares = zip(*(jnp.split(x, edges, axis=-1) for x in sums), strict=True) if sums else ((),) * len(layers)
         *older, layer = (with_mass(x, share) for x, share in zip(layers, shares, strict=True))

@@ -26,6 +26,14 @@ class SlotStorage(abc.ABC):
     def encode(self, dense: Float[Array, "B K S H"], valid: Bool[Array, "B K S"], free_slots: int) -> Self:
         """Other contents in this form; the last `free_slots` slots stay as they are."""
 
+    @abc.abstractmethod
+    def after(self, numbers: Float[Array, " B"]) -> Self:
+        """The same, in a way that XLA can only compute when it has `numbers`, such as this step's queries.
+
+        Else it would make the slots dense before a decode loop, for all layers at once. (It drops an
+        `optimization_barrier` before it looks for what can be moved.)
+        """
+
     @property
     @abc.abstractmethod
     def stored_bytes(self) -> int:
@@ -42,6 +50,11 @@ Slots = Float[Array, "B K S H"] | SlotStorage
 def dense(slots: Slots) -> Float[Array, "B K S H"]:
     """All slots as an array."""
     return slots.dense() if isinstance(slots, SlotStorage) else slots
+
+
+def after(slots: Slots, numbers: Float[Array, " B"]) -> Slots:
+    """All slots, to be made dense no sooner than `numbers` are known."""
+    return slots.after(numbers) if isinstance(slots, SlotStorage) else slots
 
 
 def encode_like(slots: Slots, array: Float[Array, "B K S H"], valid: Bool[Array, "B K S"], free_slots: int) -> Slots:

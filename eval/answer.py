@@ -95,7 +95,7 @@ def run(options: Options, out: Console, err: Console, load: Loader = models.load
     if options.follow_up and (compare or options.stats):
         raise UserError("--follow-up is one conversation under one policy; leave out --compare and --stats.")
     budget, sampler = choose_budget(options), choose_sampler(options)
-    choose_policies(options, budget, compare=compare)  # mistakes are told before a large model is loaded
+    choose_policies(options, budget, compare=compare)  # mistakes are reported before a large model is loaded
     clips = [clip_path(text) for text in (clip, *options.clip_too)]
     with progress_bar(err) as progress:
         report = reporter(progress)

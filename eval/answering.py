@@ -99,7 +99,7 @@ def measure(
         bandwidth: bytes per second that this machine reads.
         sampler: from logits to tokens.
         seed: of the sampler.
-        report: told what is done now.
+        report: called with what is done now.
 
     Raises:
         UserError: as `models.answer`; nothing is run before all prompts and budgets are checked.

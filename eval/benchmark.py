@@ -41,7 +41,7 @@ class Options:
     """A benchmark of cache policies."""
 
     task: str
-    """What is asked: a name of eval.tasks.registry; docs/add_a_task.md tells how to add one."""
+    """What is asked: a name of eval.tasks.registry; docs/add_a_task.md says how to add one."""
     policies: tuple[str, ...] | None = None
     """POLICY, POLICY:NAME=VALUE,NAME=VALUE or WRAPPER(POLICY); default: all. The full cache is always measured."""
     budgets: tuple[str, ...] = ("0.2", "0.1")

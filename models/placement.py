@@ -1,4 +1,4 @@
-"""Where the parameters of a module go on a mesh, told by the axes that its own layers compute with."""
+"""Where the parameters of a module go on a mesh, by the axes that its own layers compute with."""
 
 from collections.abc import Callable
 from typing import Any

@@ -41,7 +41,7 @@ CHECKPOINTS: dict[str, Callable[[Path, Section], Source]] = {
 
 
 def load(name: str, progress: DownloadProgress | None = None) -> AVModel:
-    """A model by name, or the checkpoint in a folder; `progress` is told of downloads.
+    """A model by name, or the checkpoint in a folder; `progress` is called while downloading.
 
     Raises:
         UserError: if there is neither such a name nor such a folder, or the folder holds no model for clips.

@@ -1,12 +1,12 @@
 """A small SmolAV."""
 
 import dataclasses
+import functools
 
 import jax
-from flax import nnx
 
 from models.decoder import DecoderConfig
-from models.layers.init import init_params
+from models.layers.init import FastRngs, init_params
 from models.smolav.config import SmolAVConfig
 from models.smolav.encoders import Encoders
 from models.smolav.model import SmolAVModel
@@ -15,11 +15,12 @@ from models.smolav.preprocess import Chat
 from models.text.tokenizers import load_smollm2_tokenizer
 
 
+@functools.cache
 def small_smolav() -> SmolAVModel:
     """SmolAV with its real encoders and tokenizer over a random decoder of two layers."""
     decoder = DecoderConfig.tiny(vocab_size=49152, max_position_embeddings=2048)
     config = dataclasses.replace(SmolAVConfig.smollm2_135m(), decoder=decoder)
-    graph, params = init_params(lambda: SmolAV(config, rngs=nnx.Rngs(0)))
+    graph, params = init_params(lambda: SmolAV(config, rngs=FastRngs(0)))
     tokenizer = load_smollm2_tokenizer()
     chat = Chat.smollm2(lambda text: tokenizer.encode(text).ids)
     tokenizer.encode_special_tokens = True

@@ -6,5 +6,5 @@ LOGITS = {"rtol": 0.0, "atol": 1e-4}
 """float32 logits of a whole model against a reference implementation."""
 PUBLISHED = {"rtol": 0.0, "atol": 5e-4}
 """Outputs of order 10 of a whole network of published weights; Whisper's by transformers are 1.2e-4 from float64."""
-QUANTIZED = {"rtol": 0.0, "atol": 0.05}
-"""Values of order 1 in 8 bits, where a rounding may fall either way."""
+QUANTIZED = {"rtol": 0.02, "atol": 0.05}
+"""Logits over slots in 8 bits, where a rounding may fall either way; several evictions round several times."""

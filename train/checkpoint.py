@@ -41,7 +41,7 @@ def restore(checkpoints: ocp.CheckpointManager, like: Params) -> tuple[int, Para
     try:
         _read_arrays(Path(checkpoints.directory, str(step), "default"))
         return step, dict(checkpoints.restore(step, args=ocp.args.StandardRestore(shapes)))
-    except Exception as problem:  # of damaged data Orbax tells by a bare one, whose cause says what it was
+    except Exception as problem:  # for damaged data Orbax raises a bare one, whose cause says what it was
         cause = problem.__cause__ or problem
         reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
         raise UserError(

@@ -42,7 +42,7 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
         for row in rows:
             int(row["step"])
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as problem:
-        raise UserError(f"{path} is no table of measurements by step; mend it, or name another folder.") from problem
+        raise UserError(f"{path} is no table of measurements by step; repair it, or name another folder.") from problem
     return rows
 
 

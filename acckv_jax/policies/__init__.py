@@ -44,6 +44,8 @@ def make_policy(name: str, **options: Any) -> CachePolicy:
         Protected(inner=Knorm(budget=0.2, evict_every=0), first=8, last=16)
     """
     outer, bracket, rest = name.partition("(")
+    if outer in WRAPPERS and rest in ("", ")"):
+        raise ValueError(f"{outer} wraps another policy; write that inside it, such as {outer}(snapkv).")
     try:
         if bracket and outer in WRAPPERS and rest.endswith(")"):
             wrapper = WRAPPERS[outer]

@@ -31,7 +31,9 @@ class EvictEvery(Wrapper):
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1 decode step, not {self.steps}.")
         if not self.inner.can_evict:
-            raise ValueError(f"{type(self.inner).__name__} has no rule for pruning between decode steps.")
+            raise ValueError(
+                f"{type(self.inner).__name__} has no rule for pruning between decode steps (its can_evict is False)."
+            )
         object.__setattr__(self, "evict_every", self.steps)
 
     def reserved_slots(self, new_tokens: int) -> int:

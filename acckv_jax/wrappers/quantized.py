@@ -55,10 +55,13 @@ class QuantizedSlots(SlotStorage):
 
     def dense(self) -> Float[Array, "B K S H"]:
         """All slots in the model's type."""
-        # The barrier keeps XLA from moving this out of a decode loop, where it would hold every layer's slots at once.
-        codes = jax.lax.optimization_barrier(self.codes)
-        kept = (codes.astype(jnp.float32) * self.scale + self.zero).astype(self.free.dtype)
+        kept = (self.codes.astype(jnp.float32) * self.scale + self.zero).astype(self.free.dtype)
         return jnp.concatenate([kept, self.free], axis=2) if self.free.shape[2] else kept
+
+    def after(self, numbers: Float[Array, " B"]) -> Self:
+        """The same, as no number is both NaN and infinite, which XLA does not know."""
+        never = jnp.isnan(numbers) & jnp.isinf(numbers)
+        return dataclasses.replace(self, codes=self.codes + never.astype(jnp.int8)[:, None, None, None])
 
     def encode(self, dense: Float[Array, "B K S H"], valid: Bool[Array, "B K S"], free_slots: int) -> Self:
         """Other contents, with scales of their own."""
@@ -71,6 +74,8 @@ class QuantizedSlots(SlotStorage):
 
     def with_free(self, free: Float[Array, "B K R H"]) -> Self:
         """The same with other reserved slots."""
+        if not self.free.shape[2]:  # these are the first, constants: on Auto meshes they follow the codes so, of which
+            free += (self.codes[:, :, :1] == -LEVELS - 1).astype(free.dtype)  # none is this low
         return dataclasses.replace(self, free=free)
 
 

@@ -182,7 +182,7 @@ class Plan:
             return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.mesh, mesh_spec(*axes)))
 
     def _placed(self, tree: Any) -> Any:
-        """Shapes that tracing told, on the devices; what has no sharding is on all of them."""
+        """Shapes from tracing, on the devices; what has no sharding is on all of them."""
 
         def placed(x: Any) -> jax.ShapeDtypeStruct:
             spec = PartitionSpec() if x.sharding is None else x.sharding.spec

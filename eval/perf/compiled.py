@@ -36,7 +36,7 @@ class Compiled:
     Attributes:
         fits: whether the compiler found room for it.
         needs: arguments and outputs (donated ones once), temporaries and code; what the compiler asked for if it does
-            not fit, of which it then tells no more.
+            not fit, of which it then says no more.
         arguments: what is handed to it, weights included.
         outputs: what it returns.
         donated: outputs that take the place of arguments.
@@ -60,7 +60,7 @@ class Compiled:
 
 
 def compiled(lowered: jax.stages.Lowered) -> Compiled:
-    """Compiles a program and reads what the compiler tells; a program that is too large for the device is an answer.
+    """Compiles a program and reads what the compiler reports; a program that is too large for the device is an answer.
 
     Raises:
         jax.errors.JaxRuntimeError: if the compiler fails for another reason.

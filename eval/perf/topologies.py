@@ -26,7 +26,7 @@ MEMORY = {
     "TPU v6 lite": 31.25,
     "TPU7x": 94.75,
 }
-"""GiB of a device's memory that programs may use, by kind of device: as libtpu 0.0.42 tells when it refuses one."""
+"""GiB of a device's memory that programs may use, by kind of device: as libtpu 0.0.42 says when it refuses one."""
 QUIET = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",

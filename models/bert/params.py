@@ -207,8 +207,8 @@ def open_bert(
             setattr(module, part, None)
         return module
 
-    told = section.values | {"architectures": hf_config(config, chosen)["architectures"]}
-    source = Source(checkpoint, make, found, told, ignore=(*PRETRAINING, *others))
+    values = section.values | {"architectures": hf_config(config, chosen)["architectures"]}
+    source = Source(checkpoint, make, found, values, ignore=(*PRETRAINING, *others))
     return BertSource(source, model, missing)
 
 

@@ -23,7 +23,7 @@ ROPE_KEYS = ("rope_type", "type", "rope_theta", "mrope_section")
 class Section:
     """An object of a config.json, which knows where it stands in the file.
 
-    What is missing or of the wrong type is noted and told by `check`, everything at once; until then a stand-in (an
+    What is missing or of the wrong type is noted and reported by `check`, all at once; until then a stand-in (an
     empty value of the asked type) is returned. `reading` calls `check`.
 
     Attributes:
@@ -142,8 +142,8 @@ def _other_folder(folder: Path) -> str:
 def reading(folder: Path) -> Iterator[Section]:
     """`read_config`, for a ``with`` block that reads all it needs of it.
 
-    At the block's end everything missing or of the wrong type is told in one sentence. Where the block fails on the
-    stand-ins for such values, that sentence is told instead of the failure.
+    At the block's end everything missing or of the wrong type is reported in one sentence. Where the block fails on the
+    stand-ins for such values, that sentence is raised instead of the failure.
 
     Raises:
         UserError: as `read_config`; and if anything that was read in the block is missing or of the wrong type.

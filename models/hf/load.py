@@ -100,8 +100,8 @@ def _matched(
         "of a wrong shape": misshapen,
         "not of a floating type (float32, float16, bfloat16)": mistyped,
     }
-    if told := [f"{len(names)} {what}: {listing(names)}" for what, names in problems.items() if names]:
-        raise UserError(f"The tensors in {checkpoint.folder} do not fit its config.json: {'; '.join(told)}.")
+    if listed := [f"{len(names)} {what}: {listing(names)}" for what, names in problems.items() if names]:
+        raise UserError(f"The tensors in {checkpoint.folder} do not fit its config.json: {'; '.join(listed)}.")
     return found
 
 

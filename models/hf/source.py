@@ -69,7 +69,7 @@ class Source:
     def _dtypes(self) -> set[np.dtype]:
         names = {full: full.removeprefix(self.prefix) for full in self.checkpoint.tensors}
         kinds = {stored.dtype for full, stored in self.checkpoint.tensors.items() if names[full] in self.tensors}
-        return kinds & FLOATS  # of others, and of none, `load` tells
+        return kinds & FLOATS  # others, and none, are reported by `load`
 
     def load(self, dtype: jnp.dtype) -> tuple[nnx.GraphDef, Params]:
         """The module's graph definition and its parameters, divided over the mesh that is set (`jax.set_mesh`), if any.

@@ -70,7 +70,7 @@ def fetch_archive(
         package: name on the index.
         version: exact version.
         sha256: expected hash of the archive, where the caller knows it.
-        progress: told about the download.
+        progress: called while downloading.
 
     Raises:
         UserError: if the archive cannot be downloaded, or is not the expected one.

@@ -7,7 +7,7 @@ memory.
 
 What cannot be read is an error in one sentence, not a shorter clip: a file that was cut short is refused, since an
 answer about half a clip would look like an answer about all of it. What players do without as well (single damaged
-packets, a track that cannot be read beside one that can) is left out and told in `Media.notes`.
+packets, a track that cannot be read beside one that can) is left out and named in `Media.notes`.
 """
 
 import math
@@ -24,6 +24,7 @@ from jaxtyping import Float, UInt8
 from models.errors import UserError
 from models.media.demux import Decoded, Progress, decode, open_container
 from models.media.packets import FrameTimes, Track, scan
+from models.media.paths import clip_path
 from models.media.pictures import (
     Flatten,
     animation_frames,
@@ -43,7 +44,7 @@ __all__ = ["Media", "Outline", "Progress", "Sampling", "read_clip"]
 MAX_SECONDS = 3 * 3600
 JITTER = 1e-3  # seconds by which containers round timestamps
 TIMED = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "flac"})
-"""Containers whose headers tell how long each track is; elsewhere it is an estimate, or a placeholder."""
+"""Containers whose headers say how long each track is; elsewhere it is an estimate, or a placeholder."""
 MISSING = 0.5  # seconds by which a track may end before its header says
 UNREAD, LITTLE = 0.2, 1 << 14  # share and bytes that may follow the last packet of a transport stream
 DAMAGED = 0.05  # share of packets that may be damaged before the file is refused
@@ -114,15 +115,15 @@ def read_clip(path: str | Path, sampling: Sampling = Sampling(), *, progress: Pr
         path: a file; or a folder or a glob pattern of pictures, which are taken in the order of the numbers in their
             names.
         sampling: which frames are read, and at what size (large files of large frames need much memory).
-        progress: told how far decoding is.
+        progress: called with how far decoding is.
 
     Raises:
-        UserError: there is no such file, it is empty, not a media file, damaged, truncated, encrypted, longer than
+        UserError: as `clip_path`; it is empty, not a media file, damaged, truncated, encrypted, longer than
             three hours or than the model takes.
     """
     if sampling.fps <= 0:
         raise UserError(f"Cannot sample {sampling.fps} frames per second; choose a number above 0, such as 1.")
-    path = Path(path)
+    path = clip_path(path)
     try:
         return _read(path, sampling, progress)
     except MemoryError as error:

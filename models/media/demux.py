@@ -203,7 +203,7 @@ def decode(
         tracks: at most one of each kind.
         numbers: of the frames to keep, ascending.
         resize: from a decoded frame to what is kept.
-        progress: told how far decoding is.
+        progress: called with how far decoding is.
     """
     streams = [container.streams[track.stream] for track in tracks]
     for stream in streams:

@@ -1,9 +1,9 @@
 """When everything in a clip is on: one pass over its packets, without decoding.
 
-Headers only guess at frame rates and counts; the packets' own times tell. What is known afterwards is which frames are
-visible (edit lists hide some), when each of them is on, where clocks start anew (recordings that were joined), how long
-each track lasts, and which packets arrived incomplete. So frames can be chosen, and clips that are too long be refused,
-before anything is decoded.
+Headers only guess at frame rates and counts; the packets' own times decide. What is known afterwards is which frames
+are visible (edit lists hide some), when each of them is on, where clocks start anew (recordings that were joined), how
+long each track lasts, and which packets arrived incomplete. So frames can be chosen, and clips that are too long be
+refused, before anything is decoded.
 """
 
 import math
@@ -42,7 +42,7 @@ class FrameTimes:
         starts: seconds at which each frame appears, ascending.
         end: the second at which the last one disappears.
         rate: frames per second: exact where they are evenly spaced, else their number by the time they last. None
-            where a single frame does not tell.
+            where a single frame does not show it.
     """
 
     starts: Float[np.ndarray, " n"]
@@ -55,7 +55,7 @@ class FrameTimes:
 
 @dataclass(frozen=True)
 class Track:
-    """What the packets of a stream tell.
+    """What the packets of a stream say.
 
     Attributes:
         stream: number of the stream in its container.
@@ -181,7 +181,7 @@ class _Clock:
 
     Attributes:
         times: of presentation, of each packet.
-        counted: whether the file tells no times of presentation, so that decoding times stand for them.
+        counted: whether the file has no times of presentation, so that decoding times stand for them.
         leaps: seconds from the decoding time of each packet to that of the next one.
         overtaken: whether the next one is also earlier than what came some packets before it.
     """

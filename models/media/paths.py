@@ -1,5 +1,6 @@
 """Clips by name: what is a file on this machine, and what else a name may be."""
 
+import glob
 import os
 import re
 from pathlib import Path
@@ -17,8 +18,8 @@ def clip_path(clip: str | Path) -> Path:
         clip: as typed; a file, a folder or a pattern.
 
     Raises:
-        UserError: if the name is empty, a URL, no name that a file can have, of something that can be read only once,
-            or of what the user may not read.
+        UserError: if there is no such file, the name is empty, a URL, no name that a file can have, of something that
+            can be read only once, or of what the user may not read.
     """
     text = str(clip)
     if not text.strip():
@@ -35,6 +36,10 @@ def clip_path(clip: str | Path) -> Path:
             next(path.iterdir(), None)
         elif path.is_file():
             path.open("rb").close()
+        elif path.is_symlink():
+            raise UserError(f"{path} is a link to a file that is not there; name the file itself.")
+        elif not glob.glob(text):
+            raise UserError(f"There is no file {path}; check the path.")
     except PermissionError as error:
         raise UserError(f"{path} may not be read by this user; change its permissions, or copy it.") from error
     except OSError as error:

@@ -62,10 +62,8 @@ def find_pictures(path: Path) -> tuple[list[Path], tuple[str, ...]]:
         note = f"{path} also holds files that are not read as pictures: {', '.join(others[:8])}"
         return pictures, (f"{note}{' and more' if len(others) > 8 else ''}.",) if others else ()
     files = [p for p in map(Path, glob.glob(str(path))) if p.is_file()]
-    if path.is_symlink():
-        raise UserError(f"{path} is a link to a file that is not there; name the file itself.")
     if not files:
-        raise UserError(f"There is no file {path}; check the path.")
+        raise UserError(f"The pattern {path} finds folders only; make it find pictures.")
     if others := [p for p in files if p.suffix.lower() not in SUFFIXES]:
         raise UserError(f"The pattern {path} also finds {others[0].name}, which is no picture; make it narrower.")
     return sorted(files, key=natural), ()

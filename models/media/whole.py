@@ -73,7 +73,7 @@ def promised_size(file: BinaryIO, found: int) -> int | None:
 
 
 def is_fragmented(path: Path) -> bool:
-    """Whether an mp4 file is a series of fragments, whose header tells no duration, or that of all fragments."""
+    """Whether an mp4 file is a series of fragments, whose header has no duration, or that of all fragments."""
     with path.open("rb") as file:
         return any(kind == b"moof" for kind, _ in boxes(file, path.stat().st_size))
 

@@ -136,7 +136,7 @@ class ThinkerConfig:
 
         Args:
             section: of the thinker.
-            tied: whether the output head is the embeddings. (The `tie_word_embeddings` of `text_config` tells nothing:
+            tied: whether the output head is the embeddings. (The `tie_word_embeddings` of `text_config` says nothing:
                 it says true by default, beside a head in the file.)
 
         Raises:
@@ -146,7 +146,7 @@ class ThinkerConfig:
         vision = VisionConfig.from_hf(section.section("vision_config"))
         audio = AudioConfig.from_hf(section.section("audio_config"))
         section.section("vision_config").only("in_channels", 3)
-        if text.hidden_size > 0:  # else that alone is told
+        if text.hidden_size > 0:  # else that alone is reported
             section.section("vision_config").only("out_hidden_size", text.hidden_size)
             section.section("audio_config").only("output_dim", text.hidden_size)
         numbers = [*_IDS, "position_id_per_seconds", "seconds_per_chunk"]

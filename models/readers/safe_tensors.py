@@ -1,4 +1,4 @@
-"""safetensors files, read lazily: the header tells where each tensor lies.
+"""safetensors files, read lazily: the header says where each tensor lies.
 
 Layout (https://huggingface.co/docs/safetensors): the header's length in 8 bytes, the header as JSON, the values. The
 `safetensors` package maps a whole file into memory; here a slice is read without the rest.

@@ -62,7 +62,7 @@ class SmolAVModel(OverDecoder):
 
     @classmethod
     def load(cls, folder: Path | None = None, progress: DownloadProgress | None = None) -> Self:
-        """Loads the embedded model, or one exported to `folder`; `progress` is told of downloads.
+        """Loads the embedded model, or one exported to `folder`; `progress` is called while downloading.
 
         Raises:
             UserError: if weights cannot be fetched or read.

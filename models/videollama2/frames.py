@@ -18,7 +18,7 @@ def load_clip(clip: Path, side: int, count: int, progress: Progress | None = Non
         clip: the file, or a folder or pattern of pictures.
         side: of the squares, in pixels.
         count: how many frames are seen of a clip of more than one picture.
-        progress: told how far decoding is.
+        progress: called with how far decoding is.
 
     Raises:
         UserError: it cannot be read.

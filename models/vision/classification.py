@@ -38,7 +38,7 @@ def check_stem(stem: str) -> None:
 
 
 def hf_classes(section: Section) -> int:
-    """Number of classes that a config.json tells, by their names."""
+    """Number of classes that a config.json names."""
     return len(section.get("id2label", dict, {})) or HF_LABELS
 
 

@@ -90,8 +90,8 @@ class MobileNetV2Config:
         )
         first = config.plan.blocks[0]
         if first.features_in == first.features_out:  # here the block adds its input, in transformers it never does
-            told = f"{section.path('depth_multiplier')} is {config.width}, but must be at least 0.28"
-            section.problem(told, None)
+            text = f"{section.path('depth_multiplier')} is {config.width}, but must be at least 0.28"
+            section.problem(text, None)
         return config
 
     @property

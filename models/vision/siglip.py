@@ -59,7 +59,7 @@ class SiglipConfig:
     def from_hf(cls, section: Section) -> Self:
         """Reads a vision_config; what Hugging Face's format leaves out there has the published default.
 
-        `check` the section afterwards (`reading` does): it tells of another activation, and of a missing pooling head.
+        `check` the section afterwards (`reading` does): it reports another activation, and a missing pooling head.
         """
         section.only("hidden_act", "gelu_pytorch_tanh")
         section.only("vision_use_head", True)

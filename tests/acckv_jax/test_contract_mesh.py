@@ -1,5 +1,6 @@
 """The contract on 8 devices (rule 8 of docs/cache.md): same results, shardings kept, no K or V moved."""
 
+import dataclasses
 import functools
 import math
 import re
@@ -27,7 +28,6 @@ from tests.acckv_jax.contract_cases import (
     run_episode,
     scored_by,
 )
-from tests.acckv_jax.foreign_llama import Llama
 from tests.acckv_jax.test_contract import assert_same_cache, is_quantized
 from tests.tiers import quick_first, quick_only
 from tests.tolerances import FP32, QUANTIZED
@@ -118,7 +118,7 @@ def test_rule_8_the_decode_loop_on_a_mesh_equals_one_device(name, kind):
 
 @pytest.mark.parametrize("name", quick_first(["streaming_llm", "acckv_plus_every_4"]))
 def test_rule_8_heads_that_do_not_divide_are_replicated(name):
-    model = Llama(heads=6, kv_heads=3)
+    model = dataclasses.replace(MODEL, heads=6, kv_heads=3)
     params, inputs = params_of(model), random_inputs(model)
     expected = run_episode(model, CONTRACT[name], params, inputs)
     with set_mesh("explicit"):

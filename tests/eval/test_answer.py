@@ -13,7 +13,7 @@ from rich.console import Console
 
 import models.answering
 from acckv_jax import POLICIES, CacheBytes, Full
-from eval.answer import Options, main, parse_budget, run
+from eval.answer import DEMO, Options, main, parse_budget, run
 from eval.answering import Answered
 from eval.report import answer_tables
 from models.errors import UserError
@@ -170,8 +170,8 @@ def test_mistakes_are_one_sentence(arguments, sentence, small_model, clip):
     ("arguments", "sentence"),
     [
         (["missing.mp4", "What?"], "There is no file missing.mp4"),
-        (["missing.mp4", "What?", "--model", "gpt"], "Unknown model 'gpt'"),
-        (["missing.mp4", "What?", "--model", "Qwen/Qwen2.5-Omni-7B"], "hf download Qwen/Qwen2.5-Omni-7B --local-dir"),
+        ([str(DEMO / "demo.mp4"), "What?", "--model", "gpt"], "Unknown model 'gpt'"),
+        ([str(DEMO / "demo.mp4"), "What?", "--model", "Qwen/Qwen2.5-Omni-7B"], "hf download Qwen/Qwen2.5-Omni-7B"),
     ],
 )
 def test_the_command_exits_with_2(arguments, sentence, capsys):

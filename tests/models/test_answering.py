@@ -1,5 +1,6 @@
 """Clips as values, and answers about them: alone, among others, in a conversation, sampled, streamed."""
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -19,6 +20,7 @@ from tests.tiers import quick_first, quick_only
 
 CLIP = FOLDER / "demo" / "demo.mp4"
 QUESTIONS = ("What is shown second?", "Which number is spoken last?")
+TOKENS = 6  # everywhere, so that programs are shared
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def media(seconds, seed=0):
 @pytest.mark.parametrize("name", quick_only(POLICIES, ("snapkv",)))
 def test_a_question_gets_the_same_answer_alone_and_among_others(name, model, clip):
     budget = 1.0 if name == "full" else 0.2
-    ask = functools.partial(models.answer, model, policy=kv.make_policy(name, budget=budget), max_new_tokens=6)
+    ask = functools.partial(models.answer, model, policy=kv.make_policy(name, budget=budget), max_new_tokens=TOKENS)
     alone = ask(CLIP, QUESTIONS[1])
     ask(clip, QUESTIONS[0])
     (prefill,) = clip.prefills
@@ -56,7 +58,7 @@ def test_a_question_gets_the_same_answer_alone_and_among_others(name, model, cli
 
 
 def test_bytes_are_what_the_budget_promises(model):
-    found = models.answer(model, CLIP, QUESTIONS[0], max_new_tokens=4)  # the default keeps a fifth
+    found = models.answer(model, CLIP, QUESTIONS[0], max_new_tokens=TOKENS)  # the default keeps a fifth
     bucket = bucket_length(sum(found.prompt_tokens.values()))
     decoder = model.config.decoder
     slot = 2 * decoder.num_hidden_layers * decoder.num_key_value_heads * decoder.head_dim * 4
@@ -69,13 +71,13 @@ def test_sound_alone_and_pictures_alone(layout, model):
     both = media(3)
     for shown, absent in ((Media(both.frames, None), "audio"), (Media(None, both.audio), "video")):
         policy = kv.AccKV(budget=0.6)
-        found = models.answer(model, shown, "What?", policy=policy, max_new_tokens=2, layout=layout)
+        found = models.answer(model, shown, "What?", policy=policy, max_new_tokens=TOKENS, layout=layout)
         assert found.prompt_tokens[absent] == 0 and sum(found.prompt_tokens.values()) > 30
 
 
 def test_a_conversation_is_what_reading_all_of_it_gives(model, clip):
     """Nothing pruned: the answer's last token, the end of its turn and the question follow the cached tokens."""
-    ask = functools.partial(models.answer, model, max_new_tokens=5)
+    ask = functools.partial(models.answer, model, max_new_tokens=TOKENS)
     first = ask(clip, QUESTIONS[0], policy=kv.Full())
     second = ask(clip, QUESTIONS[1], follow_up=first)
     other = ask(clip, "What is heard?", follow_up=first)
@@ -83,8 +85,8 @@ def test_a_conversation_is_what_reading_all_of_it_gives(model, clip):
     history = clip.prompt.then(model.encode_question(QUESTIONS[0])).then(model.embed_text(first.token_ids[:-1]))
     for question, found in ((QUESTIONS[1], second), ("What is heard?", other)):
         whole = history.then(model.encode_next_question(first.token_ids[-1:], question))
-        reading = answering.read_alone(model, whole, question, kv.Full(), 5)
-        *_, expected = answering.write_answer(model, reading, 5)
+        reading = answering.read_alone(model, whole, question, kv.Full(), TOKENS)
+        *_, expected = answering.write_answer(model, reading, TOKENS)
         assert found.token_ids == expected.token_ids
         assert int(found.state.cache.length[0]) == len(whole) + len(found.token_ids) - 1
     third = ask(None, "Why?", follow_up=second)
@@ -92,7 +94,7 @@ def test_a_conversation_is_what_reading_all_of_it_gives(model, clip):
 
 
 def test_a_conversation_stays_on_the_pruned_cache(model, clip):
-    ask = functools.partial(models.answer, model, max_new_tokens=4)
+    ask = functools.partial(models.answer, model, max_new_tokens=TOKENS)
     first = ask(clip, QUESTIONS[0], policy=kv.SnapKV(budget=0.2))
     second = ask(clip, QUESTIONS[1], follow_up=first)
     assert second.policy == first.policy and second.prompt_tokens["video"] == 0
@@ -109,7 +111,7 @@ def test_the_rest_of_an_answer_stands_before_the_next_question(model):
 
 
 def test_draws_come_from_the_seed(model, clip):
-    ask = functools.partial(models.answer, model, clip, QUESTIONS[0], sampler=kv.Sample(2.0, 50), max_new_tokens=8)
+    ask = functools.partial(models.answer, model, clip, QUESTIONS[0], sampler=kv.Sample(2.0, 50), max_new_tokens=TOKENS)
     first, again, other = ask(seed=1), ask(seed=1), ask(seed=2)
     assert first.token_ids == again.token_ids != other.token_ids
 
@@ -120,7 +122,9 @@ def test_clips_one_after_the_other(layout, model):
     first, second = media(3), media(2, seed=1)
     joined = Media(np.concatenate([first.frames, second.frames]), None)
     apart = [Media(clip.frames, None) for clip in (first, second)]
-    ask = functools.partial(models.answer, model, question="What?", policy=kv.Full(), layout=layout, max_new_tokens=6)
+    ask = functools.partial(
+        models.answer, model, question="What?", policy=kv.Full(), layout=layout, max_new_tokens=TOKENS
+    )
     assert ask(clip=apart).token_ids == ask(clip=joined).token_ids != ask(clip=apart[::-1]).token_ids
     both = model.encode_media([first, second], layout)
     assert both.count(kv.Modality.VIDEO) == 5 * 16 and both.count(kv.Modality.AUDIO) == 50
@@ -149,7 +153,7 @@ def test_damage_is_told(model):
 
 
 def test_mistakes_are_one_sentence(model, clip):
-    first = models.answer(model, clip, QUESTIONS[0], policy=kv.Knorm(budget=0.5), max_new_tokens=2)
+    first = models.answer(model, clip, QUESTIONS[0], policy=kv.SnapKV(budget=0.2), max_new_tokens=TOKENS)
     for arguments, sentence in (
         ({"clip": clip, "max_new_tokens": 0}, "max_new_tokens must be at least 1"),
         ({"clip": clip, "layout": "blocks"}, "encoded already"),
@@ -164,6 +168,6 @@ def test_mistakes_are_one_sentence(model, clip):
         with pytest.raises(UserError, match=sentence):
             models.answer(model, question="What?", **arguments)
     with pytest.raises(UserError, match="encode it anew"):
-        models.answer(small_smolav(), clip, "What?")
+        models.answer(dataclasses.replace(model), clip, "What?")
     with pytest.raises(UserError, match="question is empty"):
         models.answer(model, None, " ", follow_up=first)

@@ -13,7 +13,8 @@ from models.media.paths import clip_path
 
 def test_files_folders_and_patterns_are_paths(tmp_path):
     (tmp_path / "a [dQw4].mp4").write_bytes(b"x")
-    for name in (tmp_path, tmp_path / "a [dQw4].mp4", tmp_path / "*.png", tmp_path / "missing.mp4"):
+    (tmp_path / "1.png").write_bytes(b"x")
+    for name in (tmp_path, tmp_path / "a [dQw4].mp4", tmp_path / "*.png"):
         assert clip_path(name) == clip_path(str(name)) == name
 
 
@@ -26,12 +27,20 @@ def test_files_folders_and_patterns_are_paths(tmp_path):
         (Path("https://example.org/a.mp4"), "is a URL"),
         ("What is shown in this clip, and who is heard? " * 8, "the clip comes first, then the questions"),
         ("a\0b.mp4", "No file can be called"),
+        ("missing.mp4", "There is no file missing.mp4; check the path"),
+        ("missing/*.png", r"There is no file missing/\*.png"),
         ("/dev/null", "is a pipe or a device"),
     ],
 )
 def test_other_names_are_told(clip, sentence):
     with pytest.raises(UserError, match=sentence):
         clip_path(clip)
+
+
+def test_a_link_to_nothing_is_told(tmp_path):
+    (tmp_path / "clip.mp4").symlink_to(tmp_path / "moved.mp4")
+    with pytest.raises(UserError, match="is a link to a file that is not there"):
+        clip_path(tmp_path / "clip.mp4")
 
 
 def test_a_pipe_is_told(tmp_path):

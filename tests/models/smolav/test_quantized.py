@@ -51,4 +51,4 @@ def test_largest_error_of_attention_outputs():
     errors = [np.sqrt(np.mean((stored - plain) ** 2) / np.mean(plain**2)) for plain, stored in found]
     assert max(errors) <= LARGEST
     elements = [np.abs(stored - plain).max() / np.sqrt(np.mean(plain**2)) for plain, stored in found]
-    assert max(elements) <= 0.3
+    assert max(elements) <= 0.6
