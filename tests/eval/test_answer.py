@@ -200,6 +200,7 @@ def test_nothing_typed_or_answered_is_markup():
     assert out.getvalue().count(text) == 2 and "Title [dQw4].mp4" in out.getvalue()
 
 
+@pytest.mark.complete
 @pytest.mark.packaging
 def test_output_in_ascii():
     command = [sys.executable, "-m", "eval.answer", "caf\u00e9.mp4", "What?"]
