@@ -86,6 +86,10 @@ class Decoder:
     step: StepFn
     num_layers: int
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.num_layers, int) or self.num_layers < 1:
+            raise ValueError(f"num_layers is how many layers call attend, at least 1, not {self.num_layers!r}.")
+
 
 def check_decoder(decoder: Any) -> None:
     """Checks that a decoder is one.

@@ -166,6 +166,10 @@ def start_decoding(
     """
     key, draw = jax.random.split(key)
     token = sampler(logits, draw)
+    if token.shape != logits.shape[:1]:
+        raise ValueError(
+            f"the sampler returned tokens of shape {token.shape}, not one for each row, {logits.shape[:1]}."
+        )
     return DecodeState(cache, token, ~_ended(token, stop_token_ids), key)
 
 

@@ -1,7 +1,8 @@
 """Prompt in, tokens out: the library in one call."""
 
 import dataclasses
-from collections.abc import Iterator
+import operator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -12,11 +13,12 @@ from jaxtyping import Array, Float, Int
 from acckv_jax import jitted
 from acckv_jax.budget import count_tokens
 from acckv_jax.cache import CacheBytes, KVCache, cache_bytes, check_finite, kept_counts
-from acckv_jax.decoder import Decoder
-from acckv_jax.decoding import DecodeState, start_decoding
+from acckv_jax.decoder import Decoder, check_decoder
+from acckv_jax.decoding import DecodeState, decode_step, start_decoding
 from acckv_jax.modality import Prompt, bucket_length
-from acckv_jax.policy import CachePolicy
-from acckv_jax.sampling import Sampler, greedy
+from acckv_jax.policy import CachePolicy, check_policy
+from acckv_jax.prefill import check_positions
+from acckv_jax.sampling import Sampler, greedy, random_key
 
 CHUNK = 16
 """Decode steps between two looks at what was generated; one program serves any number of new tokens."""
@@ -31,7 +33,7 @@ class Generation:
         num_tokens: [B] how many of them belong to the row, the stop token included.
         cache_bytes: of the pruned cache, before decoding.
         kept: per layer, slots of the pruned cache by modality, averaged over rows and KV heads.
-        state: where decoding stands. The next call takes it from `after`, and uses it up.
+        state: where decoding stands; the next call takes it from `after`.
 
     Example:
         >>> import acckv_jax as kv
@@ -81,7 +83,7 @@ def generate(
         positions: rotary positions, if they are not 0..T-1.
         delta: [B] position of the first new token minus its index, if not 0.
         after: the answer that this prompt follows. The prompt is then appended to its pruned cache, after the last
-            token generated, and nothing more is dropped.
+            token generated, and nothing more is dropped. Several prompts may follow one answer.
 
     Raises:
         ValueError: if the budget is too small for the prompt, values are not finite, or a number is out of range.
@@ -100,7 +102,9 @@ def generate(
         >>> second.state.cache.length.tolist()  # 64 + 4 + 8 + 3: the last token is not in the cache yet
         [79]
     """
-    key = jax.random.key(seed)
+    check_decoder(decoder)
+    check_policy(policy)
+    key, stop_token_ids = random_key(seed), _token_ids(stop_token_ids)
     logits, cache = read(
         decoder, params, inputs, prompt, policy, max_new_tokens, positions=positions, delta=delta, after=after
     )
@@ -131,13 +135,18 @@ def read(
     Raises:
         ValueError: as `generate`.
     """
+    if not isinstance(prompt, Prompt):
+        raise ValueError(f"a prompt is made by make_prompt(modality, length), and not a {type(prompt).__name__}.")
+    if after is not None and not isinstance(after, Generation):
+        raise ValueError(f"after is what an earlier generate returned, and not a {type(after).__name__}.")
+    check_positions(positions, prompt)
     inputs, prompt, positions = _in_bucket(inputs, prompt, positions)
     more = {"reserved_slots": reserved_slots(policy, max_new_tokens), "positions": positions, "delta": delta}
     if after is None:
         policy.check(count_tokens(prompt))
         return jitted.prefill(decoder, params, inputs, prompt, policy, **more)
     state, active = after.state, jnp.ones_like(after.state.active)
-    _, cache = jitted.decode_step(decoder, params, state.token, state.cache, policy.while_decoding(), active)
+    _, cache = _append(decoder, params, state.token, state.cache, policy.while_decoding(), active)
     return jitted.extend(decoder, params, inputs, prompt, cache, policy, **more)
 
 
@@ -185,9 +194,20 @@ def reserved_slots(policy: CachePolicy, max_new_tokens: int) -> int:
     Raises:
         ValueError: if `max_new_tokens` is below 1.
     """
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}.")
+    if not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1 token, not {max_new_tokens!r}.")
     return policy.reserved_slots(-(-max_new_tokens // CHUNK) * CHUNK)
+
+
+_append = jax.jit(decode_step, static_argnames=("decoder", "policy"))
+"""Unlike `jitted.decode_step` it leaves the cache to other prompts that may follow the same answer."""
+
+
+def _token_ids(ids: Iterable[int]) -> tuple[int, ...]:
+    try:
+        return tuple(operator.index(one) for one in ids)
+    except TypeError:
+        raise ValueError(f"stop_token_ids are several token ids, such as (2,), not {ids!r}.") from None
 
 
 def _in_bucket(inputs: Any, prompt: Prompt, positions: Array | None) -> tuple[Any, Prompt, Array | None]:

@@ -119,13 +119,9 @@ class CachePolicy:
     """Inputs beside q, k and v that the decoder must hand to `attend`, by name (see `acckv_jax.decoder.Attend`)."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.budget, np.integer | np.floating):
-            object.__setattr__(self, "budget", self.budget.item())
+        check_options(self)
         check_budget(self.budget)
         object.__setattr__(self, "is_fraction", isinstance(self.budget, float))
-        for option in dataclasses.fields(self):
-            if option.init and option.name != "budget":
-                check_option(option.name, getattr(self, option.name), option.type)
         if self.evict_every < 0:
             raise ValueError(
                 f"evict_every is a number of decode steps, or 0 for no pruning in between, not {self.evict_every}."
@@ -142,12 +138,23 @@ class CachePolicy:
             ValueError: naming the smallest budget that would do.
         """
         for budget in self.budgets:
-            check_slots(budget, counts, *self.needed_slots(counts))
+            try:
+                check_slots(budget, counts, *self.needed_slots(counts))
+            except ValueError as error:
+                of_layer = f" This is one layer's share of the budget {self.budget}." if budget != self.budget else ""
+                raise ValueError(f"{error}{of_layer}") from None
 
     @property
     def budgets(self) -> tuple[Budget, ...]:
         """The budgets of the layers, each once."""
         return (self.budget,)
+
+    def check_layers(self, num_layers: int) -> None:
+        """Checks the policy against a decoder of so many layers.
+
+        Raises:
+            ValueError: if it is made for another number.
+        """
 
     def needed_slots(self, counts: TokenCounts) -> tuple[np.ndarray | int, str]:
         """Slots [B] that the policy cannot do without, and what needs them, as the beginning of a sentence."""
@@ -280,6 +287,30 @@ def keep(layer: LayerCache, chosen: Bool[Array, "B K S"], context: Context) -> L
     return dataclasses.replace(small, budget=context.budget)
 
 
+def check_policy(policy: Any) -> None:
+    """Checks that a policy is one.
+
+    Raises:
+        ValueError: if it is, for instance, a name or a class.
+    """
+    if not isinstance(policy, CachePolicy):
+        raise ValueError(f"a policy is an object such as SnapKV(budget=0.2), or make_policy(name), not {policy!r}.")
+
+
+def check_options(policy: CachePolicy) -> None:
+    """Checks the options of a policy or wrapper against their annotations; NumPy's numbers become Python's.
+
+    Raises:
+        ValueError: naming the option and what it may be.
+    """
+    for option in dataclasses.fields(policy):
+        value = getattr(policy, option.name) if option.init else None
+        if isinstance(value, np.integer | np.floating):
+            object.__setattr__(policy, option.name, value.item())
+        if option.init and option.name not in ("budget", "inner"):
+            check_option(option.name, getattr(policy, option.name), option.type)
+
+
 def check_option(name: str, value: Any, kind: Any) -> None:
     """Checks an option's value against its annotation: a type, a union of types, or a Literal.
 
@@ -290,9 +321,17 @@ def check_option(name: str, value: Any, kind: Any) -> None:
         if value not in get_args(kind):
             raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(get_args(kind))}.")
         return
+    if get_origin(kind) is tuple:
+        if not isinstance(value, tuple | list):
+            raise ValueError(f"{name} must be several values, such as ({', '.join(['1'] * 2)}), not {value!r}.")
+        for one in value:
+            check_option(name, one, get_args(kind)[0])
+        return
     kinds = get_args(kind) or (kind,)
     allowed = (*kinds, int) if float in kinds else kinds
     known = isinstance(value, allowed) and isinstance(value, bool) == (bool in kinds)
-    if not known or (isinstance(value, float) and math.isnan(value)):
+    if known and isinstance(value, int) and abs(value) >= 2**31:
+        raise ValueError(f"{name} must be a number of at most 31 bits, not {value}.")
+    if not known or (isinstance(value, float) and not math.isfinite(value)):
         names = " or ".join("None" if k is types.NoneType else k.__name__ for k in kinds)
         raise ValueError(f"{name} must be a proper {names}, not {value!r}.")

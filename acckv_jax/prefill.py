@@ -20,7 +20,7 @@ from acckv_jax.attention import QueryWeights, attend
 from acckv_jax.cache import KVCache, LayerCache, append, flagged, full_layer, reserve, store_like, widen, with_mass
 from acckv_jax.decoder import Decoder, check_decoder
 from acckv_jax.modality import Prompt
-from acckv_jax.policy import CachePolicy, Context
+from acckv_jax.policy import CachePolicy, Context, check_policy
 from acckv_jax.queries import UNFINISHED, Queries, QuerySet
 
 TOKENWISE = ("hidden_states", "unrotated_q")
@@ -108,7 +108,10 @@ def prefill(
         [48, 48]
     """
     check_decoder(decoder)
+    check_policy(policy)
+    policy.check_layers(decoder.num_layers)
     _check_reserved(reserved_slots)
+    check_positions(positions, prompt)
     queries = _queries(prompt, jnp.zeros_like(prompt.length), prompt.length)
     weights = _weights(policy.queries, queries)
     rows = KVCache((), prompt.length, jnp.zeros_like(prompt.length) if delta is None else delta)
@@ -181,6 +184,9 @@ def score(
     """
     check_decoder(decoder)
     policies = tuple(policies)
+    for policy in policies:
+        check_policy(policy)
+    check_positions(positions, prompt)
     sets = tuple(dict.fromkeys(queries for policy in policies for queries in policy.queries))
     window = max((policy.window for policy in policies), default=0)
     if before is not None and (before.queries != sets or before.complete):
@@ -193,6 +199,8 @@ def score(
             f"{type(short[0]).__name__} looks at the last {short[0].window} tokens, and the last chunk has only "
             f"{prompt.modality.shape[1]}: split the prompt earlier, or choose a smaller window."
         )
+    if before is not None:
+        _check_rows(prompt, before.cache)
     start = jnp.zeros_like(prompt.length) if before is None else before.cache.length
     shift = jnp.zeros_like(start) if before is None else before.cache.delta
     total = start + prompt.length
@@ -255,6 +263,8 @@ def prune(scored: Scored, policy: CachePolicy, *, reserved_slots: int = 0) -> KV
         >>> [kv.prune(scored, kv.H2O(budget=budget)).layers[0].slots for budget in (0.5, 16)]
         [32, 16]
     """
+    check_policy(policy)
+    policy.check_layers(len(scored.cache.layers))
     _check_reserved(reserved_slots)
     if not scored.complete:
         raise ValueError("only a complete prompt can be pruned: the last call of score needs complete=True.")
@@ -404,7 +414,10 @@ def extend(
         (56, [72])
     """
     check_decoder(decoder)
+    check_policy(policy)
     _check_reserved(reserved_slots)
+    check_positions(positions, prompt)
+    _check_rows(prompt, cache)
     queries = _queries(prompt, cache.length, cache.length + prompt.length)
     ones = (QueryWeights(queries.valid.astype(jnp.float32)),) if policy.mass_queries is not None else ()
 
@@ -439,6 +452,25 @@ def _listed(sets: tuple[Any, ...]) -> str:
 def _check_reserved(reserved_slots: int) -> None:
     if reserved_slots < 0:
         raise ValueError(f"reserved_slots is a number of slots, at least 0, not {reserved_slots}.")
+
+
+def _check_rows(prompt: Prompt, cache: KVCache) -> None:
+    rows, others = prompt.length.shape[0], cache.length.shape[0]
+    if rows != others:
+        raise ValueError(f"the prompt has {rows} rows, and what it follows has {others}; they must be as many.")
+
+
+def check_positions(positions: Any, prompt: Prompt) -> None:
+    """Checks that positions are of the prompt's size.
+
+    Raises:
+        ValueError: if not.
+    """
+    if positions is not None and (positions.ndim not in (2, 3) or positions.shape[-2:] != prompt.modality.shape):
+        raise ValueError(
+            f"positions are [B, T] or [A, B, T] for a prompt of [B, T] = {list(prompt.modality.shape)} tokens, not of "
+            f"shape {list(positions.shape)}."
+        )
 
 
 def _needed(policies: tuple[CachePolicy, ...], given: dict[str, Array], queries: Queries) -> dict[str, Array]:

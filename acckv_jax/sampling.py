@@ -5,7 +5,11 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
+
+LEAST_TEMPERATURE = 1e-4
+"""Logits over less would leave float32's range."""
 
 
 @runtime_checkable
@@ -28,6 +32,17 @@ def greedy(logits: Float[Array, "B V"], key: Array) -> Int[Array, " B"]:
     return jnp.argmax(logits, -1).astype(jnp.int32)
 
 
+def random_key(seed: int) -> Array:
+    """The key of a seed.
+
+    Raises:
+        ValueError: unless it is a whole number from 0 to 2**32 - 1; jax would take others for one of these.
+    """
+    if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
+        raise ValueError(f"a seed is a whole number from 0 to 4294967295, not {seed!r}.")
+    return jax.random.key(int(seed))
+
+
 @dataclasses.dataclass(frozen=True)
 class Sample:
     """Draws from softmax(logits / temperature), of the `top_k` likeliest tokens if that is set.
@@ -35,7 +50,7 @@ class Sample:
     One key serves the batch, so what a row draws depends on its place in the batch.
 
     Attributes:
-        temperature: above 0.
+        temperature: at least 1e-4.
         top_k: number of tokens to draw from; None for all.
 
     Example:
@@ -49,10 +64,12 @@ class Sample:
     top_k: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, not {self.temperature}; for 0 use greedy.")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k must be at least 1, not {self.top_k}.")
+        if isinstance(self.temperature, str | bytes) or not LEAST_TEMPERATURE <= self.temperature:
+            raise ValueError(
+                f"temperature must be at least {LEAST_TEMPERATURE}, not {self.temperature!r}; for 0 use greedy."
+            )
+        if self.top_k is not None and (not isinstance(self.top_k, int | np.integer) or self.top_k < 1):
+            raise ValueError(f"top_k must be a number of tokens, at least 1, not {self.top_k!r}.")
 
     def __call__(self, logits: Float[Array, "B V"], key: Array) -> Int[Array, " B"]:
         """Draws one token per row."""

@@ -24,7 +24,7 @@ from eval.policies import build_policy, parse_budget
 from eval.report import answer_tables, summary
 from models import command
 from models.acckv_tau import TAU
-from models.answering import EncodedClip, question_prompt
+from models.answering import EncodedClip, checked_key, question_prompt
 from models.errors import UserError
 from models.interface import AVModel
 from models.media.paths import clip_path
@@ -94,6 +94,7 @@ def run(options: Options, out: Console, err: Console, load: Loader = models.load
         raise UserError(f"--max-new-tokens must be at least 1, not {options.max_new_tokens}.")
     if options.follow_up and (compare or options.stats):
         raise UserError("--follow-up is one conversation under one policy; leave out --compare and --stats.")
+    checked_key(options.seed)
     budget, sampler = choose_budget(options), choose_sampler(options)
     choose_policies(options, budget, compare=compare)  # mistakes are reported before a large model is loaded
     clips = [clip_path(text) for text in (clip, *options.clip_too)]

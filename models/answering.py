@@ -16,7 +16,7 @@ import numpy as np
 
 import acckv_jax as kv
 from acckv_jax.generate import reserved_slots, write
-from acckv_jax.sampling import Sampler
+from acckv_jax.sampling import Sampler, random_key
 from models.acckv_tau import TAU
 from models.batching import in_bucket
 from models.errors import UserError
@@ -182,6 +182,7 @@ def answer(
     """
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens must be at least 1, not {max_new_tokens}.")
+    checked_key(seed)
     if follow_up is not None:
         if policy not in (None, follow_up.policy):
             raise UserError("A follow-up question uses the policy of the answer before; leave the policy out.")
@@ -231,7 +232,7 @@ def question_prompt(
     prompt = clip.prompt.then(model.encode_question(question))
     check_fits(model, prompt, max_new_tokens)
     for policy in policies:
-        check_policy(policy, prompt)
+        check_policy(policy, prompt, model.decoder.num_layers)
     return prompt
 
 
@@ -310,7 +311,7 @@ def write_answer(
     size, kept = kv.cache_bytes(cache), kv.kept_counts(cache)
     full_bytes = _slot_bytes(cache) * reading.full_slots
     more: dict[str, Any] = {"sampler": sampler, "stop_token_ids": model.stop_token_ids}
-    start = state = kv.start_decoding(reading.logits, cache, jax.random.key(seed), **more)
+    start = state = kv.start_decoding(reading.logits, cache, checked_key(seed), **more)
     tokens, shown = [], ""
     for made, number, state in write(model.decoder, model.params, start, policy, max_new_tokens, **more):  # noqa: B007
         tokens += made[0, : int(number[0])].tolist()
@@ -360,16 +361,29 @@ def check_fits(model: AVModel, prompt: EmbeddedPrompt, new_tokens: int, *, earli
         )
 
 
-def check_policy(policy: kv.CachePolicy, prompt: EmbeddedPrompt) -> None:
-    """Checks a policy's budget against a prompt.
+def check_policy(policy: kv.CachePolicy, prompt: EmbeddedPrompt, num_layers: int) -> None:
+    """Checks a policy against a decoder's layers, and its budget against a prompt.
 
     Raises:
-        UserError: if the budget is too small.
+        UserError: if it is made for another number of layers, or the budget is too small.
     """
     try:
+        policy.check_layers(num_layers)
         policy.check(kv.count_tokens(kv.make_prompt(prompt.modality[None])))
     except ValueError as error:
         raise UserError(f"{type(policy).__name__}: {error}") from error
+
+
+def checked_key(seed: int) -> jax.Array:
+    """The random key of a seed.
+
+    Raises:
+        UserError: if the seed is negative or too large.
+    """
+    try:
+        return random_key(seed)
+    except ValueError as error:
+        raise UserError(f"{error}") from error
 
 
 def check_finite(model: AVModel, logits: jax.Array, cache: kv.KVCache) -> None:

@@ -43,6 +43,8 @@ def make_policy(name: str, **options: Any) -> CachePolicy:
         >>> kv.make_policy("protected(knorm)", budget=0.2, first=8)
         Protected(inner=Knorm(budget=0.2, evict_every=0), first=8, last=16)
     """
+    if not isinstance(name, str):
+        raise ValueError(f"a policy's name is a text such as 'snapkv', not {name!r}.")
     outer, bracket, rest = name.partition("(")
     if outer in WRAPPERS and rest in ("", ")"):
         raise ValueError(f"{outer} wraps another policy; write that inside it, such as {outer}(snapkv).")

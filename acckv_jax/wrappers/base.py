@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from acckv_jax.budget import Budget, TokenCounts
 from acckv_jax.cache import LayerCache
-from acckv_jax.policy import CachePolicy, Context
+from acckv_jax.policy import CachePolicy, Context, check_options
 from acckv_jax.queries import QuerySet
 
 
@@ -40,6 +40,7 @@ class Wrapper(CachePolicy):
     def __post_init__(self) -> None:
         if not isinstance(self.inner, CachePolicy):
             raise ValueError(f"{type(self).__name__} wraps a policy such as SnapKV(budget=0.2), not {self.inner!r}.")
+        check_options(self)
         object.__setattr__(self, "budget", self.inner.budget)
         object.__setattr__(self, "evict_every", self.inner.evict_every)
         object.__setattr__(self, "is_fraction", self.inner.is_fraction)
@@ -74,6 +75,9 @@ class Wrapper(CachePolicy):
     @property
     def budgets(self) -> tuple[Budget, ...]:
         return self.inner.budgets
+
+    def check_layers(self, num_layers: int) -> None:
+        self.inner.check_layers(num_layers)
 
     def needed_slots(self, counts: TokenCounts) -> tuple[np.ndarray | int, str]:
         return self.inner.needed_slots(counts)

@@ -37,7 +37,7 @@ class PerLayer(Wrapper):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "shares", tuple(self.shares))
-        if not self.shares or not all(isinstance(x, int | float) and x > 0 for x in self.shares):
+        if not self.shares or not all(x > 0 for x in self.shares):
             raise ValueError(f"shares are one positive number per layer, not {self.shares}.")
         if self.levels < 1:
             raise ValueError(f"levels must be at least 1, not {self.levels}.")
@@ -52,24 +52,26 @@ class PerLayer(Wrapper):
 
     def capacity(self, bucket: int, layer: int) -> int:
         """The capacity of the layer's budget, rounded up to one of few levels."""
-        return _level(tuple(self._of_layer(i).capacity(bucket, i) for i in range(len(self.shares))), self.levels)[
-            self._checked(layer)
-        ]
+        return _level(tuple(self._of_layer(i).capacity(bucket, i) for i in range(len(self.shares))), self.levels)[layer]
 
     def row_budget(self, length: Int[Array, " B"], bucket: int, layer: int | Array) -> Int[Array, " B"]:
         """[B] slots that each row may hold in the layer, whose number may be traced."""
         if not isinstance(layer, jax.Array):
-            return self._of_layer(self._checked(layer)).row_budget(length, bucket, layer)
+            return self._of_layer(layer).row_budget(length, bucket, layer)
         total = jnp.zeros_like(length)
         for number in range(len(self.shares)):
             own = self._of_layer(number).row_budget(length, bucket, number)
             total = jnp.where(layer == number, own, total)
         return total
 
-    def _checked(self, layer: int) -> int:
-        if layer >= len(self.shares):
-            raise ValueError(f"PerLayer has shares for {len(self.shares)} layers, and the decoder has more.")
-        return layer
+    def check_layers(self, num_layers: int) -> None:
+        """There must be one share for each layer."""
+        super().check_layers(num_layers)
+        if num_layers != len(self.shares):
+            raise ValueError(
+                f"PerLayer has shares for {len(self.shares)} layers, and the decoder has {num_layers}; "
+                "give one for each."
+            )
 
     def _of_layer(self, layer: int) -> CachePolicy:
         """The inner policy with the layer's budget."""

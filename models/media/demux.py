@@ -27,12 +27,20 @@ OPTIONS = {
 GAP = 0.1  # seconds without sound that are a hole in the recording, to be filled with silence
 
 
+PLAYLISTS = (b"#EXTM3U", b"ffconcat version", b"v=0\r\n", b"v=0\n")
+"""How files begin for which FFmpeg would open others: HLS (and wait for more of them), its own lists, and SDP."""
+
+
 def open_container(path: Path, file: IO[bytes]) -> InputContainer:
     """Opens a container, by its content alone: names like `a%d.mp4` or `concat:x` mean nothing special.
 
     Raises:
         UserError: it is none.
     """
+    head = file.read(4096)
+    file.seek(0)
+    if head.startswith(PLAYLISTS) or b"<MPD" in head[:1024]:
+        raise UserError(f"{path} is a list of other files, and has no pictures or sound of its own; name one of those.")
     try:
         container = av.open(file, "r", metadata_errors="replace", options=OPTIONS)
     except UNREADABLE as error:

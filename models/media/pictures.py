@@ -24,7 +24,7 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "HEIF", "AVIF")
 SHORT_DELAY, USUAL_DELAY = 0.011, 0.1
 """Seconds: pictures of an animation that claim to be as short as the first are shown for the second, as browsers do."""
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, RuntimeError, EOFError, struct.error, zlib.error)
 """What Pillow and its plugins raise for damaged files."""
 
 
@@ -40,7 +40,9 @@ def on_white(image: Image.Image) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """A picture as RGB, as Pillow converts it: transparent places show what the file holds there."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # Pillow would clip 16 bits
+    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+        raise UserError("numbers of 32 bits do not say what is white; save it with 8 or 16 bits")
+    if image.mode.startswith("I;16") or image.mode == "I":  # Pillow would clip 16 bits
         image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
     return image.convert("RGB")
 
@@ -52,13 +54,13 @@ def find_pictures(path: Path) -> tuple[list[Path], tuple[str, ...]]:
         UserError: there are none.
     """
     if path.is_dir():
-        files = [p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")]
-        pictures = sorted((p for p in files if p.suffix.lower() in SUFFIXES), key=natural)
+        files = [p for p in path.iterdir() if not p.is_dir() and not p.name.startswith(".")]
+        pictures = sorted((p for p in files if p.suffix.lower() in SUFFIXES and p.is_file()), key=natural)
         if not pictures:
             raise UserError(
                 f"The folder {path} holds no pictures (png, jpg, bmp, webp, gif, tiff, heic, avif); name one that does."
             )
-        others = sorted(p.name for p in files if p.suffix.lower() not in SUFFIXES)
+        others = sorted(p.name for p in {*files} - {*pictures})
         note = f"{path} also holds files that are not read as pictures: {', '.join(others[:8])}"
         return pictures, (f"{note}{' and more' if len(others) > 8 else ''}.",) if others else ()
     files = [p for p in map(Path, glob.glob(str(path))) if p.is_file()]
@@ -80,12 +82,15 @@ def is_picture(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         head = file.read(16)
-    kind = head[4:12]
+    kind, named = head[4:12], path.suffix.lower() in SUFFIXES - {".gif"}
     return (
         head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*"))
         or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
-        or (kind[:4] == b"ftyp" and kind[4:] in (b"heic", b"heix", b"mif1", b"msf1", b"hevc", b"avif", b"avis"))
-        or path.suffix.lower() in SUFFIXES - {".gif"}
+        or (
+            kind[4:] in (b"heic", b"heix", b"mif1", b"msf1", b"hevc", b"avif", b"avis")
+            if kind[:4] == b"ftyp"
+            else named
+        )
     )
 
 
@@ -128,7 +133,7 @@ def read_picture(path: Path, flatten: Flatten) -> tuple[UInt8[np.ndarray, "h w 3
         UserError: it is damaged, no picture, or too large.
     """
     with open_picture(path) as image:
-        count = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # the others of an MPO serve 3D displays
+        count = 1 if image.format == "MPO" else _count(path, image)  # the others of an MPO serve 3D displays
         notes = (f"{path} holds {count} pictures, of which the first was read.",) if count > 1 else ()
         return _pixels(path, image, flatten), notes
 
@@ -139,8 +144,10 @@ def _pixels(path: Path, image: Image.Image, flatten: Flatten) -> UInt8[np.ndarra
             warnings.simplefilter("ignore")
             image.load()
             return np.asarray(flatten(ImageOps.exif_transpose(image)))
+    except UserError as error:
+        raise UserError(f"The picture {path} cannot be read: {error}.") from error
     except UNREADABLE as error:
-        raise UserError(f"The picture {path} is damaged or cut short; replace it.") from error
+        raise _damaged(path) from error
 
 
 def animation_times(path: Path) -> FrameTimes | None:
@@ -150,7 +157,7 @@ def animation_times(path: Path) -> FrameTimes | None:
         UserError: the file is damaged, no picture, or too large.
     """
     with open_picture(path) as image:
-        if image.format not in ("WEBP", "PNG", "AVIF") or getattr(image, "n_frames", 1) == 1:
+        if image.format not in ("WEBP", "PNG", "AVIF") or _count(path, image) == 1:
             return None
         ends = np.cumsum([_delay(picture) for picture in _seek_all(path, image)])
     return FrameTimes(np.concatenate([[0.0], ends[:-1]]), float(ends[-1]), len(ends) / float(ends[-1]))
@@ -171,13 +178,27 @@ def animation_frames(path: Path, numbers: Sequence[int], flatten: Flatten) -> It
             yield pixels
 
 
+def _count(path: Path, image: Image.Image) -> int:
+    """How many pictures a file holds; of some kinds it says so only after all of it was looked through."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return getattr(image, "n_frames", 1)
+    except UNREADABLE as error:
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"The picture {path} is damaged or cut short; replace it.")
+
+
 def _delay(image: Image.Image) -> float:
     seconds = image.info.get("duration", 0) / 1000
     return seconds if seconds >= SHORT_DELAY else USUAL_DELAY
 
 
 def _seek_all(path: Path, image: Image.Image) -> Iterator[Image.Image]:
-    for number in range(getattr(image, "n_frames", 1)):
+    for number in range(_count(path, image)):
         _seek(path, image, number)
         yield image
 
@@ -187,4 +208,4 @@ def _seek(path: Path, image: Image.Image, number: int) -> None:
         image.seek(number)
         image.load()  # which tells how long it is on
     except UNREADABLE as error:
-        raise UserError(f"The picture {path} is damaged or cut short; replace it.") from error
+        raise _damaged(path) from error

@@ -57,6 +57,8 @@ def promised_size(file: BinaryIO, found: int) -> int | None:
     if head[:4] == b".snd":
         start, size = struct.unpack(">II", head[4:12])
         return None if size >= OPEN_SIZE else start + size
+    if head[:4] == b"caff":
+        return _caf(file, found)
     if head[4:8] in BOXES:
         return max((end for _, end in boxes(file, found)), default=None)
     if head[:4] == EBML_HEADER:
@@ -111,6 +113,18 @@ def _riff(file: BinaryIO, head: bytes, found: int) -> int | None:
             break
         start += size % 2
     return min(promised, default=None)
+
+
+def _caf(file: BinaryIO, found: int) -> int | None:
+    """By the sizes of its chunks; that of the samples is -1 while they are recorded."""
+    start = 8
+    while start + 12 <= found:
+        file.seek(start + 4)
+        size = int.from_bytes(file.read(8), "big", signed=True)
+        if size < 0:
+            return None
+        start += 12 + size
+    return start
 
 
 def _vint(file: BinaryIO, *, marker: bool) -> int | None:

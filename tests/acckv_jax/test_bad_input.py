@@ -68,6 +68,8 @@ def test_unknown_policies_and_options_name_those_there_are():
         ("acckv", {"tau": "high"}),
         ("acckv", {"refill": "false"}),
         ("acckv", {"unrotated_theta": -1.0}),
+        ("snapkv", {"window_size": 10**23}),
+        ("random", {"seed": 2**32}),
     ],
 )
 def test_options_out_of_range(name, options):
@@ -86,7 +88,9 @@ def test_policies_without_a_rule_for_decoding_say_so_at_once():
 SMALLEST = {"random": 24, "acckv": 25, "acckv_plus": 25, "snapkv": 32, "streaming_llm": 5}
 
 
-def test_budgets_of_numpy_are_budgets():
+def test_numbers_of_numpy_are_numbers():
+    assert kv.SnapKV(window_size=np.int64(8)) == kv.SnapKV(window_size=8)
+    assert kv.Protected(kv.Knorm(), first=np.int32(2)) == kv.Protected(kv.Knorm(), first=2)
     assert kv.Knorm(budget=np.int64(8)) == kv.Knorm(budget=8)
     assert kv.Knorm(budget=np.float32(0.5)).capacity(100, 0) == 50
     with pytest.raises(ValueError, match="budget 0 is no number of slots"):
@@ -274,7 +278,7 @@ def test_chunks_that_cannot_follow():
 
 def test_sizes_that_do_not_fit():
     prompt, ids = kv.make_prompt(np.zeros((4, 8), int)), np.zeros((4, 6), np.int32)
-    with pytest.raises(ValueError, match="4 rows of 8 tokens.*4 rows of 6"):
+    with pytest.raises(ValueError, match="(positions are .*4, 6)|(4 rows of 8 tokens.*4 rows of 6)"):
         jax.eval_shape(
             lambda p: kv.prefill(DECODER, p, ids, prompt, CONTRACT["full"], positions=ids),
             params_of(),

@@ -148,3 +148,47 @@ def test_a_decode_loop_holds_one_layers_dense_slots_at_most():
 
     dense = 2 * 4096 * 2 * 16 * 4
     assert scratch(6) - scratch(2) < 2 * dense  # four more layers, less than two dense ones
+
+
+def test_several_questions_follow_one_answer_and_a_refused_one_ends_nothing():
+    policy = kv.Full()
+    first = generate(policy, max_new_tokens=3)
+    with pytest.raises(ValueError, match="the prompt has 2 rows"):
+        generate(policy, QUESTION.repeat(2, 0), kv.make_prompt(np.zeros((2, 6), int)), after=first)
+    one, other = (generate(policy, QUESTION, TEXT, max_new_tokens=3, after=first) for _ in range(2))
+    np.testing.assert_array_equal(one.tokens, other.tokens)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"max_new_tokens": 2.5}, "max_new_tokens must be at least 1 token"),
+        ({"seed": 1.5}, "a seed is a whole number"),
+        ({"seed": 2**32}, "a seed is a whole number"),
+        ({"seed": -1}, "a seed is a whole number"),
+        ({"stop_token_ids": "1"}, "stop_token_ids are several token ids"),
+        ({"stop_token_ids": (1.5,)}, "stop_token_ids are several token ids"),
+        ({"stop_token_ids": 1}, "stop_token_ids are several token ids"),
+        ({"positions": jnp.zeros((1, 3), int)}, r"for a prompt of \[B, T\] = \[1, 50\] tokens, not of shape \[1, 3\]"),
+        ({"after": 5}, "after is what an earlier generate returned"),
+        ({"prompt": np.zeros((1, 50))}, "a prompt is made by make_prompt"),
+        ({"policy": kv.SnapKV}, "a policy is an object such as SnapKV"),
+        ({"policy": "snapkv"}, "a policy is an object such as SnapKV"),
+        ({"policy": kv.PerLayer(kv.Knorm(budget=0.5), shares=(1.0,))}, "for 1 layers, and the decoder has 2"),
+        ({"sampler": lambda logits, key: logits}, "the sampler returned tokens of shape"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        generate(**{"policy": kv.Knorm(budget=0.5), "max_new_tokens": 2} | options)
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"temperature": 1e-45}, {"temperature": "1"}, {"top_k": 1.5}])
+def test_samplers_are_checked(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        kv.Sample(**options)
+
+
+def test_a_decoder_has_layers():
+    with pytest.raises(ValueError, match="num_layers is how many layers call attend"):
+        kv.Decoder(DECODER.step, 0)

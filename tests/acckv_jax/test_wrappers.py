@@ -71,7 +71,25 @@ def test_bytes_of_per_layer_are_freed():
         ),
         (lambda: kv.PerLayer(kv.Knorm(budget=0.5)), "shares are one positive number per layer"),
         (lambda: kv.PerLayer(kv.Knorm(budget=0.5), shares=(3.0, 0.1)), "is more than the prompt: 1.5"),
-        (lambda: kv.PerLayer(kv.Knorm(budget=0.5), shares=(1.0,)).capacity(64, 1), "has shares for 1 layers"),
+        (
+            lambda: kv.PerLayer(kv.Knorm(budget=0.5), shares=(1.0,)).check_layers(2),
+            "for 1 layers, and the decoder has 2",
+        ),
+        (
+            lambda: kv.Protected(kv.PerLayer(kv.Knorm(budget=0.5), shares=(1.0, 1.0))).check_layers(1),
+            "give one for each",
+        ),
+        (lambda: kv.PerLayer(kv.Knorm(budget=0.5), shares={1.0, 2.0}), "shares must be several values"),
+        (lambda: kv.PerLayer(kv.Knorm(budget=0.5), shares=1.0), "shares must be several values"),
+        (lambda: kv.PerLayer(kv.Knorm(budget=50), shares=(float("inf"), 1.0)), "shares must be a proper float"),
+        (lambda: kv.PerLayer(kv.Knorm(budget=0.5), shares=(1.0, True)), "shares must be a proper float"),
+        (lambda: kv.PerLayer(kv.Knorm(budget=0.5), shares=(1.0, 1.0), levels=1.5), "levels must be a proper int"),
+        (lambda: kv.Protected(kv.Knorm(), first=2.5), "first must be a proper int"),
+        (lambda: kv.Protected(kv.Knorm(), last="4"), "last must be a proper int"),
+        (lambda: kv.Protected(kv.Knorm(), first=2**31), "first must be a number of at most 31 bits"),
+        (lambda: kv.EvictEvery(kv.Knorm(), float("nan")), "steps must be a proper int"),
+        (lambda: kv.Quantized(kv.Knorm(), bits=8.0), "bits must be a proper int"),
+        (lambda: kv.make_policy(None), "a policy's name is a text"),
         (lambda: kv.Quantized(kv.Knorm(), bits=3), "stores 8 bits, not 3"),
         (lambda: kv.make_policy("protected"), r"protected wraps another policy; .* such as protected\(snapkv\)"),
         (lambda: kv.make_policy("protected(quantized())"), r"quantized wraps another policy"),
@@ -90,6 +108,8 @@ def test_budgets_that_the_protected_tokens_do_not_fit():
     with pytest.raises(ValueError, match="beside Knorm's own need 21: the smallest possible budget is 21"):
         policy.check(kv.count_tokens(PROMPT))
     with pytest.raises(ValueError, match="smallest possible budget is 8"):
+        kv.PerLayer(kv.AccKV(budget=20, b_min=0), shares=(1.0, 0.1)).check(kv.count_tokens(PROMPT))
+    with pytest.raises(ValueError, match="This is one layer's share of the budget 20"):
         kv.PerLayer(kv.AccKV(budget=20, b_min=0), shares=(1.0, 0.1)).check(kv.count_tokens(PROMPT))
 
 

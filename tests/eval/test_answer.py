@@ -150,7 +150,7 @@ def test_several_clips_and_a_wrapped_policy(small_model, clip, capsys):
         ({"option": ("speed=9",)}, "has no option 'speed'"),
         ({"option": ("floor",)}, "has no value; write NAME=VALUE"),
         ({"option": ("split=evenly",)}, "give joint or weighted"),
-        ({"temperature": -1.0}, "temperature must be above 0"),
+        ({"temperature": -1.0}, "temperature must be at least 0.0001"),
         ({"follow_up": True, "stats": True}, "leave out --compare and --stats"),
         ({"policy": "protected(lru)"}, "unknown policy 'lru'"),
         ({"policy": "protected(acckv)", "option": ("bits=4",)}, "has no option 'bits'; choose one of"),

@@ -1,5 +1,6 @@
 """Pictures, folders of pictures and animations: as Pillow and the models' own processors have them."""
 
+import os
 import struct
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from models.media.clip_writer import write_clip
 from models.media.pictures import find_pictures, natural
 from tests.models.media.numbered import frame, number_of, numbers_of
 from tests.models.media.readers import qwen, smolav, videollama2
+from tests.models.media.written import write_video
 
 NUMBER = 0b110010100101  # differs from itself in all eight orientations
 
@@ -192,3 +194,45 @@ def test_a_picture_that_is_too_large(tmp_path):
     Image.new("1", (20_000, 9_500)).save(tmp_path / "a.png")
     with pytest.raises(UserError, match="too large; scale it down"):
         read_clip(tmp_path / "a.png")
+
+
+def test_damaged_tiff_of_several_pages(tmp_path):
+    pages = [Image.new("RGB", (30, 20), (value,) * 3) for value in (0, 80, 160, 240)]
+    pages[0].save(tmp_path / "a.tiff", save_all=True, append_images=pages[1:], compression="tiff_lzw")
+    data = (tmp_path / "a.tiff").read_bytes()
+    for size in range(100, len(data), 23):
+        (tmp_path / "cut.tiff").write_bytes(data[:size])
+        try:
+            read_clip(tmp_path / "cut.tiff")
+        except UserError as error:
+            assert "damaged" in str(error)
+
+
+def test_damaged_avif(tmp_path):
+    Image.new("RGB", (32, 32), (200, 30, 60)).save(tmp_path / "a.avif")
+    data = (tmp_path / "a.avif").read_bytes()
+    for place in range(8, 300, 3):
+        (tmp_path / "flipped.avif").write_bytes(data[:place] + bytes([data[place] ^ 255]) + data[place + 1 :])
+        try:
+            read_clip(tmp_path / "flipped.avif")
+        except UserError:
+            continue
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_numbers_of_32_bits_are_told(kind, tmp_path):
+    Image.fromarray(np.linspace(0, 65_000, 4800).reshape(60, 80).astype(kind)).save(tmp_path / "a.tiff")
+    with pytest.raises(UserError, match="32 bits do not say what is white; save it with 8 or 16 bits"):
+        read_clip(tmp_path / "a.tiff")
+
+
+def test_a_video_named_as_a_picture(tmp_path):
+    write_video(tmp_path / "a.mp4", 10, 10)
+    (tmp_path / "a.mp4").rename(tmp_path / "a.jpg")
+    assert len(read_clip(tmp_path / "a.jpg").frames) == 1
+
+
+def test_what_is_no_file_in_a_folder_is_told(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "1.png")
+    os.mkfifo(tmp_path / "2.png")
+    assert "2.png" in read_clip(tmp_path).notes[0]

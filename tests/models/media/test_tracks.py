@@ -100,3 +100,19 @@ def test_titles_in_any_encoding(suffix, tmp_path):
         out.mux(stream.encode(None))
     patch(path, (b"XXXXX", b"Stra\xdf"))  # Latin-1
     assert read_clip(path).audio is not None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#EXTM3U\n#EXT-X-TARGETDURATION:6\n#EXTINF:6,\na.ts\n",  # without an end: FFmpeg would wait for more
+        "ffconcat version 1.0\nfile a.ts\n",
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\n",
+        '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"></MPD>',
+    ],
+)
+def test_lists_of_other_files_are_not_followed(text, tmp_path):
+    write_video(tmp_path / "a.ts", 10, 10)
+    (tmp_path / "live.mp4").write_text(text)
+    with pytest.raises(UserError, match="is a list of other files"):
+        read_clip(tmp_path / "live.mp4")

@@ -28,7 +28,7 @@ def test_videos_that_were_cut_short(suffix, share, tmp_path):
 @pytest.mark.parametrize(
     ("name", "codec"),
     [("a.wav", "pcm_s16le"), ("a.mp3", "libmp3lame"), ("a.flac", "flac"), ("a.wma", "wmav2"), ("a.aiff", "pcm_s16be"),
-     ("a.m4a", "aac"), ("a.w64", "pcm_s16le"), ("a.au", "pcm_s16be")],
+     ("a.m4a", "aac"), ("a.w64", "pcm_s16le"), ("a.au", "pcm_s16be"), ("a.caf", "pcm_s16be")],
 )  # fmt: skip
 def test_sound_that_was_cut_short(name, codec, tmp_path):
     write_sound(tmp_path / name, np.tile(beeps(3, 44_100), (2, 1)), codec, 44_100, "stereo")
