@@ -106,7 +106,7 @@ def generate(
     )
     check_finite(cache)
     size, kept = cache_bytes(cache), kept_counts(cache)
-    state = start_decoding(logits, cache, key, sampler=sampler, stop_token_ids=stop_token_ids)
+    state = start_decoding(logits, for_decoding(decoder, cache), key, sampler=sampler, stop_token_ids=stop_token_ids)
     more = {"sampler": sampler, "stop_token_ids": stop_token_ids}
     pieces = list(write(decoder, params, state, policy, max_new_tokens, **more))
     tokens, counts, states = zip(*pieces, strict=True)
@@ -139,6 +139,12 @@ def read(
     state, active = after.state, jnp.ones_like(after.state.active)
     _, cache = jitted.decode_step(decoder, params, state.token, state.cache, policy.while_decoding(), active)
     return jitted.extend(decoder, params, inputs, prompt, cache, policy, **more)
+
+
+def for_decoding(decoder: Decoder, cache: KVCache) -> KVCache:
+    """The cache as decoding is fastest: on CPUs with every layer by itself, else each step would copy all of them."""
+    on_cpu = all(device.platform == "cpu" for device in cache.length.devices())
+    return jitted.unstack(cache) if decoder.scans and on_cpu else cache
 
 
 def write(

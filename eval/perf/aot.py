@@ -125,7 +125,7 @@ class Plan:
         graph, params = abstract_params_on(mesh, lambda: Decoder(preset.decoder, rngs=FastRngs(0), dtype=DTYPE))
         _, whole = abstract_params_on(mesh, preset.make)
         del whole["decoder"]
-        decoder = acckv_jax.Decoder(DecoderStep(graph), preset.decoder.num_hidden_layers)
+        decoder = acckv_jax.Decoder(DecoderStep(graph), preset.decoder.num_hidden_layers, scans=True)
         return cls(preset, mesh, decoder, params, device_bytes(whole), context, steps)
 
     @property
@@ -198,7 +198,7 @@ def device_bytes(tree: Any) -> int:
 
 def key_value_bytes(cache: KVCache) -> int:
     """Bytes of K and V on each device."""
-    return device_bytes([(layer.k, layer.v) for layer in cache.layers])
+    return device_bytes([(stack.k, stack.v) for stack in cache.stacks])
 
 
 def rows_of(plan: Plan, batch: int, policy: CachePolicy) -> Iterator[Row]:
