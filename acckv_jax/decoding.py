@@ -213,7 +213,7 @@ def decode(
         steps: most tokens to make (static).
         limit: fewer than `steps`, if that is known at run time only.
         sampler: from logits to tokens (static).
-        stop_token_ids: ids that end a row (static).
+        stop_token_ids: ids that end a row.
 
     Returns:
         Tokens [B, steps], how many of the steps ran (fewer than asked for if earlier calls have filled the slots and

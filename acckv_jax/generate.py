@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from acckv_jax import jitted
 from acckv_jax.budget import count_tokens
-from acckv_jax.cache import CacheBytes, KVCache, cache_bytes, check_finite, kept_counts
+from acckv_jax.cache import CacheBytes, KVCache, LayerCache, cache_bytes, check_finite, kept_counts
 from acckv_jax.decoder import Decoder
 from acckv_jax.decoding import DecodeState, start_decoding
 from acckv_jax.modality import Prompt, bucket_length
@@ -144,7 +144,19 @@ def read(
 def for_decoding(decoder: Decoder, cache: KVCache) -> KVCache:
     """The cache as decoding is fastest: on CPUs with every layer by itself, else each step would copy all of them."""
     on_cpu = all(device.platform == "cpu" for device in cache.length.devices())
-    return jitted.unstack(cache) if decoder.scans and on_cpu else cache
+    if not (decoder.scans and on_cpu):
+        return cache
+    single: list[LayerCache] = []
+    for stack in cache.stacks:
+        # A small program for each shape of an array compiles faster than one for the whole cache.
+        layers = [jax.tree.map(lambda x, i=i: _layer(x, i), stack) for i in range(stack.num_layers)]
+        single += layers if stack.is_stack else [stack]
+    return dataclasses.replace(cache, stacks=tuple(single))
+
+
+@jax.jit
+def _layer(stacked: Array, number: int) -> Array:
+    return jax.lax.dynamic_index_in_dim(stacked, number, keepdims=False)
 
 
 def write(

@@ -15,7 +15,6 @@ Example:
 
 import jax
 
-from acckv_jax import cache as caches
 from acckv_jax import decoding
 from acckv_jax import prefill as reading
 
@@ -25,13 +24,11 @@ score = jax.jit(reading.score, static_argnames=("decoder", "policies", "complete
 """`acckv_jax.score`, jitted."""
 extend = jax.jit(reading.extend, static_argnames=("decoder", "policy", "reserved_slots"))
 """`acckv_jax.extend`, jitted."""
-unstack = jax.jit(caches.unstack)
-"""`acckv_jax.unstack`, jitted."""
 decode_step = jax.jit(decoding.decode_step, static_argnames=("decoder", "policy"), donate_argnames="cache")
 """`acckv_jax.decode_step`, jitted; `cache` is donated."""
 decode = jax.jit(
     decoding.decode,
-    static_argnames=("decoder", "policy", "steps", "sampler", "stop_token_ids"),
+    static_argnames=("decoder", "policy", "steps", "sampler"),
     donate_argnames="state",
 )
-"""`acckv_jax.decode`, jitted; `state` is donated."""
+"""`acckv_jax.decode`, jitted; `state` is donated. Of the stop tokens only the number is static."""
