@@ -12,6 +12,8 @@ from acckv_jax.cache import (
     check_finite,
     compact,
     kept_counts,
+    stack,
+    unstack,
 )
 from acckv_jax.decoder import Decoder, StepFn
 from acckv_jax.decoding import DecodeState, decode, decode_step, start_decoding
@@ -30,6 +32,7 @@ from acckv_jax.prefill import Scored, extend, prefill, prune, repeat_rows, score
 from acckv_jax.queries import QuerySet
 from acckv_jax.sampling import Sample, greedy
 from acckv_jax.sharding import ShardingRules
+from acckv_jax.stacks import Stack, run_layers
 from acckv_jax.wrappers import WRAPPERS, EvictEvery, PerLayer, Protected, Quantized, Wrapper
 
 __all__ = [
@@ -59,6 +62,7 @@ __all__ = [
     "Scored",
     "ShardingRules",
     "SnapKV",
+    "Stack",
     "StepFn",
     "StreamingLLM",
     "TokenCounts",
@@ -80,8 +84,11 @@ __all__ = [
     "prefill",
     "prune",
     "repeat_rows",
+    "run_layers",
     "score",
+    "stack",
     "start_decoding",
+    "unstack",
 ]
 
 _RENAMED = {"every_n_steps": "EvictEvery(policy, steps)"}

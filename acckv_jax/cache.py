@@ -5,6 +5,8 @@ slot holds, and the row's `length` and `delta` say which rotary position comes n
 """
 
 import dataclasses
+import itertools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +24,9 @@ from acckv_jax.storage import Slots, SlotStorage, dense, encode_like, free_like,
 @dataclasses.dataclass(frozen=True)
 class LayerCache:
     """One layer's slots; K heads are never repeated for grouped queries.
+
+    A **stack** of layers of one capacity is a `LayerCache` too, each of whose arrays has the layers as one more axis in
+    front: for decoders that run their layers in a scan. Functions of one layer are applied to it by `each_layer`.
 
     Attributes:
         k: [B, K, S, H] keys as cached (rotated), as an array or in another form of storage; read them by `keys`.
@@ -61,7 +66,17 @@ class LayerCache:
     @property
     def slots(self) -> int:
         """S, allocated slots."""
-        return self.index.shape[2]
+        return self.index.shape[-1]
+
+    @property
+    def is_stack(self) -> bool:
+        """Whether this is a stack of layers."""
+        return self.index.ndim == 4
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of a stack, or 1."""
+        return self.index.shape[0] if self.is_stack else 1
 
     @property
     def keys(self) -> Float[Array, "B K S H"]:
@@ -84,7 +99,7 @@ class KVCache:
     """All layers, and where each row is in its uncompressed sequence.
 
     Attributes:
-        layers: one `LayerCache` per layer; their slot numbers may differ.
+        stacks: in order, single layers and stacks of layers; their slot numbers may differ.
         length: [B] tokens seen so far, dropped ones included.
         delta: [B] rotary position of a new token minus its index (M-RoPE; 0 for plain RoPE).
 
@@ -97,14 +112,78 @@ class KVCache:
         (2, [64])
     """
 
-    layers: tuple[LayerCache, ...]
+    stacks: tuple[LayerCache, ...]
     length: Int[Array, " B"]
     delta: Int[Array, " B"]
+
+    @property
+    def layers(self) -> tuple[LayerCache, ...]:
+        """Every layer by itself: slices of the stacks."""
+        return tuple(layer for stack in self.stacks for layer in _layers_of(stack))
+
+    @property
+    def num_layers(self) -> int:
+        """How many layers there are."""
+        return sum(stack.num_layers for stack in self.stacks)
 
     @property
     def next_position(self) -> Int[Array, " B"]:
         """[B] rotary position of the next token."""
         return self.length + self.delta
+
+
+def _layers_of(stack: LayerCache) -> tuple[LayerCache, ...]:
+    if not stack.is_stack:
+        return (stack,)
+    return tuple(jax.tree.map(operator.itemgetter(i), stack) for i in range(stack.num_layers))
+
+
+def each_layer(function: Callable[..., Any], stack: LayerCache, *others: Any) -> Any:
+    """`function` of a layer, or of each one of a stack in turn; `others` are divided alike."""
+    if not stack.is_stack:
+        return function(stack, *others)
+    return jax.lax.map(lambda layer: function(*layer), (stack, *others))
+
+
+def unstack(cache: KVCache) -> KVCache:
+    """The same cache with every layer by itself, as decoding on CPUs wants it: in a stack each step would copy it.
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> from acckv_jax.testing import tiny_decoder
+        >>> decoder, params, inputs, prompt = tiny_decoder(scans=True)
+        >>> _, cache = kv.jitted.prefill(decoder, params, inputs, prompt, kv.Knorm(budget=0.5), reserved_slots=16)
+        >>> len(cache.stacks), len(kv.unstack(cache).stacks)
+        (1, 2)
+    """
+    return dataclasses.replace(cache, stacks=cache.layers)
+
+
+def stack(cache: KVCache) -> KVCache:
+    """The same cache with as few stacks as there can be: neighbours of one capacity are joined.
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> from acckv_jax.testing import tiny_decoder
+        >>> decoder, params, inputs, prompt = tiny_decoder()
+        >>> _, cache = kv.jitted.prefill(decoder, params, inputs, prompt, kv.Knorm(budget=0.5), reserved_slots=16)
+        >>> len(cache.stacks), len(kv.stack(cache).stacks)
+        (2, 1)
+    """
+
+    def alike(one: LayerCache) -> Any:
+        leaves, structure = jax.tree.flatten(one)
+        return structure, [(x.shape[one.is_stack :], x.dtype) for x in leaves]
+
+    groups = [list(group) for _, group in itertools.groupby(cache.stacks, alike)]
+    return dataclasses.replace(cache, stacks=tuple(map(_joined, groups)))
+
+
+def _joined(stacks: list[LayerCache]) -> LayerCache:
+    if len(stacks) == 1:
+        return stacks[0]
+    deep = [one if one.is_stack else jax.tree.map(lambda x: x[None], one) for one in stacks]
+    return jax.tree.map(lambda *x: jnp.concatenate(x), *deep)
 
 
 def full_layer(
@@ -251,14 +330,21 @@ def compact(cache: KVCache) -> KVCache:
         >>> cache.layers[0].slots, kv.compact(cache).layers[0].slots
         (48, 26)
     """
-    shrunk = []
+    shrunk: list[LayerCache] = []
     for layer in cache.layers:
         used = max(1, int(jax.device_get(layer.valid.sum(-1).max())))
         slots, kept, _ = chosen_slots(layer.valid, used)
         small = take_slots(layer, slots, kept, reserved_slots=layer.reserved_slots)
         budget = jnp.minimum(layer.budget, used)
         shrunk.append(dataclasses.replace(small, budget=budget, finite=jnp.copy(layer.finite)))
-    return KVCache(tuple(shrunk), jnp.copy(cache.length), jnp.copy(cache.delta))
+    small = KVCache(tuple(shrunk), jnp.copy(cache.length), jnp.copy(cache.delta))
+    return stack(small) if any(one.is_stack for one in cache.stacks) else small
+
+
+def finite_rows(cache: KVCache) -> Bool[np.ndarray, " B"]:
+    """[B] the NaN flags of all layers together, read on the host."""
+    flags = np.concatenate([np.asarray(one.finite).reshape(-1, len(cache.length)) for one in cache.stacks])
+    return np.logical_and.reduce(flags)
 
 
 def check_finite(cache: KVCache) -> KVCache:
@@ -275,7 +361,7 @@ def check_finite(cache: KVCache) -> KVCache:
         >>> kv.check_finite(cache) is cache
         True
     """
-    finite = np.all([np.asarray(layer.finite) for layer in cache.layers], axis=0)
+    finite = finite_rows(cache)
     if not finite.all():
         raise ValueError(
             f"scores or outputs of batch rows {np.flatnonzero(~finite).tolist()} are not finite, or tokens were "
@@ -317,7 +403,7 @@ def cache_bytes(cache: KVCache) -> CacheBytes:
         (16384, 8192)
     """
     prompt = reserved = metadata = 0
-    for layer in cache.layers:
+    for layer in cache.stacks:
         for slots in (layer.k, layer.v):
             stored, free = _slot_bytes(slots, layer)
             prompt, reserved = prompt + stored, reserved + free
@@ -344,13 +430,12 @@ def kept_counts(cache: KVCache) -> list[dict[str, float]]:
         >>> sum(kv.kept_counts(cache)[0].values())
         32.0
     """
-    counts = []
-    for found in jax.device_get([_count(layer.valid, layer.modality) for layer in cache.layers]):
-        counts.append({m.name.lower(): float(n) for m, n in zip(Modality, found, strict=True)})
-    return counts
+    found = jax.device_get([_count(one.valid, one.modality) for one in cache.stacks])
+    layers = np.concatenate([counts.reshape(-1, len(Modality)) for counts in found])
+    return [{m.name.lower(): float(n) for m, n in zip(Modality, counts, strict=True)} for counts in layers]
 
 
 @jax.jit
-def _count(valid: Bool[Array, "B K S"], modality: Int[Array, "B K S"]) -> Float[Array, " M"]:
-    each = jnp.stack([(valid & (modality == m)).sum(dtype=jnp.int32) for m in Modality])
-    return each.astype(jnp.float32) / (valid.shape[0] * valid.shape[1])
+def _count(valid: Bool[Array, "*L B K S"], modality: Int[Array, "*L B K S"]) -> Float[Array, "*L M"]:
+    each = [(valid & (modality == m)).sum((-3, -2, -1), dtype=jnp.int32) for m in Modality]
+    return jnp.stack(each, axis=-1).astype(jnp.float32) / (valid.shape[-3] * valid.shape[-2])

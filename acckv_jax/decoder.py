@@ -7,6 +7,8 @@ from typing import Any, Protocol
 from jax import Array
 from jaxtyping import Float, Int
 
+from acckv_jax.stacks import Stack
+
 Attend = Callable[..., tuple[Array, Any, Any]]
 """`attend(layer, q [B,T,N,H], k [B,T,K,H], v [B,T,K,H], cache, carry, **inputs) -> (output [B,T,N,H], cache, carry)`.
 
@@ -53,13 +55,13 @@ class StepFn(Protocol):
             params: the model's parameters.
             inputs: token ids [B, T], or whatever else the caller passed (embeddings, for instance).
             positions: rotary positions of the T tokens.
-            caches: one entry per layer, for `attend`.
+            caches: one entry per layer, for `attend`; for decoders that scan, one `Stack` per group of layers.
             carry: for `attend` of the first layer; each layer hands it to the next.
             attend: attention over the cache.
             logit_positions: for each sequence, which of its T tokens the logits are wanted of.
 
         Returns:
-            Logits [B, V], the entries that `attend` returned for each layer, and the carry of the last layer.
+            Logits [B, V], what `attend` returned for each layer (or stack), and the carry of the last layer.
         """
         ...
 
@@ -70,7 +72,9 @@ class Decoder:
 
     Attributes:
         step: the forward pass.
-        num_layers: how many times `step` calls `attend`.
+        num_layers: how many layers call `attend`.
+        scans: whether `step` can run layers in a scan. Its `caches` are then `Stack`s, in order, and it returns one
+            entry for each of them; `run_layers` does that.
 
     Example:
         >>> import acckv_jax as kv
@@ -85,6 +89,27 @@ class Decoder:
 
     step: StepFn
     num_layers: int
+    scans: bool = False
+
+    def run(
+        self,
+        params: Any,
+        inputs: Any,
+        positions: Array,
+        stacks: tuple[Stack, ...],
+        carry: Any,
+        attend: Attend,
+        logit_positions: Array,
+    ) -> tuple[Float[Array, "B V"], tuple[Any, ...], Any]:
+        """`step`, over stacks if it scans, and else over the entries of single layers."""
+        single = (stack.part(i, 1).entries for stack in stacks for i in range(stack.count))
+        caches = stacks if self.scans else tuple(single)
+        found = self.step(params, inputs, positions, caches, carry, attend, logit_positions)
+        if not isinstance(found, tuple) or len(found) != 3 or len(found[1]) != len(caches):
+            raise ValueError(
+                f"a decoder's step returns logits, {len(caches)} caches (what attend returned for each) and the carry."
+            )
+        return found
 
     def __post_init__(self) -> None:
         if not isinstance(self.num_layers, int) or self.num_layers < 1:

@@ -14,11 +14,23 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from acckv_jax.attention import QueryWeights, attend
-from acckv_jax.cache import KVCache, LayerCache, append, empty_like, flagged, full_layer, join, with_mass
+from acckv_jax.cache import (
+    KVCache,
+    LayerCache,
+    append,
+    each_layer,
+    empty_like,
+    flagged,
+    full_layer,
+    join,
+    unstack,
+    with_mass,
+)
 from acckv_jax.decoder import Decoder, check_decoder
 from acckv_jax.modality import Modality
 from acckv_jax.policy import CachePolicy, between_steps
 from acckv_jax.sampling import Sampler, greedy
+from acckv_jax.stacks import numbered, stacks_of
 from acckv_jax.storage import after
 
 
@@ -59,6 +71,7 @@ def decode_step(
     """
     check_decoder(decoder)
     _check_free_slots(cache, 1)
+    cache = cache if decoder.scans else unstack(cache)
     logits, cache, _ = _append_token(decoder, params, tokens, cache, policy, active, ())
     return logits, _evict(cache, policy)
 
@@ -79,10 +92,10 @@ def _append_token(
     counted = (QueryWeights(active.astype(jnp.float32)[:, None]),) if counts else ()
 
     def attention(
-        _: int, q: Array, k: Array, v: Array, past: tuple[LayerCache, ...], carry: Any, **given: Array
-    ) -> tuple[Array, tuple[LayerCache, ...], Any]:
+        _: int | Array, q: Array, k: Array, v: Array, past: tuple[LayerCache, ...], carry: Any, **given: Array
+    ) -> tuple[Array, tuple[LayerCache, tuple[Array, ...]], Any]:
         q = jnp.where(active[:, None, None, None], q, 0)  # NaN of an ended row would stay in its mass
-        *older, own = past
+        own, *older = past
         layer = append(own, full_layer(k, v, index, generated, active[:, None]))
         read = (dataclasses.replace(x, k=after(x.k, q), v=after(x.v, q)) for x in older)
         out, sums = attend(q, (*read, layer), index, counted, log_multiplicity=policy.log_multiplicity)
@@ -90,22 +103,29 @@ def _append_token(
         edges = list(itertools.accumulate(x.slots for x in layers))[:-1]
         shares = zip(*(jnp.split(x, edges, axis=-1) for x in sums), strict=True) if sums else ((),) * len(layers)
         *older, layer = (with_mass(x, share) for x, share in zip(layers, shares, strict=True))
-        return out, (*older, flagged(layer, out)), carry
+        # Of the older slots only what changes goes through a scan over layers: it would copy the rest.
+        return out, (flagged(layer, out), tuple(x.mass for x in older) if counts else ()), carry
 
-    caches = tuple(zip(*((before,) if before else ()), cache.layers, strict=True))
-    logits, caches, _ = decoder.step(
-        params, tokens[:, None], index + cache.delta[:, None], caches, (), attention, jnp.zeros_like(cache.length)
+    stacks = stacks_of(cache.stacks, *((before,) if before else ()))
+    logits, after_each, _ = decoder.run(
+        params, tokens[:, None], index + cache.delta[:, None], stacks, (), attention, jnp.zeros_like(cache.length)
     )
-    *older, layers = zip(*caches, strict=True)
-    cache = KVCache(layers, cache.length + active.astype(jnp.int32), cache.delta)
-    return logits, cache, older[0] if older else ()
+    layers, masses = zip(*after_each, strict=True)
+    if counts:
+        before = tuple(dataclasses.replace(x, mass=mass) for x, (mass,) in zip(before, masses, strict=bool(before)))
+    return logits, KVCache(layers, cache.length + active.astype(jnp.int32), cache.delta), before
 
 
 def _evict(cache: KVCache, policy: CachePolicy) -> KVCache:
     """Lets the policy evict in every layer that is full."""
-    number = len(cache.layers)
-    layers = (between_steps(policy, layer, cache, i, number) for i, layer in enumerate(cache.layers))
-    return dataclasses.replace(cache, layers=tuple(layers))
+    if not policy.evict_every:
+        return cache
+
+    def evict(layer: LayerCache, number: int | Array) -> LayerCache:
+        return between_steps(policy, layer, cache, number, cache.num_layers)
+
+    after_each = (each_layer(evict, layer, number) for layer, number in numbered(cache))
+    return dataclasses.replace(cache, stacks=tuple(after_each))
 
 
 _Progress = tuple[Array, Array, "DecodeState"]
@@ -197,7 +217,7 @@ def decode(
         steps: most tokens to make (static).
         limit: fewer than `steps`, if that is known at run time only.
         sampler: from logits to tokens (static).
-        stop_token_ids: ids that end a row (static).
+        stop_token_ids: ids that end a row.
 
     Returns:
         Tokens [B, steps], how many of the steps ran (fewer than asked for if earlier calls have filled the slots and
@@ -223,7 +243,8 @@ def decode(
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}.")
     _check_free_slots(state.cache, 1 if policy.evict_every else steps)
-    size = min(steps, *(layer.reserved_slots for layer in state.cache.layers)) if policy.evict_every else steps
+    size = min(steps, *(layer.reserved_slots for layer in state.cache.stacks)) if policy.evict_every else steps
+    state = state if decoder.scans else dataclasses.replace(state, cache=unstack(state.cache))
 
     most = jnp.int32(steps) if limit is None else jnp.minimum(limit, steps)
 
@@ -233,12 +254,12 @@ def decode(
 
     def until_full(carry: _Progress) -> _Progress:
         number, tokens, state = carry
-        old = state.cache.layers
-        limit = functools.reduce(jnp.minimum, [layer.slots - layer.next_slot for layer in old], jnp.int32(steps))
-        empty = dataclasses.replace(state.cache, layers=tuple(empty_like(layer, size) for layer in old))
+        old = state.cache.stacks
+        limit = functools.reduce(jnp.minimum, [(x.slots - x.next_slot).min() for x in old], jnp.int32(steps))
+        empty = tuple(each_layer(lambda layer: empty_like(layer, size), x) for x in old)
 
         def has_room(carry: tuple[_Progress, tuple[LayerCache, ...]]) -> Array:
-            return unfinished(carry[0]) & (carry[0][2].cache.layers[0].next_slot < limit)
+            return unfinished(carry[0]) & (carry[0][2].cache.stacks[0].next_slot.max() < limit)
 
         def one_token(carry: tuple[_Progress, tuple[LayerCache, ...]]) -> tuple[_Progress, tuple[LayerCache, ...]]:
             (number, tokens, state), old = carry
@@ -251,10 +272,10 @@ def decode(
 
         # A loop that writes into what it reads makes XLA copy it at every step. So this one reads the slots there are
         # and writes to a few of its own, which join them when it ends.
-        first = number, tokens, dataclasses.replace(state, cache=empty)
+        first = number, tokens, dataclasses.replace(state, cache=dataclasses.replace(state.cache, stacks=empty))
         (number, tokens, state), old = jax.lax.while_loop(has_room, one_token, (first, old))
-        layers = tuple(join(a, b) for a, b in zip(old, state.cache.layers, strict=True))
-        cache = _evict(dataclasses.replace(state.cache, layers=layers), policy)
+        layers = tuple(each_layer(join, a, b) for a, b in zip(old, state.cache.stacks, strict=True))
+        cache = _evict(dataclasses.replace(state.cache, stacks=layers), policy)
         return number, tokens, dataclasses.replace(state, cache=cache)
 
     tokens = jnp.zeros_like(state.token)[:, None] + jnp.zeros((1, steps), jnp.int32)
@@ -267,8 +288,8 @@ def decode(
 
 def _check_free_slots(cache: KVCache, steps: int) -> None:
     """Checks the reserved slots; outside jit, those of them that are still free."""
-    known = not isinstance(cache.layers[0].next_slot, Tracer)
-    room = min((layer.slots - int(layer.next_slot) if known else layer.reserved_slots) for layer in cache.layers)
+    known = not isinstance(cache.stacks[0].next_slot, Tracer)
+    room = min((x.slots - int(x.next_slot.max()) if known else x.reserved_slots) for x in cache.stacks)
     if room < steps:
         raise ValueError(
             f"the cache has room for {room} new tokens, fewer than the {steps} to be decoded: reserve more with "

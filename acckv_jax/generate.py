@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from acckv_jax import jitted
 from acckv_jax.budget import count_tokens
-from acckv_jax.cache import CacheBytes, KVCache, cache_bytes, check_finite, kept_counts
+from acckv_jax.cache import CacheBytes, KVCache, LayerCache, cache_bytes, check_finite, kept_counts
 from acckv_jax.decoder import Decoder, check_decoder
 from acckv_jax.decoding import DecodeState, decode_step, start_decoding
 from acckv_jax.modality import Prompt, bucket_length
@@ -110,7 +110,7 @@ def generate(
     )
     check_finite(cache)
     size, kept = cache_bytes(cache), kept_counts(cache)
-    state = start_decoding(logits, cache, key, sampler=sampler, stop_token_ids=stop_token_ids)
+    state = start_decoding(logits, for_decoding(decoder, cache), key, sampler=sampler, stop_token_ids=stop_token_ids)
     more = {"sampler": sampler, "stop_token_ids": stop_token_ids}
     pieces = list(write(decoder, params, state, policy, max_new_tokens, **more))
     tokens, counts, states = zip(*pieces, strict=True)
@@ -148,6 +148,24 @@ def read(
     state, active = after.state, jnp.ones_like(after.state.active)
     _, cache = _append(decoder, params, state.token, state.cache, policy.while_decoding(), active)
     return jitted.extend(decoder, params, inputs, prompt, cache, policy, **more)
+
+
+def for_decoding(decoder: Decoder, cache: KVCache) -> KVCache:
+    """The cache as decoding is fastest: on CPUs with every layer by itself, else each step would copy all of them."""
+    on_cpu = all(device.platform == "cpu" for device in cache.length.devices())
+    if not (decoder.scans and on_cpu):
+        return cache
+    single: list[LayerCache] = []
+    for stack in cache.stacks:
+        # A small program for each shape of an array compiles faster than one for the whole cache.
+        layers = [jax.tree.map(lambda x, i=i: _layer(x, i), stack) for i in range(stack.num_layers)]
+        single += layers if stack.is_stack else [stack]
+    return dataclasses.replace(cache, stacks=tuple(single))
+
+
+@jax.jit
+def _layer(stacked: Array, number: int) -> Array:
+    return jax.lax.dynamic_index_in_dim(stacked, number, keepdims=False)
 
 
 def write(

@@ -28,7 +28,7 @@ decode_step = jax.jit(decoding.decode_step, static_argnames=("decoder", "policy"
 """`acckv_jax.decode_step`, jitted; `cache` is donated."""
 decode = jax.jit(
     decoding.decode,
-    static_argnames=("decoder", "policy", "steps", "sampler", "stop_token_ids"),
+    static_argnames=("decoder", "policy", "steps", "sampler"),
     donate_argnames="state",
 )
-"""`acckv_jax.decode`, jitted; `state` is donated."""
+"""`acckv_jax.decode`, jitted; `state` is donated. Of the stop tokens only the number is static."""

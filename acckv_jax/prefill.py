@@ -17,11 +17,24 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from acckv_jax.attention import QueryWeights, attend
-from acckv_jax.cache import KVCache, LayerCache, append, flagged, full_layer, reserve, store_like, widen, with_mass
+from acckv_jax.cache import (
+    KVCache,
+    LayerCache,
+    append,
+    flagged,
+    full_layer,
+    reserve,
+    stack,
+    store_like,
+    unstack,
+    widen,
+    with_mass,
+)
 from acckv_jax.decoder import Decoder, check_decoder
 from acckv_jax.modality import Prompt
 from acckv_jax.policy import CachePolicy, Context, check_policy
 from acckv_jax.queries import UNFINISHED, Queries, QuerySet
+from acckv_jax.stacks import Stack, grouped, run_layers, stacks_of
 
 TOKENWISE = ("hidden_states", "unrotated_q")
 """Inputs of policies that have one entry per token; the others are parameters of the layer."""
@@ -34,8 +47,8 @@ class Scored:
 
     Attributes:
         cache: every token, with padding between chunks.
-        sums: per layer, for each of `queries`: column sums [B, K, S].
-        inputs: per layer, what policies need beside keys, values and attention, by name, aligned with the slots.
+        sums: per stack, for each of `queries`: column sums [B, K, S], or of several layers [n, B, K, S].
+        inputs: per stack, what policies need beside keys, values and attention, by name, aligned with the slots.
         queries: whose sums they are (static).
         window: trailing tokens that must come in one chunk (static).
         complete: whether this is the whole prompt (static).
@@ -65,7 +78,8 @@ class Scored:
         if queries not in self.queries:
             raise ValueError(f"the prompt was not scored for {queries}, only for {_listed(self.queries)}.")
         at = self.queries.index(queries)
-        return tuple(sums[at] for sums in self.sums)
+        several = zip(self.cache.stacks, (sums[at] for sums in self.sums), strict=True)
+        return tuple(one for stack, sums in several for one in (sums if stack.is_stack else (sums,)))
 
 
 def prefill(
@@ -116,27 +130,31 @@ def prefill(
     weights = _weights(policy.queries, queries)
     rows = KVCache((), prompt.length, jnp.zeros_like(prompt.length) if delta is None else delta)
 
+    capacities = [policy.capacity(prompt.modality.shape[1], layer) for layer in range(decoder.num_layers)]
+    stacks = tuple(Stack(_Room(size), first, n) for first, n, size in grouped(capacities, scans=decoder.scans))
+
     def attention(
-        layer: int, q: Array, k: Array, v: Array, _: None, carry: Any, **given: Array
+        layer: int | Array, q: Array, k: Array, v: Array, room: _Room, carry: Any, **given: Array
     ) -> tuple[Array, LayerCache, Any]:
         full = _chunk(k, v, queries)
         out, sums = attend(_clean(q, queries), full, queries.index, weights, aligned=True)
         full = _flagged(full, sums, out, queries)
         found = _needed((policy,), given, queries)
-        pruned, carry = _prune_layer(policy, full, sums, found, carry, rows, layer, decoder.num_layers, reserved_slots)
+        place = (layer, decoder.num_layers, room.capacity)
+        pruned, carry = _prune_layer(policy, full, sums, found, carry, rows, place, reserved_slots)
         # Else XLA puts off what no later layer needs, such as all layers' NaN flags, and keeps what they are made from.
         return jax.lax.optimization_barrier((out, pruned, carry))
 
-    logits, cached, _ = decoder.step(
+    logits, cached, _ = decoder.run(
         params,
         inputs,
         queries.index if positions is None else positions,
-        (None,) * decoder.num_layers,
+        stacks,
         policy.init_carry(prompt.modality),
         attention,
         prompt.length - 1,
     )
-    return logits, _owned(dataclasses.replace(rows, layers=cached))
+    return logits, _owned(dataclasses.replace(rows, stacks=cached))
 
 
 def score(
@@ -208,7 +226,7 @@ def score(
     weights = _weights(sets, queries)
 
     def attention(
-        layer: int, q: Array, k: Array, v: Array, past: Any, carry: Any, **given: Array
+        _: int | Array, q: Array, k: Array, v: Array, past: Any, carry: Any, **given: Array
     ) -> tuple[Array, tuple, Any]:
         full, found = _chunk(k, v, queries), _needed(policies, given, queries)
         if past is not None:
@@ -223,16 +241,15 @@ def score(
             )
         return out, (full, sums, found), carry
 
-    past = (
-        (None,) * decoder.num_layers
-        if before is None
-        else tuple(zip(before.cache.layers, before.sums, before.inputs, strict=True))
-    )
-    logits, layers, _ = decoder.step(
+    if before is None:
+        stacks = tuple(Stack(None, *at) for *at, _ in grouped([None] * decoder.num_layers, scans=decoder.scans))
+    else:
+        stacks = stacks_of(before.cache.stacks, before.sums, before.inputs)
+    logits, layers, _ = decoder.run(
         params,
         inputs,
         queries.index + shift[:, None] if positions is None else positions,
-        past,
+        stacks,
         (),
         attention,
         prompt.length - 1,
@@ -264,7 +281,7 @@ def prune(scored: Scored, policy: CachePolicy, *, reserved_slots: int = 0) -> KV
         [32, 16]
     """
     check_policy(policy)
-    policy.check_layers(len(scored.cache.layers))
+    policy.check_layers(scored.cache.num_layers)
     _check_reserved(reserved_slots)
     if not scored.complete:
         raise ValueError("only a complete prompt can be pruned: the last call of score needs complete=True.")
@@ -277,14 +294,20 @@ def prune(scored: Scored, policy: CachePolicy, *, reserved_slots: int = 0) -> KV
             f"{_listed(scored.queries + tuple(scored.inputs[0]))}; name the policy when the prompt is scored."
         )
     cache, pruned = scored.cache, []
-    num_layers = len(cache.layers)
-    carry = policy.init_carry(cache.layers[0].modality.max(1))  # equal in all heads; heads may be divided
-    for number, (layer, sums, inputs) in enumerate(zip(cache.layers, scored.sums, scored.inputs, strict=True)):
+    modality = cache.stacks[0].modality
+    modality = modality[0] if cache.stacks[0].is_stack else modality
+    carry = policy.init_carry(modality.max(1))  # equal in all heads; heads may be divided
+    for group in stacks_of(cache.stacks, scored.sums, scored.inputs):
+        layer, sums, inputs = group.entries
         chosen = tuple(sums[scored.queries.index(queries)] for queries in policy.queries)
-        found = {name: inputs[name] for name in policy.needs}
-        small, carry = _prune_layer(policy, layer, chosen, found, carry, cache, number, num_layers, reserved_slots)
-        pruned.append(small)
-    return _owned(dataclasses.replace(cache, layers=tuple(pruned)))
+        group = dataclasses.replace(group, entries=(layer, chosen, {name: inputs[name] for name in policy.needs}))
+        capacities = [policy.capacity(layer.slots, group.first + i) for i in range(group.count)]
+        for first, count, capacity in grouped(capacities, scans=True):
+            small, carry = _prune_stack(
+                policy, group.part(first, count), carry, cache, cache.num_layers, capacity, reserved_slots
+            )
+            pruned.append(small)
+    return _owned(dataclasses.replace(cache, stacks=tuple(pruned)))
 
 
 def _owned(cache: KVCache) -> KVCache:
@@ -299,11 +322,22 @@ def _prune_layer(
     inputs: dict[str, Array],
     carry: Any,
     rows: KVCache,
-    number: int | Array,
-    num_layers: int,
+    place: tuple[int | Array, int, int],
     reserved_slots: int,
 ) -> tuple[LayerCache, Any]:
-    """One layer, compressed, and the carry for the next one; of `rows` only lengths and positions are read."""
+    """One layer, compressed, and the carry for the next one.
+
+    Args:
+        policy: the policy.
+        layer: in full.
+        sums: of the policy's queries.
+        inputs: that it needs.
+        carry: of the layer before.
+        rows: of which only lengths and positions are read.
+        place: the layer's number, how many layers there are, and the capacity.
+        reserved_slots: slots for new tokens.
+    """
+    number, num_layers, capacity = place
     context = Context(
         jnp.asarray(number, jnp.int32),
         rows.length,
@@ -314,22 +348,54 @@ def _prune_layer(
         inputs,
         queries=policy.queries,
         num_layers=num_layers,
-        capacity=_capacity(policy, layer.slots, number, num_layers),
+        capacity=capacity,
     )
     return _compress(layer, context, policy, reserved_slots)
 
 
-def _capacity(policy: CachePolicy, bucket: int, number: int | Array, num_layers: int) -> int:
-    """The capacity of a layer, whose number may be traced if all layers have the same."""
-    if not isinstance(number, Array):
-        return policy.capacity(bucket, number)
-    found = {policy.capacity(bucket, layer) for layer in range(num_layers)}
-    if len(found) > 1:
-        raise ValueError(
-            f"{type(policy).__name__} gives layers different capacities, {sorted(found)}, and a decoder that scans "
-            "over its layers has one program for all of them; use one with a loop over layers."
-        )
-    return found.pop()
+def _prune_stack(
+    policy: CachePolicy,
+    stack: Stack,
+    carry: Any,
+    rows: KVCache,
+    num_layers: int,
+    capacity: int,
+    reserved_slots: int,
+) -> tuple[LayerCache, Any]:
+    """Layers of one capacity, compressed one after the other."""
+    if stack.count == 1:
+        place = (stack.first, num_layers, capacity)
+        layer, sums, inputs = stack.entries
+        return _prune_layer(policy, layer, sums, inputs, carry, rows, place, reserved_slots)
+    rows = dataclasses.replace(rows, stacks=())
+    return _scan_prune(stack, carry, rows, policy, num_layers, capacity, reserved_slots)
+
+
+@functools.partial(jax.jit, static_argnames=("policy", "num_layers", "capacity", "reserved_slots"))
+def _scan_prune(
+    stack: Stack,
+    carry: Any,
+    rows: KVCache,
+    policy: CachePolicy,
+    num_layers: int,
+    capacity: int,
+    reserved_slots: int,
+) -> tuple[LayerCache, Any]:
+    def one(_: tuple[()], number: Array, entries: tuple, carry: Any) -> tuple[tuple[()], LayerCache, Any]:
+        layer, sums, inputs = entries
+        place = (number, num_layers, capacity)
+        return (), *_prune_layer(policy, layer, sums, inputs, carry, rows, place, reserved_slots)
+
+    _, (small,), carry = run_layers(one, (), (stack,), carry)
+    return small, carry
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Room:
+    """What layers that are yet to be read are told: how many slots a policy leaves them (static)."""
+
+    capacity: int = dataclasses.field(metadata={"static": True})
 
 
 @functools.partial(jax.jit, static_argnames=("policy", "reserved_slots"))
@@ -360,13 +426,17 @@ def repeat_rows(scored: Scored, times: int) -> Scored:
     if rows != 1:
         raise ValueError(f"only a prompt of one row can be repeated, and this one has {rows}.")
 
-    def repeated(x: Array) -> Array:
-        return jnp.concatenate([x] * times) if x.ndim else jnp.copy(x)
+    def repeated(x: Array, axis: int = 0) -> Array:
+        return jnp.concatenate([x] * times, axis) if x.ndim > axis else jnp.copy(x)
 
-    inputs = tuple({name: repeated(x) if name in TOKENWISE else x for name, x in one.items()} for one in scored.inputs)
-    return dataclasses.replace(
-        scored, cache=jax.tree.map(repeated, scored.cache), sums=jax.tree.map(repeated, scored.sums), inputs=inputs
-    )
+    stacks, sums, inputs = [], [], []
+    for one, own_sums, own_inputs in zip(scored.cache.stacks, scored.sums, scored.inputs, strict=True):
+        in_stack = functools.partial(repeated, axis=int(one.is_stack))
+        stacks.append(jax.tree.map(in_stack, one))
+        sums.append(jax.tree.map(in_stack, own_sums))
+        inputs.append({name: in_stack(x) if name in TOKENWISE else x for name, x in own_inputs.items()})
+    cache = KVCache(tuple(stacks), repeated(scored.cache.length), repeated(scored.cache.delta))
+    return dataclasses.replace(scored, cache=cache, sums=tuple(sums), inputs=tuple(inputs))
 
 
 def extend(
@@ -422,17 +492,19 @@ def extend(
     ones = (QueryWeights(queries.valid.astype(jnp.float32)),) if policy.mass_queries is not None else ()
 
     def attention(
-        _: int, q: Array, k: Array, v: Array, past: LayerCache, carry: Any, **given: Array
+        _: int | Array, q: Array, k: Array, v: Array, past: tuple[LayerCache], carry: Any, **given: Array
     ) -> tuple[Array, LayerCache, Any]:
+        (past_layer,) = past
         new = _chunk(k, v, queries)
-        layer = append(reserve(widen(past, new.slots), reserved_slots), new)
+        layer = append(reserve(widen(past_layer, new.slots), reserved_slots), new)
         out, sums = attend(_clean(q, queries), layer, queries.index, ones, log_multiplicity=policy.log_multiplicity)
         layer = _flagged(with_mass(layer, sums), sums, out, queries)
         layer = dataclasses.replace(layer, budget=layer.budget + prompt.length)
-        return out, store_like(layer, past), carry
+        return out, store_like(layer, past_layer), carry
 
     where = queries.index + cache.delta[:, None] if positions is None else positions
-    logits, layers, _ = decoder.step(params, inputs, where, cache.layers, (), attention, prompt.length - 1)
+    stacks = stacks_of((stack(cache) if decoder.scans else unstack(cache)).stacks)
+    logits, layers, _ = decoder.run(params, inputs, where, stacks, (), attention, prompt.length - 1)
     return logits, _owned(KVCache(layers, queries.total, cache.delta if delta is None else delta))
 
 

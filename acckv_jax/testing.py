@@ -10,6 +10,7 @@ import numpy as np
 
 from acckv_jax.decoder import Attend, Decoder
 from acckv_jax.modality import Modality, Prompt, make_prompt
+from acckv_jax.stacks import run_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,12 +22,14 @@ class TinyTransformer:
         heads: query heads.
         kv_heads: KV heads.
         head_dim: their size.
+        scans: whether all layers run in a scan.
     """
 
     num_layers: int = 2
     heads: int = 4
     kv_heads: int = 2
     head_dim: int = 16
+    scans: bool = False
 
     @property
     def width(self) -> int:
@@ -59,19 +62,26 @@ class TinyTransformer:
         logit_positions: jax.Array,
     ) -> tuple[jax.Array, tuple[Any, ...], Any]:
         """Token ids [B, T] to logits [B, V]."""
+
+        def layer(x: jax.Array, number: int | jax.Array, cache: Any, carry: Any) -> tuple[jax.Array, Any, Any]:
+            q, k, v = (jnp.einsum("btd,dnh->btnh", x, params[name][number]) for name in "qkv")
+            more = {"hidden_states": x, "unrotated_q": q, "output_weights": params["o"][number]}
+            out, cache, carry = attend(number, q, k, v, cache, carry, **more)
+            return x + jnp.einsum("btnh,nhd->btd", out, more["output_weights"]), cache, carry
+
         x, after = params["embed"][inputs], []
-        for layer, cache in enumerate(caches):
-            q, k, v = (jnp.einsum("btd,dnh->btnh", x, params[name][layer]) for name in "qkv")
-            w_o = params["o"][layer]
-            out, cache, carry = attend(layer, q, k, v, cache, carry, hidden_states=x, unrotated_q=q, output_weights=w_o)
-            x = x + jnp.einsum("btnh,nhd->btd", out, w_o)
-            after.append(cache)
+        if self.scans:
+            x, after, carry = run_layers(layer, x, caches, carry)
+        else:
+            for number, cache in enumerate(caches):
+                x, cache, carry = layer(x, number, cache, carry)
+                after.append(cache)
         last = jax.vmap(lambda states, row: states[row])(x, logit_positions)
         return last @ params["embed"].T, tuple(after), carry
 
 
 @functools.cache
-def tiny_decoder(tokens: int = 64) -> tuple[Decoder, dict[str, jax.Array], np.ndarray, Prompt]:
+def tiny_decoder(tokens: int = 64, *, scans: bool = False) -> tuple[Decoder, dict[str, jax.Array], np.ndarray, Prompt]:
     """A decoder, its parameters, token ids [1, tokens], and a prompt of text, video, audio and text.
 
     Example:
@@ -80,9 +90,9 @@ def tiny_decoder(tokens: int = 64) -> tuple[Decoder, dict[str, jax.Array], np.nd
         >>> decoder.num_layers, inputs.shape
         (2, (1, 64))
     """
-    model = TinyTransformer()
+    model = TinyTransformer(scans=scans)
     kinds = [Modality.TEXT, Modality.VIDEO, Modality.AUDIO, Modality.TEXT]
     media = (tokens - 8) // 2
     modality = np.repeat(kinds, [4, media, tokens - 8 - media, 4])[None]
     inputs = np.random.default_rng(0).integers(0, 32, (1, tokens)).astype(np.int32)
-    return Decoder(model, model.num_layers), model.init(jax.random.key(0)), inputs, make_prompt(modality)
+    return Decoder(model, model.num_layers, scans), model.init(jax.random.key(0)), inputs, make_prompt(modality)

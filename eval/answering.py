@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 import acckv_jax as kv
 from acckv_jax import CachePolicy
+from acckv_jax.generate import CHUNK, for_decoding
 from acckv_jax.sampling import Sampler
 from eval.perf.roofline import step_bytes
 from eval.perf.timing import fastest
@@ -26,7 +27,6 @@ from models.answering import (
 )
 from models.interface import AVModel
 
-TIMED_STEPS = 24
 """Decode steps that the tokens per second are measured over; answers are too short for it."""
 
 Found = TypeVar("Found")
@@ -40,7 +40,7 @@ class Timing:
     Attributes:
         prefill_seconds: running the prompt once, pruning not included; shared by questions and policies.
         prune_seconds: pruning alone (0 where layers are pruned in the prefill).
-        decode_tokens_per_second: over TIMED_STEPS steps.
+        decode_tokens_per_second: over as many steps as one program takes.
         roofline: least possible time of a decode step, by measured bandwidth, over its measured time.
     """
 
@@ -116,7 +116,7 @@ def measure(
             (logits, scored), seconds = fastest(functools.partial(score_question, model, before, prompt), 1)
         for name, policy in policies.items():
             report(f"{name}: “{question}”")
-            options = (prompt, question, policy, max(max_new_tokens, TIMED_STEPS))
+            options = (prompt, question, policy, max_new_tokens)
             if before is None:
                 reading, prefill_seconds = _timed(functools.partial(read_alone, model, *options), _arrays)
                 prune_seconds = 0.0
@@ -125,7 +125,7 @@ def measure(
                 reading, prune_seconds = _timed(prune, _arrays)
                 prefill_seconds = shared_seconds + seconds
             least = step_bytes(model.params, reading.cache) / bandwidth
-            rate = _tokens_per_second(model, reading)
+            rate = _tokens_per_second(model, reading, sampler)
             *_, found = write_answer(model, reading, max_new_tokens, sampler, seed)
             assert isinstance(found, Answer)
             yield Answered(name, found, Timing(prefill_seconds, prune_seconds, rate, least * rate))
@@ -146,15 +146,18 @@ def _timed(run: Callable[[], Found], arrays: Callable[[Found], Any]) -> tuple[Fo
     return found, seconds
 
 
-def _tokens_per_second(model: AVModel, reading: Reading) -> float:
-    """Decode speed, on copies of the cache."""
+def _tokens_per_second(model: AVModel, reading: Reading, sampler: Sampler) -> float:
+    """Decode speed, on copies of the cache, by the program that writes the answer; no token ends it."""
 
     def fresh() -> tuple[kv.DecodeState]:
-        cache = jax.tree.map(jnp.copy, reading.cache)
+        cache = for_decoding(model.decoder, jax.tree.map(jnp.copy, reading.cache))
         return (kv.start_decoding(reading.logits, cache, jax.random.key(0)),)
 
     def run(state: kv.DecodeState) -> tuple[jax.Array, jax.Array, kv.DecodeState]:
-        policy = reading.policy.while_decoding()
-        return kv.jitted.decode(model.decoder, model.params, state, policy, steps=TIMED_STEPS)
+        never = (-1,) * len(model.stop_token_ids)
+        more = {"limit": jnp.int32(CHUNK), "sampler": sampler, "stop_token_ids": never}
+        return kv.jitted.decode(
+            model.decoder, model.params, state, reading.policy.while_decoding(), steps=CHUNK, **more
+        )
 
-    return TIMED_STEPS / fastest(run, 1, fresh)[1]
+    return CHUNK / fastest(run, 1, fresh)[1]

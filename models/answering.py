@@ -15,7 +15,8 @@ import jax
 import numpy as np
 
 import acckv_jax as kv
-from acckv_jax.generate import reserved_slots, write
+from acckv_jax.cache import finite_rows
+from acckv_jax.generate import for_decoding, reserved_slots, write
 from acckv_jax.sampling import Sampler, random_key
 from models.acckv_tau import TAU
 from models.batching import in_bucket
@@ -274,7 +275,7 @@ def prune_question(
 ) -> Reading:
     """Prunes a prompt that was read in full."""
     cache = kv.prune(scored, policy, reserved_slots=reserved_slots(policy, max_new_tokens))
-    return Reading(question, prompt, policy, logits, cache, scored.cache.layers[0].slots)
+    return Reading(question, prompt, policy, logits, cache, scored.cache.stacks[0].slots)
 
 
 def read_follow_up(model: AVModel, before: Answer, question: str, max_new_tokens: int) -> Reading:
@@ -311,7 +312,8 @@ def write_answer(
     size, kept = kv.cache_bytes(cache), kv.kept_counts(cache)
     full_bytes = _slot_bytes(cache) * reading.full_slots
     more: dict[str, Any] = {"sampler": sampler, "stop_token_ids": model.stop_token_ids}
-    start = state = kv.start_decoding(reading.logits, cache, checked_key(seed), **more)
+    own = for_decoding(model.decoder, cache)
+    start = state = kv.start_decoding(reading.logits, own, checked_key(seed), **more)
     tokens, shown = [], ""
     for made, number, state in write(model.decoder, model.params, start, policy, max_new_tokens, **more):  # noqa: B007
         tokens += made[0, : int(number[0])].tolist()
@@ -392,8 +394,7 @@ def check_finite(model: AVModel, logits: jax.Array, cache: kv.KVCache) -> None:
     Raises:
         UserError: if not.
     """
-    finite = [np.isfinite(np.asarray(logits, np.float32)), *(np.asarray(layer.finite) for layer in cache.layers)]
-    if not all(flags.all() for flags in finite):
+    if not (np.isfinite(np.asarray(logits, np.float32)).all() and finite_rows(cache).all()):
         raise UserError(
             f"{model.name} computes values that are not finite (NaN or infinite): its weights are damaged, or too "
             "large for their type; copy the checkpoint again."
@@ -402,5 +403,5 @@ def check_finite(model: AVModel, logits: jax.Array, cache: kv.KVCache) -> None:
 
 def _slot_bytes(cache: kv.KVCache) -> int:
     """Bytes of K and V per slot, over all layers."""
-    keys = [jax.eval_shape(lambda layer: layer.keys[:, :, :1], layer) for layer in cache.layers]
+    keys = [jax.eval_shape(lambda layer: layer.keys[..., :1, :], layer) for layer in cache.stacks]
     return sum(2 * x.size * x.dtype.itemsize for x in keys)

@@ -17,10 +17,13 @@ from jaxtyping import Array, Float, Int
 
 from acckv_jax.decoder import Attend
 from acckv_jax.sharding import ShardingRules, head_axis
+from acckv_jax.stacks import Stack, run_layers
+from models.layers.init import Params
 from models.layers.linear import Embed, Linear
 from models.layers.mlp import SwiGLU
 from models.layers.norm import RMSNorm
 from models.layers.rope import Rotation, rotate, rotation
+from models.layers.stacked import layer_of, stacked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +74,7 @@ class DecoderLayer(nnx.Module):
         self.head_dim = c.head_dim
 
     def __call__(
-        self, x: Float[Array, "B T D"], table: Rotation, index: int, cache: Any, carry: Any, attend: Attend
+        self, x: Float[Array, "B T D"], table: Rotation, index: int | Array, cache: Any, carry: Any, attend: Attend
     ) -> tuple[Float[Array, "B T D"], Any, Any]:
         """Applies layer number `index`; returns the hidden states, the layer's next cache, and the next carry."""
         h = self.attn_norm(x)
@@ -105,7 +108,7 @@ class Decoder(nnx.Module):
         c = config
         self.config = c
         self.tokens = Embed(c.vocab_size, c.hidden_size, batch=rules.batch, vocab=rules.vocab, rngs=rngs, dtype=dtype)
-        self.layers = nnx.List(DecoderLayer(c, rules=rules, rngs=rngs, dtype=dtype) for _ in range(c.num_hidden_layers))
+        self.layers = stacked(lambda: DecoderLayer(c, rules=rules, rngs=rngs, dtype=dtype), c.num_hidden_layers)
         self.norm = RMSNorm(c.hidden_size, epsilon=c.rms_norm_eps, dtype=dtype)
         self.head = (
             None
@@ -121,29 +124,39 @@ class Decoder(nnx.Module):
         self,
         embeddings: Float[Array, "B T D"],
         positions: Int[Array, "B T"] | Int[Array, "A B T"],
-        caches: tuple[Any, ...],
+        caches: tuple[Stack, ...],
         carry: Any,
         attend: Attend,
+        single: tuple[Params, ...] | None = None,
     ) -> tuple[Float[Array, "B T D"], tuple[Any, ...], Any]:
-        """Runs the layers.
+        """Runs the layers, each stack of them in a scan.
 
         Args:
             embeddings: input embeddings [B, T, D].
             positions: rotary positions [B, T], or [A, B, T] for M-RoPE.
-            caches: one per layer, of whatever type `attend` takes.
+            caches: one or several stacks, of whatever type `attend` takes.
             carry: for `attend` of the first layer.
             attend: see `acckv_jax.decoder.Attend`.
+            single: the layers' parameters once more, one by one, for layers that are no part of a stack
+                (`models.layers.stacked.single_layers`).
 
         Returns:
-            Hidden states after the final norm, the next caches, and the last layer's carry.
+            Hidden states after the final norm, the next cache of each stack, and the last layer's carry.
         """
         c = self.config
         table = rotation(positions, c.head_dim, c.rope_theta, c.mrope_section)
-        x, after = embeddings, []
-        for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
-            x, cache, carry = layer(x, table, index, cache, carry, attend)
-            after.append(cache)
-        return self.norm(x), tuple(after), carry
+
+        def layer(
+            x: Float[Array, "B T D"], number: int | Array, cache: Any, carry: Any
+        ) -> tuple[Float[Array, "B T D"], Any, Any]:
+            if single is None or not isinstance(number, int):
+                own = layer_of(self.layers, number)
+            else:
+                own = nnx.merge(nnx.graphdef(self.layers), single[number])
+            return own(x, table, number, cache, carry, attend)
+
+        x, after, carry = run_layers(layer, embeddings, caches, carry)
+        return self.norm(x), after, carry
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Logits over the vocabulary, in the parameters' type."""

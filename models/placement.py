@@ -49,9 +49,10 @@ def _specs(module: nnx.Module) -> dict[Any, PartitionSpec]:
     for path, layer in nnx.iter_modules(module):
         if isinstance(layer, Linear):
             axis_in, axis_out, _ = layer.axes
-            specs[*path, "kernel"] = _stored(layer.kernel.shape, axis_in, axis_out)
+            stack = (None,) * (layer.kernel.ndim - 2)  # an axis of layers is never divided: scans walk along it
+            specs[*path, "kernel"] = PartitionSpec(*stack, *_stored(layer.kernel.shape[-2:], axis_in, axis_out))
             if layer.bias is not None:
-                specs[*path, "bias"] = _dividing(layer.bias.shape, axis_out)
+                specs[*path, "bias"] = PartitionSpec(*stack, *_dividing(layer.bias.shape[-1:], axis_out))
         elif isinstance(layer, Embed):
             specs[*path, "embedding"] = _stored(layer.embedding.shape, layer.axes[1], None)
     return specs

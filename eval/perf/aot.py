@@ -125,7 +125,7 @@ class Plan:
         graph, params = abstract_params_on(mesh, lambda: Decoder(preset.decoder, rngs=FastRngs(0), dtype=DTYPE))
         _, whole = abstract_params_on(mesh, preset.make)
         del whole["decoder"]
-        decoder = acckv_jax.Decoder(DecoderStep(graph), preset.decoder.num_hidden_layers)
+        decoder = acckv_jax.Decoder(DecoderStep(graph), preset.decoder.num_hidden_layers, scans=True)
         return cls(preset, mesh, decoder, params, device_bytes(whole), context, steps)
 
     @property
@@ -148,7 +148,7 @@ class Plan:
         """The program that prunes one layer of a group: outside jit `acckv_jax.prune` runs it layer after layer."""
         run = functools.partial(acckv_jax.score, self.decoder, policies=(policy,))
         scored: Scored = self.result(self._prompted(run, self.group))[1]
-        cache = dataclasses.replace(scored.cache, layers=scored.cache.layers[:1])
+        cache = dataclasses.replace(scored.cache, stacks=scored.cache.stacks[:1])
         scored = dataclasses.replace(scored, cache=cache, sums=scored.sums[:1], inputs=scored.inputs[:1])
         reserved = policy.reserved_slots(self.steps)
         with jax.set_mesh(self.mesh):
@@ -198,7 +198,7 @@ def device_bytes(tree: Any) -> int:
 
 def key_value_bytes(cache: KVCache) -> int:
     """Bytes of K and V on each device."""
-    return device_bytes([(layer.k, layer.v) for layer in cache.layers])
+    return device_bytes([(stack.k, stack.v) for stack in cache.stacks])
 
 
 def rows_of(plan: Plan, batch: int, policy: CachePolicy) -> Iterator[Row]:
@@ -209,7 +209,7 @@ def rows_of(plan: Plan, batch: int, policy: CachePolicy) -> Iterator[Row]:
         _, cache = plan.result(prefill)
         result = compiled(prefill.lower())
         yield Row("prefill", name, plan.group, key_value_bytes(cache), device_bytes(cache), result)
-    one_layer = dataclasses.replace(cache, layers=cache.layers[:1])
+    one_layer = dataclasses.replace(cache, stacks=cache.stacks[:1])
     result = compiled(plan.prune(policy))
     yield Row("prune a layer", "pruned", plan.group, key_value_bytes(one_layer), device_bytes(one_layer), result)
     for name, each in policies.items():

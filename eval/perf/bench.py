@@ -12,11 +12,12 @@ from flax import nnx
 
 import acckv_jax
 from acckv_jax import CachePolicy, KVCache, Modality, Prompt, Scored
+from acckv_jax.generate import for_decoding
 from eval.perf.timing import fastest
 from models.decoder import Decoder, DecoderConfig
 from models.errors import UserError
 from models.layers.init import Params, abstract_params, init_params
-from models.over_decoder import DecoderStep
+from models.over_decoder import DecoderStep, with_single_layers
 from models.smolav.smollm2 import load_smollm2
 
 TEXT = 64
@@ -95,8 +96,8 @@ class Bench:
             )
         tokens = jax.random.randint(jax.random.key(0), (1, context), 0, config.vocab_size)
         prompt = acckv_jax.make_prompt(modalities(context))
-        decoder = acckv_jax.Decoder(DecoderStep(graph), config.num_hidden_layers)
-        return cls(decoder, jax.device_put(params), tokens, prompt, steps, repeats)
+        decoder = acckv_jax.Decoder(DecoderStep(graph), config.num_hidden_layers, scans=True)
+        return cls(decoder, with_single_layers(jax.device_put(params)), tokens, prompt, steps, repeats)
 
     def prefill(self, policy: CachePolicy) -> tuple[tuple[jax.Array, Scored], float]:
         """Logits and the whole prompt with the policy's sums, and seconds."""
@@ -115,7 +116,8 @@ class Bench:
         )
 
         def fresh() -> tuple[acckv_jax.DecodeState]:
-            return (acckv_jax.start_decoding(logits, jax.tree.map(jnp.copy, cache), jax.random.key(0)),)
+            own = for_decoding(self.decoder, jax.tree.map(jnp.copy, cache))
+            return (acckv_jax.start_decoding(logits, own, jax.random.key(0)),)
 
         _, seconds = fastest(lambda state: loop(state=state), self.repeats, fresh)
         return seconds / self.steps

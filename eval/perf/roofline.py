@@ -1,13 +1,14 @@
 """The least time that a decode step can take on this machine: bytes it must read over measured bandwidth."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from acckv_jax import KVCache
 from eval.perf.timing import fastest
+from models.layers.init import Params
+from models.over_decoder import SINGLE
 
 COLUMNS = 4096
 KERNELS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
@@ -33,11 +34,11 @@ def measured_bandwidth() -> float:
     return max(bandwidths().values())
 
 
-def step_bytes(params: Any, cache: KVCache) -> int:
+def step_bytes(params: Params, cache: KVCache) -> int:
     """Bytes that one decode step reads: every parameter once, and K and V of every slot.
 
     An embedding table apart from the output head counts as well, though one row of it is read (4 of 84 MB in
     `eval.perf.decode`'s Qwen2; SmolLM2 has none).
     """
-    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    return weights + sum(leaf.nbytes for layer in cache.layers for leaf in jax.tree.leaves((layer.k, layer.v)))
+    weights = sum(leaf.nbytes for name, part in params.items() if name != SINGLE for leaf in jax.tree.leaves(part))
+    return weights + sum(leaf.nbytes for stack in cache.stacks for leaf in jax.tree.leaves((stack.k, stack.v)))

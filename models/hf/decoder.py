@@ -2,7 +2,7 @@
 
 from models.decoder import DecoderConfig
 from models.hf.config import Section, rope
-from models.hf.tensors import Path, Tensor, Tensors, linear, norm
+from models.hf.tensors import Path, Tensor, Tensors, linear, norm, of_layer
 
 HEAD, EMBEDDINGS = "lm_head.weight", "{}embed_tokens.weight"
 FULL = "full_attention"
@@ -73,14 +73,15 @@ def decoder_tensors(config: DecoderConfig, *, prefix: str = "model.", head: str 
     bias = config.attention_bias
     tensors = {EMBEDDINGS.format(prefix): Tensor((*into, "tokens", "embedding"))}
     for i in range(config.num_hidden_layers):
-        name, path = f"{prefix}layers.{i}", (*into, "layers", i)
-        tensors |= norm(f"{name}.input_layernorm", (*path, "attn_norm"))
+        name, path = f"{prefix}layers.{i}", (*into, "layers")
+        layer = norm(f"{name}.input_layernorm", (*path, "attn_norm"))
         for part in "qkv":
-            tensors |= linear(f"{name}.self_attn.{part}_proj", (*path, part), bias=bias)
-        tensors |= linear(f"{name}.self_attn.o_proj", (*path, "o"))
-        tensors |= norm(f"{name}.post_attention_layernorm", (*path, "mlp_norm"))
+            layer |= linear(f"{name}.self_attn.{part}_proj", (*path, part), bias=bias)
+        layer |= linear(f"{name}.self_attn.o_proj", (*path, "o"))
+        layer |= norm(f"{name}.post_attention_layernorm", (*path, "mlp_norm"))
         for part in ("gate", "up", "down"):
-            tensors |= linear(f"{name}.mlp.{part}_proj", (*path, "mlp", part))
+            layer |= linear(f"{name}.mlp.{part}_proj", (*path, "mlp", part))
+        tensors |= of_layer(i, layer)
     tensors |= norm(f"{prefix}norm", (*into, "norm"))
     if not config.tie_word_embeddings:
         tensors[head] = Tensor((*into, "head", "kernel"), (1, 0))

@@ -112,9 +112,15 @@ def _write_header(out: BinaryIO, entries: Mapping[str, tuple[np.dtype, tuple[int
     out.write(len(text).to_bytes(8, "little") + text)
 
 
+@jax.jit
+def _layer(layers: jax.Array, number: int) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(layers, number, keepdims=False)
+
+
 def _values(param: jax.Array, tensor: Tensor) -> np.ndarray:
     """A parameter's bytes in the checkpoint's order of axes."""
-    array = np.asarray(param.copy())  # an array keeps what it has copied to the host; the copy is soon dropped
+    # An array keeps what it has copied to the host; the copy is soon dropped.
+    array = np.asarray(param.copy() if tensor.layer is None else _layer(param, tensor.layer))
     if tensor.order is not None:
         array = array.transpose(np.argsort(tensor.order))
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)

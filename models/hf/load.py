@@ -1,6 +1,7 @@
 """Parameters from a checkpoint, tensor by tensor, each device getting just its slices."""
 
 import fnmatch
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import NamedSharding, PartitionSpec
 
 from models.errors import UserError
 from models.hf.checkpoint import Checkpoint, listing
@@ -37,7 +39,7 @@ def load_params(
 
     Args:
         checkpoint: an opened checkpoint.
-        tensors: which tensor is which parameter; it names every leaf of `shapes` once.
+        tensors: which tensor is which parameter; it names every leaf of `shapes` once, or each of its layers in order.
         shapes: nested dict of ``jax.ShapeDtypeStruct``: from `models.placement.abstract_params_on` with shardings, or
             from `models.layers.init.abstract_params` without, which puts every parameter whole on the default device.
         prefix: taken off the checkpoint's names where they start with it.
@@ -53,11 +55,20 @@ def load_params(
             tensors are named at once.
     """
     wanted: dict[Path, Any] = flatten_dict(shapes)
-    if sorted(map(str, wanted)) != sorted(str(tensor.path) for tensor in tensors.values()):
-        raise ValueError("`tensors` must name each parameter of `shapes` once.")
+    parts: dict[Path, list[str]] = {path: [] for path in wanted}
+    for name, tensor in tensors.items():
+        parts.setdefault(tensor.path, []).append(name)
+    for path, names in parts.items():
+        layers = [tensors[name].layer for name in names]
+        if path not in wanted or layers not in ([None], [*range(wanted[path].shape[0])] if wanted[path].shape else []):
+            raise ValueError(f"`tensors` must name each parameter of `shapes` once, and {path} is of layers {layers}.")
     stored = _matched(checkpoint, tensors, wanted, prefix, (*IGNORED, *ignore), copies or {})
-    loaded = {tensor.path: _array(stored[name], tensor, wanted[tensor.path]) for name, tensor in tensors.items()}
-    return unflatten_dict({path: loaded[path] for path in wanted})
+    loaded = {}
+    for path, names in parts.items():
+        arrays = ((stored[name], tensors[name]) for name in names)
+        whole = tensors[names[0]].layer is None
+        loaded[path] = _array(*next(arrays), wanted[path]) if whole else _stack(arrays, wanted[path])
+    return unflatten_dict(loaded)
 
 
 def _matched(
@@ -106,13 +117,31 @@ def _matched(
 
 
 def checkpoint_shape(tensor: Tensor, ours: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape in the checkpoint of the tensor of a parameter of shape `ours`."""
-    return tensor.stored or joined_shape(tensor, ours)
+    """Shape in the checkpoint of the tensor of a parameter of shape `ours`, or of one of its layers."""
+    return tensor.stored or joined_shape(tensor, ours if tensor.layer is None else ours[1:])
 
 
 def joined_shape(tensor: Tensor, ours: tuple[int, ...]) -> tuple[int, ...]:
-    """The parameter's sizes in the checkpoint's order of axes."""
+    """Our sizes in the checkpoint's order of axes."""
     return ours if tensor.order is None else tuple(ours[tensor.order.index(axis)] for axis in range(len(ours)))
+
+
+def _stack(layers: Iterable[tuple[StoredArray, Tensor]], like: jax.ShapeDtypeStruct) -> jax.Array:
+    """The parameters of all layers, written one after the other into the array that holds them on the devices."""
+    shape, sharding = like.shape[1:], like.sharding
+    if sharding is not None:
+        assert isinstance(sharding, NamedSharding)
+        sharding = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+    one = jax.ShapeDtypeStruct(shape, like.dtype, sharding=sharding)
+    whole = jnp.zeros(like.shape, like.dtype, device=like.sharding)
+    for number, (stored, tensor) in enumerate(layers):
+        whole = _set_layer(whole, _array(stored, tensor, one), number)
+    return whole
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _set_layer(layers: jax.Array, one: jax.Array, number: int) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(layers, one, number, 0)
 
 
 def _array(stored: StoredArray, tensor: Tensor, like: jax.ShapeDtypeStruct) -> jax.Array:

@@ -14,15 +14,22 @@ class Tensor:
         path: of the parameter.
         order: the checkpoint's axes in our order; None keeps them.
         stored: shape in the checkpoint, if its axes are finer than ours: they are joined before reordering.
+        layer: number of the layer, for a parameter that holds those of all layers along its first axis.
     """
 
     path: Path
     order: tuple[int, ...] | None = None
     stored: tuple[int, ...] | None = None
+    layer: int | None = None
 
 
 Tensors = dict[str, Tensor]
 """Names in a checkpoint to parameters."""
+
+
+def of_layer(layer: int, tensors: Tensors) -> Tensors:
+    """The tensors of one layer whose parameters are stacked with those of others."""
+    return {name: dataclasses.replace(tensor, layer=layer) for name, tensor in tensors.items()}
 
 
 def linear(name: str, path: Path, *, bias: bool = False) -> Tensors:

@@ -35,11 +35,8 @@ def init_lora(key: Array, config: DecoderConfig, rank: int) -> Lora:
 
 def merge_lora(params: Params, lora: dict[str, dict[str, Float[np.ndarray, "L i o"]]], scale: float) -> Params:
     """The decoder's parameters with kernel + scale * A B in every target of every layer (NumPy, float32)."""
-    layers = {}
-    for index, layer in params["layers"].items():
-        updated = dict(layer)
-        for name, pair in lora.items():
-            delta = np.asarray(pair["a"][index], np.float32) @ np.asarray(pair["b"][index], np.float32)
-            updated[name] = {**layer[name], "kernel": np.asarray(layer[name]["kernel"]) + np.float32(scale) * delta}
-        layers[index] = updated
+    layers = dict(params["layers"])
+    for name, pair in lora.items():
+        delta = np.asarray(pair["a"], np.float32) @ np.asarray(pair["b"], np.float32)
+        layers[name] = {**layers[name], "kernel": np.asarray(layers[name]["kernel"]) + np.float32(scale) * delta}
     return {**params, "layers": layers}

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -64,7 +65,8 @@ def llama_params(tensors: dict[str, Float[np.ndarray, "..."]], config: DecoderCo
     def rotary(name: str, heads: int) -> Params:
         return {"kernel": halves_from_pairs(tensors[name + ".weight"], heads).T}
 
-    def layer(name: str) -> Params:
+    def layer(number: int) -> Params:
+        name = f"blk.{number}."
         return {
             "attn_norm": {"scale": tensors[name + "attn_norm.weight"]},
             "q": rotary(name + "attn_q", config.num_attention_heads),
@@ -77,7 +79,7 @@ def llama_params(tensors: dict[str, Float[np.ndarray, "..."]], config: DecoderCo
 
     params = {
         "tokens": {"embedding": tensors["token_embd.weight"]},
-        "layers": {i: layer(f"blk.{i}.") for i in range(config.num_hidden_layers)},
+        "layers": jax.tree.map(lambda *x: np.stack(x), *map(layer, range(config.num_hidden_layers))),
         "norm": {"scale": tensors["output_norm.weight"]},
     }
     return params if config.tie_word_embeddings else params | {"head": linear("output")}

@@ -246,7 +246,7 @@ def test_rule_5_compact_frees_what_the_gate_dropped():
     assert kv.cache_bytes(small).prompt < kv.cache_bytes(cache).prompt
     budgets = [np.minimum(layer.budget, n) for layer, n in zip(cache.layers, used, strict=True)]
     expected = [dataclasses.replace(a, budget=b) for a, b in zip(run.pruned.layers, budgets, strict=True)]
-    assert_same_cache(jax.device_get(small), dataclasses.replace(run.pruned, layers=tuple(expected)), rtol=0)
+    assert_same_cache(jax.device_get(small), dataclasses.replace(run.pruned, stacks=tuple(expected)), rtol=0)
     tokens = random_inputs().forced[0]
     step = jax.jit(kv.decode_step, static_argnums=(0, 4))
     active = jnp.ones(len(LENGTHS), bool)

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 import acckv_jax as kv
-from acckv_jax.testing import TinyTransformer, tiny_decoder
-from tests.tiers import quick_first
+from acckv_jax.testing import tiny_decoder
 from tests.tolerances import FP32
 
 
@@ -135,61 +134,6 @@ def test_a_decoder_that_gives_less_is_told_in_a_sentence():
     ):
         jax.eval_shape(lambda p: kv.prefill(decoder, p, INPUTS, PROMPT, POLICIES[2]), PARAMS)
     jax.eval_shape(lambda p: kv.prefill(decoder, p, INPUTS, PROMPT, kv.SnapKV(budget=0.9, window_size=8)), PARAMS)
-
-
-@dataclasses.dataclass(frozen=True)
-class Scanning:
-    """The same layers in one scan, with traced layer numbers; caches go in and come out stacked."""
-
-    inner: TinyTransformer
-
-    def __call__(self, params, inputs, positions, caches, carry, attend, logit_positions):
-        weights = {name: params[name] for name in "qkvo"}
-
-        def layer(state, xs):
-            x, carry = state
-            number, w, cache = xs
-            q, k, v = (jnp.einsum("btd,dnh->btnh", x, w[name]) for name in "qkv")
-            out, cache, carry = attend(
-                number, q, k, v, cache, carry, hidden_states=x, unrotated_q=q, output_weights=w["o"]
-            )
-            return (x + jnp.einsum("btnh,nhd->btd", out, w["o"]), carry), cache
-
-        stacked = None if caches[0] is None else jax.tree.map(lambda *x: jnp.stack(x), *caches)
-        numbers = jnp.arange(len(caches), dtype=jnp.int32)
-        (x, carry), after = jax.lax.scan(layer, (params["embed"][inputs], carry), (numbers, weights, stacked))
-        last = jax.vmap(lambda states, row: states[row])(x, logit_positions)
-        layers = tuple(jax.tree.map(lambda x, i=i: x[i], after) for i in range(len(caches)))
-        return last @ params["embed"].T, layers, carry
-
-
-SCANNED = [
-    kv.Random(budget=0.5),
-    kv.Quantized(kv.Protected(kv.H2O(budget=0.5, evict_every=4))),
-    kv.AccKV.plus(budget=0.5),
-    kv.PerLayer(kv.Knorm(budget=0.5), shares=(1.0, 1.0)),
-    *POLICIES,
-]
-
-
-@pytest.mark.parametrize("policy", quick_first(SCANNED, 2), ids=lambda policy: type(policy).__name__)
-def test_a_scan_over_layers_with_traced_numbers_equals_a_loop(policy):
-    scanning = kv.Decoder(Scanning(DECODER.step), DECODER.num_layers)
-    logits, expected = kv.jitted.prefill(DECODER, PARAMS, INPUTS, PROMPT, policy, reserved_slots=4)
-    found_logits, found = kv.jitted.prefill(scanning, PARAMS, INPUTS, PROMPT, policy, reserved_slots=4)
-    np.testing.assert_allclose(found_logits, logits, **FP32)
-    np.testing.assert_array_equal(kept(found), kept(expected))
-    token, active = logits.argmax(-1).astype(jnp.int32), PROMPT.length > 0
-    logits, _ = kv.jitted.decode_step(DECODER, PARAMS, token, expected, policy, active)
-    found_logits, _ = kv.jitted.decode_step(scanning, PARAMS, token, found, policy, active)
-    np.testing.assert_allclose(found_logits, logits, **FP32)
-
-
-def test_a_scan_needs_one_capacity():
-    scanning = kv.Decoder(Scanning(DECODER.step), DECODER.num_layers)
-    policy = kv.PerLayer(kv.Knorm(budget=0.5), shares=(1.5, 0.5))
-    with pytest.raises(ValueError, match=r"PerLayer gives layers different capacities, \[16, 48\]"):
-        jax.eval_shape(lambda p: kv.prefill(scanning, p, INPUTS, PROMPT, policy), PARAMS)
 
 
 def test_a_score_that_is_no_number_is_told():

@@ -62,4 +62,4 @@ def masked_alike(whole: kv.KVCache, pruned: kv.KVCache) -> kv.KVCache:
         valid[rows, heads, np.asarray(kept.index)[rows, heads, slots]] = True
         assert valid.sum() < np.asarray(full.valid).sum()
         layers.append(dataclasses.replace(full, valid=full.valid & valid))
-    return dataclasses.replace(whole, layers=tuple(layers))
+    return dataclasses.replace(whole, stacks=tuple(layers))

@@ -1,5 +1,6 @@
 """The shared decoder's parameters as a transformers model, for parity tests."""
 
+import jax
 import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
@@ -33,7 +34,8 @@ def hf_state(config, params):
     state = {"model.embed_tokens.weight": params["tokens"]["embedding"], "model.norm.weight": params["norm"]["scale"]}
     head = params["tokens"]["embedding"] if config.tie_word_embeddings else params["head"]["kernel"].T
     state["lm_head.weight"] = head
-    for i, layer in params["layers"].items():
+    for i in range(config.num_hidden_layers):
+        layer = jax.tree.map(lambda x, i=i: np.asarray(x)[i], params["layers"])
         at = f"model.layers.{i}."
         for ours, theirs in [("attn_norm", "input_layernorm"), ("mlp_norm", "post_attention_layernorm")]:
             state[f"{at}{theirs}.weight"] = layer[ours]["scale"]

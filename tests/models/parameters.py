@@ -1,5 +1,6 @@
 """Random parameters of modules, and whether read parameters are those that a module expects."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,10 +21,13 @@ def random_params(make: Callable[[], nnx.Module], seed: int = 0) -> tuple[nnx.Gr
 
     def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         values = random.standard_normal(leaf.shape, np.float32)
-        if leaf.ndim == 1:
+        if path[-1].key in ("scale", "bias") or leaf.ndim == 1:
             values = 0.1 * values + (path[-1].key == "scale")
         else:
-            values /= np.sqrt(leaf.shape[-1] if path[-1].key == "embedding" else np.prod(leaf.shape[:-1]))
+            keys = [part.key for part in path]
+            in_stack = any(a == "layers" and isinstance(b, str) for a, b in itertools.pairwise(keys))
+            inner = leaf.shape[in_stack:-1]
+            values /= np.sqrt(leaf.shape[-1] if keys[-1] == "embedding" else np.prod(inner))
         return jax.device_put(values.astype(leaf.dtype))
 
     return graph, jax.tree_util.tree_map_with_path(draw, shapes)

@@ -36,7 +36,7 @@ def check(config, graph, params, tolerance, steps=STEPS):
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (1, PROMPT + steps)).astype(np.int32)
     with torch.no_grad():
         expected = hf_model(config, params)(torch.tensor(tokens).long()).logits[0, PROMPT - 1 :].numpy()
-    decoder = acckv_jax.Decoder(DecoderStep(graph), config.num_hidden_layers)
+    decoder = acckv_jax.Decoder(DecoderStep(graph), config.num_hidden_layers, scans=True)
     ours = logits_of_every_token(decoder, params, tokens)
     np.testing.assert_allclose(ours, expected, **tolerance)
 

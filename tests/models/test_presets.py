@@ -63,7 +63,7 @@ def stored_shapes(tensors, shapes):
     """Shapes that the checkpoint's tensors must have for our parameters, by name."""
     found = {}
     for name, tensor in tensors.items():
-        ours = shapes[tensor.path]
+        ours = shapes[tensor.path][tensor.layer is not None :]
         back = ours if tensor.order is None else tuple(ours[tensor.order.index(i)] for i in range(len(ours)))
         if tensor.stored is not None:
             assert math.prod(tensor.stored) == math.prod(back)

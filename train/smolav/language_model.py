@@ -5,6 +5,8 @@ float32 where the CPU has AVX-512 BF16); no gradient of a frozen kernel is ever 
 float32 beside the frozen product. Equal to `models.decoder.Decoder` with the updates merged (tests/train).
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -20,7 +22,11 @@ BLOCKS = 4  # of queries
 
 def freeze(params: Params, dtype: jnp.dtype = jnp.bfloat16) -> Params:
     """The decoder's parameters with matrices in the compute type; the norms' scales stay in float32."""
-    return jax.tree.map(lambda p: jnp.asarray(p, dtype if p.ndim == 2 else jnp.float32), params)
+
+    def cast(path: Any, p: Array) -> Array:
+        return jnp.asarray(p, jnp.float32 if path[-1].key == "scale" else dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 def _product(x: Array, y: Array, contract: tuple[int, int]) -> Array:
@@ -125,15 +131,15 @@ def forward(
     c = config
     table = rotation(positions, c.head_dim, c.rope_theta)
     bias = jnp.where(mask, 0.0, MASKED)
-    x = embeddings
-    for index in range(c.num_hidden_layers):
-        layer = frozen["layers"][index]
 
-        def updated(name: str, h: Array, index: int = index, layer: Params = layer) -> Array:
+    def one(x: Array, own: tuple[Params, Lora]) -> tuple[Array, None]:
+        layer, updates = own
+
+        def updated(name: str, h: Array) -> Array:
             y = frozen_linear(h, layer[name]["kernel"])
-            if name not in lora:
+            if name not in updates:
                 return y
-            return y + lora_scale * ((h @ lora[name]["a"][index]) @ lora[name]["b"][index])
+            return y + lora_scale * ((h @ updates[name]["a"]) @ updates[name]["b"])
 
         h = _norm(x, layer["attn_norm"]["scale"], c.rms_norm_eps)
         q, k, v = (updated(name, h).reshape(*h.shape[:2], -1, c.head_dim) for name in ("q", "k", "v"))
@@ -142,7 +148,9 @@ def forward(
         h = _norm(x, layer["mlp_norm"]["scale"], c.rms_norm_eps)
         mlp = layer["mlp"]
         gated = jax.nn.silu(frozen_linear(h, mlp["gate"]["kernel"])) * frozen_linear(h, mlp["up"]["kernel"])
-        x = x + frozen_linear(gated, mlp["down"]["kernel"])
+        return x + frozen_linear(gated, mlp["down"]["kernel"]), None
+
+    x, _ = jax.lax.scan(one, embeddings, (frozen["layers"], lora))
     return _norm(x, frozen["norm"]["scale"], c.rms_norm_eps)
 
 

@@ -61,7 +61,7 @@ def old_spelling(folder):
 
 def our_logits(folder):
     graph, params = open_source(folder).load(jnp.float32)
-    return logits_of_every_token(acckv_jax.Decoder(DecoderStep(graph), SIZES["num_hidden_layers"]), params, TOKENS)
+    return logits_of_every_token(acckv_jax.Decoder(DecoderStep(graph), 2, scans=True), params, TOKENS)
 
 
 def their_logits(model):
@@ -112,7 +112,11 @@ def test_names_cover_the_decoder():
     _, shapes = abstract_params(lambda: Decoder(config, rngs=FastRngs(0)))
     tensors = decoder_tensors(config, prefix="thinker.model.", head="thinker.lm_head.weight", into=("text", 0))
     assert all(tensor.path[:2] == ("text", 0) for tensor in tensors.values())
-    assert len(tensors) == len(jax.tree.leaves(shapes)) and all(name.startswith("thinker.") for name in tensors)
+    leaves = {path[-1].key: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes["layers"])}
+    assert all(leaf.shape[0] == config.num_hidden_layers for leaf in leaves.values())
+    in_layers = len(jax.tree.leaves(shapes["layers"]))
+    expected = len(jax.tree.leaves(shapes)) + (config.num_hidden_layers - 1) * in_layers
+    assert len(tensors) == expected and all(name.startswith("thinker.") for name in tensors)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def make():
 
 def logits(graph, params, tokens, rows):
     inputs = jax.device_put((tokens, acckv_jax.make_prompt(np.zeros(tokens.shape, int))), rows)
-    decoder = acckv_jax.Decoder(DecoderStep(graph), 2)
+    decoder = acckv_jax.Decoder(DecoderStep(graph), 2, scans=True)
     run = functools.partial(acckv_jax.prefill, decoder, policy=acckv_jax.Full())
     return jax.jit(run)(params, *inputs)[0]
 
@@ -45,7 +45,10 @@ def mesh_of(**axes):
 def specs(mesh, config=CONFIG):
     _, placed = abstract_params_on(mesh, lambda: Decoder(config, rngs=FastRngs(0)))
     flat = {".".join(map(str, path)): leaf.sharding.spec for path, leaf in flatten_dict(placed).items()}
-    return {name.removeprefix("layers.0."): spec for name, spec in flat.items() if "layers.1" not in name}
+    layers = {name.removeprefix("layers."): spec for name, spec in flat.items() if name.startswith("layers.")}
+    assert all(spec[:1] in ((), (None,)) for spec in layers.values())  # the layers themselves are never divided
+    others = {name: spec for name, spec in flat.items() if not name.startswith("layers.")}
+    return others | {name: P(*spec[1:]) for name, spec in layers.items()}
 
 
 def test_layers_tell_their_axes():

@@ -62,7 +62,9 @@ class Ours:
     def of(cls, config: ThinkerConfig, params: Params) -> "Ours":
         graph, _ = abstract_params(lambda: cls.make(config))
         decoder, _ = abstract_params(lambda: Decoder(config.text, rngs=FastRngs(0)))
-        return cls(config, graph, params, acckv_jax.Decoder(DecoderStep(decoder), config.text.num_hidden_layers))
+        return cls(
+            config, graph, params, acckv_jax.Decoder(DecoderStep(decoder), config.text.num_hidden_layers, scans=True)
+        )
 
 
 def loaded_thinker(config: ThinkerConfig, reference: torch.nn.Module, folder: Path) -> Ours:

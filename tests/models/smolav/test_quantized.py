@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from acckv_jax import Stack
 from acckv_jax.attention import attend
 from acckv_jax.cache import full_layer
 from acckv_jax.wrappers.quantized import QuantizedSlots
@@ -44,11 +45,11 @@ def test_largest_error_of_attention_outputs():
 
     @jax.jit
     def run(params):
-        nothing = (None,) * config.num_hidden_layers
+        nothing = (Stack(None, 0, config.num_hidden_layers),)
         return step(params, tokens, index, nothing, (), both, index[:, -1])[1]
 
-    found = jax.device_get(run(params))
-    errors = [np.sqrt(np.mean((stored - plain) ** 2) / np.mean(plain**2)) for plain, stored in found]
+    (found,) = jax.device_get(run(params))
+    errors = [np.sqrt(np.mean((stored - plain) ** 2) / np.mean(plain**2)) for plain, stored in zip(*found, strict=True)]
     assert max(errors) <= LARGEST
-    elements = [np.abs(stored - plain).max() / np.sqrt(np.mean(plain**2)) for plain, stored in found]
+    elements = [np.abs(stored - plain).max() / np.sqrt(np.mean(plain**2)) for plain, stored in zip(*found, strict=True)]
     assert max(elements) <= 0.6

@@ -134,12 +134,11 @@ def test_merged_updates_equal_the_sum_of_both_products() -> None:
     x = np.random.default_rng(0).normal(size=(4, 32)).astype(np.float32)
     for index in range(CONFIG.decoder.num_hidden_layers):
         for name in ("q", "k", "v", "o"):
-            before = np.asarray(params["layers"][index][name]["kernel"])
+            before = np.asarray(params["layers"][name]["kernel"])[index]
             a, b = (np.asarray(lora[name][part][index]) for part in ("a", "b"))
             expected = x @ before + 0.5 * ((x @ a) @ b)
-            np.testing.assert_allclose(x @ merged["layers"][index][name]["kernel"], expected, **FP32)
-        same = merged["layers"][index]["mlp"], params["layers"][index]["mlp"]
-        jax.tree.map(np.testing.assert_array_equal, *same)
+            np.testing.assert_allclose(x @ merged["layers"][name]["kernel"][index], expected, **FP32)
+    jax.tree.map(np.testing.assert_array_equal, merged["layers"]["mlp"], params["layers"]["mlp"])
     assert jax.tree.structure(merged) == jax.tree.structure(params)
 
 

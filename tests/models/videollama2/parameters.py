@@ -12,7 +12,7 @@ from tests.models.videollama2 import seeded
 def seeded_tensors(seed: int, tensors: Tensors, shapes: Params) -> dict[str, np.ndarray]:
     """The checkpoint's tensors by name."""
     flat = flatten_dict(shapes)
-    assert sorted(map(str, flat)) == sorted(str(tensor.path) for tensor in tensors.values())
+    assert flat.keys() == {tensor.path for tensor in tensors.values()}
     return {
         name: seeded.weight(seed, name, checkpoint_shape(tensor, flat[tensor.path].shape))
         for name, tensor in tensors.items()
@@ -21,10 +21,9 @@ def seeded_tensors(seed: int, tensors: Tensors, shapes: Params) -> dict[str, np.
 
 def seeded_params(seed: int, tensors: Tensors, shapes: Params) -> Params:
     """The same as parameters."""
-    flat, found = flatten_dict(shapes), {}
+    flat = {path: np.empty(leaf.shape, leaf.dtype) for path, leaf in flatten_dict(shapes).items()}
     for name, values in seeded_tensors(seed, tensors, shapes).items():
-        tensor, like = tensors[name], flat[tensors[name].path]
-        found[tensor.path] = values.reshape(joined_shape(tensor, like.shape)).transpose(
-            tensor.order or range(len(like.shape))
-        )
-    return unflatten_dict(found)
+        tensor, whole = tensors[name], flat[tensors[name].path]
+        ours = whole if tensor.layer is None else whole[tensor.layer]
+        ours[...] = values.reshape(joined_shape(tensor, ours.shape)).transpose(tensor.order or range(ours.ndim))
+    return unflatten_dict(flat)

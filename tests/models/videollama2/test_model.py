@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 import acckv_jax
+from acckv_jax import Stack
 from models.decoder import Decoder
 from models.layers.init import FastRngs, abstract_params
 from models.over_decoder import DecoderStep
@@ -46,7 +47,7 @@ def programs(config):
     def logits(params, embedded):
         decoder = nnx.merge(graph, params).decoder
         positions = jnp.arange(embedded.shape[1])[None]
-        hidden, *_ = decoder(embedded, positions, (None,) * config.decoder.num_hidden_layers, (), causal)
+        hidden, *_ = decoder(embedded, positions, (Stack(None, 0, config.decoder.num_hidden_layers),), (), causal)
         return decoder.logits(hidden)[0]
 
     return embed, logits, shapes
@@ -79,7 +80,7 @@ def test_cached_decoding_equals_upstreams_greedy_tokens(number):
     step = DecoderStep(abstract_params(lambda: Decoder(config.decoder, rngs=FastRngs(0)))[0])
     tokens = EXPECTED[f"tokens_{number}"]
     arguments = {"inputs": embedded, "prompt": acckv_jax.make_prompt(np.zeros((1, embedded.shape[1]), int))}
-    decoder = acckv_jax.Decoder(step, config.decoder.num_hidden_layers)
+    decoder = acckv_jax.Decoder(step, config.decoder.num_hidden_layers, scans=True)
     logits = logits_through_cache(params["decoder"], arguments, tokens[None, :-1].astype(np.int32), decoder=decoder)
     np.testing.assert_array_equal(np.asarray(logits)[:, 0].argmax(-1), tokens)
 

@@ -39,7 +39,7 @@ def talks():
     chunks = [long, long.split(len(long) - 3)[0]]
     second = [EmbeddedPrompt.of(np.array(part), np.zeros(len(part), int)) for part in (SECOND, SECOND[:3])]
     step = DecoderStep(abstract_params(lambda: Decoder(config.decoder, rngs=FastRngs(0)))[0])
-    decoder = kv.Decoder(step, config.decoder.num_hidden_layers)
+    decoder = kv.Decoder(step, config.decoder.num_hidden_layers, scans=True)
     return config.decoder, params["decoder"], decoder, chunks, padded(chunks, LENGTH), padded(second, QUESTION)
 
 

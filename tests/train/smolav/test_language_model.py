@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from acckv_jax import Stack
 from models.decoder import Decoder
 from models.layers.init import init_params
 from models.smolav.config import SmolAVConfig
@@ -60,7 +61,7 @@ def test_float32_equals_the_decoder_with_merged_updates() -> None:
     hidden = _train_forward(params, lora, jnp.float32, inputs)
     decoder = nnx.merge(graph, merge_lora(params, lora, SCALE))
     attend = _masked_attention(packed_mask(jnp.asarray(inputs[2])))
-    expected, *_ = decoder(jnp.asarray(inputs[0]), jnp.asarray(inputs[1]), (None, None), (), attend)
+    expected, *_ = decoder(jnp.asarray(inputs[0]), jnp.asarray(inputs[1]), (Stack(None, 0, 2),), (), attend)
     real = inputs[2] >= 0
     np.testing.assert_allclose(np.asarray(hidden)[real], np.asarray(expected)[real], **FP32)
     frozen = language_model.freeze(params, jnp.float32)
@@ -87,16 +88,12 @@ def test_gradients_equal_those_of_the_merged_decoder() -> None:
         return jnp.sum(jnp.where(segment[..., None] >= 0, hidden * weight, 0.0))
 
     def reference(x: jax.Array, lora: dict) -> jax.Array:
-        layers = {
-            i: layer
-            | {
-                name: {"kernel": layer[name]["kernel"] + SCALE * pair["a"][i] @ pair["b"][i]}
-                for name, pair in lora.items()
-            }
-            for i, layer in params["layers"].items()
+        layers = params["layers"] | {
+            name: {"kernel": params["layers"][name]["kernel"] + SCALE * pair["a"] @ pair["b"]}
+            for name, pair in lora.items()
         }
         decoder = nnx.merge(graph, params | {"layers": layers})
-        hidden, *_ = decoder(x, jnp.asarray(positions), (None, None), (), _masked_attention(mask))
+        hidden, *_ = decoder(x, jnp.asarray(positions), (Stack(None, 0, 2),), (), _masked_attention(mask))
         return jnp.sum(jnp.where(segment[..., None] >= 0, hidden * weight, 0.0))
 
     found = jax.jit(jax.grad(ours, (0, 1)))(jnp.asarray(embeddings), lora)
