@@ -61,6 +61,12 @@ def padded(size: int) -> int:
     return -(-size // LANES) * LANES
 
 
+def pad(x: Array, size: int, axis: int) -> Array:
+    """`x` with zeros behind, so that `axis` has the given size."""
+    extra = size - x.shape[axis]
+    return jnp.pad(x, [(0, extra if a == axis else 0) for a in range(x.ndim)]) if extra else x
+
+
 def largest_block(size: int, most: int) -> int:
     """The largest of `LANES` times a power of two that divides `size` and is at most `most`."""
     block = LANES
@@ -169,11 +175,9 @@ def _call(
     rows, heads, group, tokens, size = q.shape
     slots = k.shape[2]
     blocks = Blocks.of(tokens, slots, group * size * q.dtype.itemsize)
-    extra = padded(tokens) - tokens
-    q = _pad(q, extra, axis=3)
-    lse = _pad(lse, extra, axis=3)
-    weights = tuple(_pad(each, extra, axis=2) for each in weights)
-    k = _pad(k, padded(slots) - slots, axis=2)
+    q, lse = (pad(x, padded(tokens), axis=3) for x in (q, lse))
+    weights = tuple(pad(each, padded(tokens), axis=2) for each in weights)
+    k = pad(k, padded(slots), axis=2)
     nearest = _nearest_with_weight(weights, blocks)
 
     def row_block(b: Array, j: Array, i: Array, first: Any, nearest: Any) -> Array:
@@ -183,7 +187,9 @@ def _call(
         at = jnp.minimum(jnp.maximum(i, seeing), blocks.row_blocks - 1)
         return nearest[b * blocks.row_blocks + at]
 
-    queries = pl.BlockSpec((1, 1, group, blocks.rows, size), lambda b, h, j, i, *p: (b, h, 0, row_block(b, j, i, *p), 0))
+    queries = pl.BlockSpec(
+        (1, 1, group, blocks.rows, size), lambda b, h, j, i, *p: (b, h, 0, row_block(b, j, i, *p), 0)
+    )
     keys = pl.BlockSpec((1, 1, blocks.slots, size), lambda b, h, j, i, *p: (b, h, j, 0))
     norms = pl.BlockSpec((1, 1, group, blocks.rows), lambda b, h, j, i, *p: (b, h, 0, row_block(b, j, i, *p)))
     counted = [
@@ -192,9 +198,7 @@ def _call(
     ]
     found = pl.pallas_call(
         functools.partial(_kernel, kinds=kinds, scale=scale, row_blocks=blocks.row_blocks),
-        out_shape=[
-            jax.ShapeDtypeStruct((rows, heads, each.shape[1], k.shape[2]), jnp.float32) for each in weights
-        ],
+        out_shape=[jax.ShapeDtypeStruct((rows, heads, each.shape[1], k.shape[2]), jnp.float32) for each in weights],
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=(rows, heads, blocks.slot_blocks, blocks.row_blocks),
@@ -214,10 +218,6 @@ def _call(
     return [each[..., :slots] for each in found]
 
 
-def _pad(x: Array, extra: int, axis: int) -> Array:
-    return jnp.pad(x, [(0, extra if a == axis else 0) for a in range(x.ndim)]) if extra else x
-
-
 def _nearest_with_weight(weights: tuple[Array, ...], blocks: Blocks) -> Int[Array, "B blocks"]:
     """For each block of rows itself if a row of it has weight, else the last one before that has, else the first."""
     counts = functools.reduce(jnp.logical_or, [(each != 0).any(1) for each in weights])
@@ -228,7 +228,15 @@ def _nearest_with_weight(weights: tuple[Array, ...], blocks: Blocks) -> Int[Arra
 
 
 def _kernel(
-    first: Any, nearest: Any, q: Any, k: Any, lse: Any, *refs: Any, kinds: tuple[bool, ...], scale: float, row_blocks: int
+    first: Any,
+    nearest: Any,
+    q: Any,
+    k: Any,
+    lse: Any,
+    *refs: Any,
+    kinds: tuple[bool, ...],
+    scale: float,
+    row_blocks: int,
 ) -> None:
     """One block of rows and one of slots."""
     weights, sums = refs[: len(kinds)], refs[len(kinds) :]
@@ -259,10 +267,8 @@ def _kernel(
 
 
 def _product(a: Array, b: Array, precision: jax.lax.Precision | None = None) -> Array:
-    """a b^T in float32."""
-    return jax.lax.dot_general(
-        a, b, (((1,), (1,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
-    )
+    """The product a b^T in float32."""
+    return jax.lax.dot_general(a, b, (((1,), (1,)), ((), ())), precision=precision, preferred_element_type=jnp.float32)
 
 
 def cost(shape: tuple[int, ...], slots: int, itemsize: int, statistics: int) -> pl.CostEstimate:
@@ -276,7 +282,5 @@ def cost(shape: tuple[int, ...], slots: int, itemsize: int, statistics: int) -> 
     return pl.CostEstimate(
         flops=rows * heads * 2 * pairs * (group * size + statistics),
         transcendentals=rows * heads * group * pairs,
-        bytes_accessed=rows
-        * heads
-        * (used * blocks.rows * row_bytes + blocks.slot_blocks * blocks.slots * slot_bytes),
+        bytes_accessed=rows * heads * (used * blocks.rows * row_bytes + blocks.slot_blocks * blocks.slots * slot_bytes),
     )
