@@ -11,6 +11,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+from acckv_jax import attention
 from acckv_jax.attention import attend
 from acckv_jax.kernels import splash
 from tests.acckv_jax.kernels.cases import Shape, check, make
@@ -21,7 +22,8 @@ ON_TPU = functools.partial(attend, aligned=True, implementation="tpu")
 
 
 @pytest.fixture(autouse=True)
-def interpreter() -> Iterator[None]:
+def interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(attention, "_say_once", pytest.fail)  # nothing goes through row blocks instead
     with pltpu.force_tpu_interpret_mode():
         yield
 
