@@ -84,8 +84,7 @@ def _append_token(
         q = jnp.where(active[:, None, None, None], q, 0)  # NaN of an ended row would stay in its mass
         *older, own = past
         layer = append(own, full_layer(k, v, index, generated, active[:, None]))
-        first = q[:, 0, 0, 0]
-        read = (dataclasses.replace(x, k=after(x.k, first), v=after(x.v, first)) for x in older)
+        read = (dataclasses.replace(x, k=after(x.k, q), v=after(x.v, q)) for x in older)
         out, sums = attend(q, (*read, layer), index, counted, log_multiplicity=policy.log_multiplicity)
         layers = (*older, layer)
         edges = list(itertools.accumulate(x.slots for x in layers))[:-1]

@@ -27,8 +27,8 @@ class SlotStorage(abc.ABC):
         """Other contents in this form; the last `free_slots` slots stay as they are."""
 
     @abc.abstractmethod
-    def after(self, numbers: Float[Array, " B"]) -> Self:
-        """The same, in a way that XLA can only compute when it has `numbers`, such as this step's queries.
+    def after(self, q: Float[Array, "B T N H"]) -> Self:
+        """The same, in a way that XLA can only compute when it has the queries `q` of a step.
 
         Else it would make the slots dense before a decode loop, for all layers at once. (It drops an
         `optimization_barrier` before it looks for what can be moved.)
@@ -52,9 +52,9 @@ def dense(slots: Slots) -> Float[Array, "B K S H"]:
     return slots.dense() if isinstance(slots, SlotStorage) else slots
 
 
-def after(slots: Slots, numbers: Float[Array, " B"]) -> Slots:
-    """All slots, to be made dense no sooner than `numbers` are known."""
-    return slots.after(numbers) if isinstance(slots, SlotStorage) else slots
+def after(slots: Slots, q: Float[Array, "B T N H"]) -> Slots:
+    """All slots, to be made dense no sooner than the queries `q` are known."""
+    return slots.after(q) if isinstance(slots, SlotStorage) else slots
 
 
 def encode_like(slots: Slots, array: Float[Array, "B K S H"], valid: Bool[Array, "B K S"], free_slots: int) -> Slots:

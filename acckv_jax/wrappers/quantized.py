@@ -58,10 +58,11 @@ class QuantizedSlots(SlotStorage):
         kept = (self.codes.astype(jnp.float32) * self.scale + self.zero).astype(self.free.dtype)
         return jnp.concatenate([kept, self.free], axis=2) if self.free.shape[2] else kept
 
-    def after(self, numbers: Float[Array, " B"]) -> Self:
+    def after(self, q: Float[Array, "B T N H"]) -> Self:
         """The same, as no number is both NaN and infinite, which XLA does not know."""
-        never = jnp.isnan(numbers) & jnp.isinf(numbers)
-        return dataclasses.replace(self, codes=self.codes + never.astype(jnp.int8)[:, None, None, None])
+        first = q[:, 0, :, 0].reshape(*self.codes.shape[:2], -1)[:, :, 0]
+        never = jnp.isnan(first) & jnp.isinf(first)
+        return dataclasses.replace(self, codes=self.codes + never.astype(jnp.int8)[:, :, None, None])
 
     def encode(self, dense: Float[Array, "B K S H"], valid: Bool[Array, "B K S"], free_slots: int) -> Self:
         """Other contents, with scales of their own."""

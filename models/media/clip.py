@@ -144,6 +144,19 @@ def _read(path: Path, sampling: Sampling, progress: Progress | None) -> Media:
     return _read_pictures([path], (), sampling, progress) if times is None else _read_animation(path, times, sampling)
 
 
+def check_tokens(tokens: int, most: int, model: str) -> None:
+    """Checks the tokens that a clip will make.
+
+    Raises:
+        UserError: if they are more than the model reads.
+    """
+    if tokens > most:
+        raise UserError(
+            f"The clip makes {tokens} tokens, but {model} reads at most {most}: cut it to less than "
+            f"{100 * most // tokens} % of its length."
+        )
+
+
 class _Resizer:
     """Frames in one size."""
 

@@ -7,8 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from models.errors import UserError
-from models.media.clip import Media, Outline, Progress, Sampling, read_clip
+from models.media.clip import Media, Outline, Progress, Sampling, check_tokens, read_clip
 from models.media.pictures import on_white, to_rgb
 from models.media.resize import resize_bicubic
 from models.media.waveform import SAMPLE_RATE
@@ -94,12 +93,8 @@ class ClipFrames:
             height, width = images.fitted_size(*outline.size, self._pixels, self._unit)
             pairs = -(-outline.frames // self._config.temporal_patch_size)
             tokens += pairs * (height // self._unit) * (width // self._unit)
-        if self._max_context is not None and tokens > self._max_context:
-            share = 100 * self._max_context // tokens
-            raise UserError(
-                f"The clip makes {tokens} tokens, but Qwen2.5-Omni reads at most {self._max_context}: cut it to less "
-                f"than {share} % of its length."
-            )
+        if self._max_context is not None:
+            check_tokens(tokens, self._max_context, "Qwen2.5-Omni")
 
     @property
     def _unit(self) -> int:

@@ -3,8 +3,7 @@
 import math
 from pathlib import Path
 
-from models.errors import UserError
-from models.media.clip import Media, Outline, Progress, Sampling, read_clip
+from models.media.clip import Media, Outline, Progress, Sampling, check_tokens, read_clip
 from models.smolav.config import SmolAVConfig
 
 FRAME_SIZE = 224  # EfficientNet-Lite0 was trained on pictures of this size
@@ -20,10 +19,6 @@ def load_clip(clip: Path, config: SmolAVConfig, progress: Progress | None = None
 
     def accept(outline: Outline) -> None:
         tokens = outline.frames * config.frame_tokens + math.ceil((outline.seconds or 0) * config.audio_rate)
-        if tokens > most:
-            raise UserError(
-                f"The clip makes {tokens} tokens, but SmolAV reads at most {most}: cut it to less than "
-                f"{100 * most // tokens} % of its length."
-            )
+        check_tokens(tokens, most, "SmolAV")
 
     return read_clip(clip, Sampling(size=(FRAME_SIZE, FRAME_SIZE), accept=accept), progress=progress)

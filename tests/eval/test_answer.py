@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,6 +66,15 @@ def test_json_is_one_object_with_all_fields(small_model, clip, capsys):
     assert set(found["kept"][0]) == {"text", "audio", "video"}
     assert found["tokens"]["video"] == 48
     assert 0 < found["cache_bytes"] < found["full_cache_bytes"]
+
+
+@pytest.mark.parametrize("shown", quick_first(["answer", "json", "stats"]))
+def test_what_was_left_out_of_a_clip_stands_beside_the_answer(shown, small_model, capsys):
+    damaged = Path(__file__).parents[1] / "models" / "media" / "clips" / "cut_after_sound_ended.mp4"
+    asked = Options(str(damaged), ("What?",), policy="acckv", budget="60", max_new_tokens=3)
+    out = printed(dataclasses.replace(asked, **({shown: True} if shown != "answer" else {})), small_model)
+    found = "".join(json.loads(capsys.readouterr().out)["notes"]) if shown == "json" else " ".join(out.split())
+    assert f"The sound track of {damaged} is empty and was left out." in found
 
 
 @pytest.mark.complete
@@ -200,6 +210,7 @@ def test_nothing_typed_or_answered_is_markup():
     assert out.getvalue().count(text) == 2 and "Title [dQw4].mp4" in out.getvalue()
 
 
+@pytest.mark.complete
 @pytest.mark.packaging
 def test_output_in_ascii():
     command = [sys.executable, "-m", "eval.answer", "caf\u00e9.mp4", "What?"]

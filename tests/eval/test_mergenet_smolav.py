@@ -133,6 +133,7 @@ def test_seeds_differ_in_their_things_and_arms_do_not(things: Materials) -> None
     assert set(own.shown) <= set(whole.shown) and len(own.sounds) < len(whole.sounds)
 
 
+@pytest.mark.complete
 def test_what_is_there_is_not_run_again(tmp_path: Path) -> None:
     loads: list[Recipe] = []
     said: list[str] = []

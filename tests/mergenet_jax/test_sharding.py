@@ -102,6 +102,7 @@ def meshes_of_halves():
     return mesh_of({"data": 4}, devices=devices[:4]), mesh_of({"data": 2, "fsdp": 2}, devices=devices[4:])
 
 
+@pytest.mark.complete
 def test_two_halves_equal_one_device():
     """Losses, parameters and adapters of four steps within 1e-5; only what is read crosses."""
     expected, told = alone()
