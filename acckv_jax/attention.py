@@ -47,8 +47,8 @@ def attend(
             which kernels depend on.
         log_multiplicity: adds log(multiplicity) of a slot to its logits.
         implementation: "xla": row blocks, on any processor. "tpu": splash attention and `kernels.column_sums`. "gpu":
-            cuDNN, and row blocks for the sums. By default that of the processor which the program is compiled for. What
-            a kernel does not take goes through row blocks instead, which the log (`acckv_jax`) says once.
+            cuDNN, and row blocks for the sums. By default "tpu" in programs that are compiled for TPUs and "xla" in
+            others. What a kernel does not take goes through row blocks instead, which the log (`acckv_jax`) says once.
 
     Returns:
         The output [B, T, N, H], and the column sum [B, K, S] of each entry of `statistics`.
@@ -61,7 +61,7 @@ def attend(
     by_few = functools.partial(row_blocks.attend, block=row_blocks.CPU_BLOCK, **options)
     by_many = functools.partial(_row_blocks, block=row_blocks.BLOCK, **options)
     chosen = {}
-    for name in _KERNELS if implementation is None else {implementation} & _KERNELS.keys():
+    for name in _BY_DEFAULT if implementation is None else {implementation} & _KERNELS.keys():
         platform, kernel = _KERNELS[name]
         refused = kernel.refusal(q, layer) if aligned and not log_multiplicity else "rows that are not the last slots"
         if refused is None:
@@ -76,6 +76,8 @@ def attend(
 
 _KERNELS = {"tpu": ("tpu", splash), "gpu": ("cuda", cudnn)}
 """By implementation: the platform, as JAX names it for programs, and the module."""
+_BY_DEFAULT = ("tpu",)
+"""Not "gpu": it has not run on one yet."""
 _row_blocks = jax.jit(row_blocks.attend, static_argnames=("block", "aligned", "log_multiplicity"))
 """Traced once for all layers of a decoder with a loop."""
 

@@ -1,4 +1,4 @@
-"""Blockwise attention and its column sums against NumPy, over fresh and over pruned caches."""
+"""Blockwise attention and its column sums against NumPy, over fresh and over pruned caches; who else may do it."""
 
 import dataclasses
 
@@ -89,3 +89,34 @@ def test_bfloat16_keys_attend_in_float32():
     assert out.dtype == jnp.bfloat16 and sums[0].dtype == jnp.float32
     np.testing.assert_allclose(out.astype(jnp.float32), expected, atol=2e-2)
     np.testing.assert_allclose(sums[0].sum(-1), 100, rtol=2e-2)
+
+
+def lowered(platform: str, tokens: int = 128, size: int = 64, **options) -> str:
+    """The program of a prompt's attention with sums, for a platform that need not be there."""
+    q, k = jax.ShapeDtypeStruct((1, tokens, 4, size), jnp.bfloat16), jnp.ones((1, tokens, 2, size), jnp.bfloat16)
+    index = np.arange(tokens, dtype=np.int32)[None]
+    layer = full_layer(k, k, index, index.astype(np.int8), np.ones_like(index, bool))
+    stats = (QueryWeights(np.ones((1, tokens), np.float32)),)
+    traced = jax.jit(lambda q: attend(q, layer, index, stats, **options)).trace(q)
+    return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_the_platform_chooses_the_implementation():
+    on_tpu = lowered("tpu", aligned=True)
+    assert on_tpu.count("tpu_custom_call") == 2 and "stablehlo.exponential" not in on_tpu
+    assert "custom_call @" not in lowered("cpu", aligned=True)
+    assert "tpu_custom_call" not in lowered("tpu", aligned=True, implementation="xla")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tokens": 64, "aligned": True},  # few rows
+        {"aligned": False},  # slots that are not the rows'
+        {"aligned": True, "log_multiplicity": True},
+        {"aligned": True, "size": 16},
+    ],
+    ids=str,
+)
+def test_what_kernels_do_not_take_goes_through_row_blocks(options):
+    assert "tpu_custom_call" not in lowered("tpu", **options)
