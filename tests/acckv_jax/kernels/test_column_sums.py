@@ -10,6 +10,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from acckv_jax.kernels import column_sums
 from acckv_jax.kernels.column_sums import Blocks
+from tests.docs import pages
 from tests.tiers import quick_first
 
 RUN = jax.jit(
@@ -109,3 +110,13 @@ def test_blocks():
     assert blocks.used(0) == sum(40 - 2 * j for j in range(20)) and blocks.used(20480) == 800
     assert Blocks.of(100, 300, 64).rows == 128 and Blocks.of(100, 300, 64).slots == 128
     assert Blocks.of(512, 512, 32 * 128 * 4).rows == 128  # many heads
+
+
+@pytest.mark.complete
+def test_example_of_the_page():
+    names = {}
+    with pltpu.force_tpu_interpret_mode():
+        pages.run("docs/column_sums.md", names)
+    assert names["sums"].shape == (2, 1, 2, 256)
+    np.testing.assert_allclose(names["sums"][1].sum(-1), 32, rtol=1e-4)
+    assert np.all(names["sums"][0].sum(-1) < 255)
