@@ -6,6 +6,7 @@ it knows only what they declare, so the bytes that the kernels' blocks move are 
 """
 
 import dataclasses
+import functools
 import sys
 import time
 
@@ -16,11 +17,12 @@ from jax.sharding import AxisType
 from rich.console import Console
 from rich.table import Table
 
-from acckv_jax.attention import QueryWeights, attend
+from acckv_jax.attention import Implementation, QueryWeights, attend
 from acckv_jax.cache import full_layer
 from acckv_jax.kernels import splash
 from acckv_jax.kernels.column_sums import LANES, cost, largest_block, padded
-from eval.perf.topologies import find_topology
+from eval.perf.compiled import compiled
+from eval.perf.topologies import GIB, find_topology
 from models import command
 from models.errors import UserError
 
@@ -86,8 +88,28 @@ def block_traffic(options: Options, counted: int | None) -> int:
     return options.rows * flash + cost(queries, tokens, DTYPE.itemsize, 1).bytes_accessed
 
 
+def _first_prefill(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    length: jax.Array,
+    weights: jax.Array,
+    *,
+    window: int | None,
+    implementation: Implementation,
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    index = jnp.zeros_like(length)[:, None] + jnp.arange(q.shape[1], dtype=jnp.int32)[None, :]
+    layer = full_layer(k, v, index, index.astype(jnp.int8), index < length[:, None])
+    stats = (QueryWeights(weights, window=window),) if window else ()
+    return attend(q, layer, index, stats, aligned=True, implementation=implementation)
+
+
 def measured(options: Options, name: str) -> list[Row]:
-    """All programs for one chip."""
+    """All programs for one chip.
+
+    Raises:
+        UserError: if there is no such topology, or a program does not fit.
+    """
     mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=find_topology(name).devices[:1])
     with jax.set_mesh(mesh):
         place = jax.NamedSharding(mesh, jax.P())
@@ -105,26 +127,22 @@ def measured(options: Options, name: str) -> list[Row]:
             array(*by_token, dtype=whole),
         )
         found = []
-        for program, implementation, window in (
+        programs: list[tuple[str, Implementation, int | None]] = [
             ("attention alone", "tpu", None),
             ("with sums of all rows", "tpu", options.context),
             (f"with sums of {options.window} rows", "tpu", options.window),
             ("row blocks, sums of all rows", "xla", options.context),
-        ):
-
-            def run(q, k, v, length, weights, window=window, implementation=implementation):
-                index = jnp.zeros_like(length)[:, None] + jnp.arange(options.context, dtype=jnp.int32)[None, :]
-                layer = full_layer(k, v, index, index.astype(jnp.int8), index < length[:, None])
-                stats = (QueryWeights(weights, window=window),) if window else ()
-                return attend(q, layer, index, stats, aligned=True, implementation=implementation)
-
+        ]
+        for program, implementation, window in programs:
+            run = functools.partial(_first_prefill, window=window, implementation=implementation)
             start = time.perf_counter()
-            compiled = jax.jit(run).lower(*arrays).compile()
+            needs = compiled(jax.jit(run).lower(*arrays))
             seconds = time.perf_counter() - start
-            memory, counts = compiled.memory_analysis(), compiled.cost_analysis()
+            if needs.temporaries is None or needs.accessed is None:
+                raise UserError(f"{program} needs {needs.needs / GIB:.1f} GiB, which is too much for a chip of {name}.")
             counted = None if window is None else min(padded(window), padded(options.context))
             modelled = block_traffic(options, counted) if implementation == "tpu" else None
-            found.append(Row(program, seconds, memory.temp_size_in_bytes, counts["bytes accessed"], modelled))
+            found.append(Row(program, seconds, needs.temporaries, needs.accessed, modelled))
     return found
 
 
@@ -132,7 +150,7 @@ def run(options: Options) -> None:
     """Compiles and prints.
 
     Raises:
-        UserError: if the shapes are not of attention, or there is no such topology.
+        UserError: on any mistake in the options, or if a program does not fit.
     """
     sizes = (options.context, options.rows, options.heads, options.kv_heads, options.size, options.window)
     if min(sizes) < 1 or options.heads % options.kv_heads:
