@@ -1,17 +1,23 @@
 """Blockwise attention and its column sums against NumPy, over fresh and over pruned caches; who else may do it."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 from acckv_jax.attention import QueryWeights, attend
 from acckv_jax.cache import full_layer
+from tests.acckv_jax.kernels.cases import Shape, check, make
+from tests.tiers import quick_first
 from tests.tolerances import FP32
 
 ROWS, HEADS, KV_HEADS, SIZE = 2, 4, 2, 8
+ALIGNED = functools.partial(attend, aligned=True)
 
 
 def numpy_attention(q, layer, q_index, log_multiplicity):
@@ -120,3 +126,29 @@ def test_the_platform_chooses_the_implementation():
 )
 def test_what_kernels_do_not_take_goes_through_row_blocks(options):
     assert "tpu_custom_call" not in lowered("tpu", **options)
+
+
+def test_shapes_that_kernels_take_on_any_mesh(any_mesh):
+    """By default: programs hold every platform's implementation until they are lowered, and their types must agree."""
+    case = make(Shape(rows=2, tokens=128, kv_heads=4, statistics=("all", "window")), seed=1)
+    whole = (case.q, case.layer, jnp.asarray(case.index), case.statistics)
+    placed = whole
+    if any_mesh is not None:
+        slots = {4: P("data", "tensor", None, None), 3: P("data", "tensor", None)}
+        layer = jax.tree.map(lambda x: jax.device_put(x, slots.get(x.ndim, P())), case.layer)
+        placed = (jax.device_put(case.q, P("data", None, "tensor", None)), layer, *jax.device_put(whole[2:], P("data")))
+    check(case, *jax.jit(ALIGNED)(*placed))
+    slope = jax.jit(jax.grad(lambda q, *rest: ALIGNED(q, *rest)[0].sum()))(*placed)
+    assert np.isfinite(slope).all()
+
+
+@pytest.mark.parametrize("kind", quick_first([AxisType.Explicit, AxisType.Auto]), ids=str)
+@pytest.mark.parametrize("names", [{"data"}, {"data", "tensor"}], ids=str)
+def test_shapes_that_kernels_take_in_a_callers_shard_map(kind, names):
+    mesh = jax.make_mesh((2, 4), ("data", "tensor"), axis_types=(kind,) * 2)
+    case = make(Shape(rows=2, tokens=128, kv_heads=4, statistics=("all", "window")), seed=1)
+    arguments = (case.q, case.layer, jnp.asarray(case.index), case.statistics)
+    specs = jax.tree.map(lambda x: P("data") if jnp.ndim(x) else P(), arguments)
+    with jax.set_mesh(mesh):
+        by_shard = jax.shard_map(ALIGNED, in_specs=specs, out_specs=(P("data"), (P("data"),) * 2), axis_names=names)
+        check(case, *jax.jit(by_shard)(*jax.tree.map(jax.device_put, arguments, specs)))

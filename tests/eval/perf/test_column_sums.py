@@ -72,6 +72,30 @@ def test_compiles_on_meshes(chip, kind, prefix, tokens, heads, kv_heads, size, d
     assert not any(word in hlo for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute"))
 
 
+@pytest.mark.complete
+@pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto], ids=str)
+@pytest.mark.parametrize("names", [{"data"}, {"data", "tensor"}], ids=str)
+def test_compiles_in_a_callers_shard_map(kind, names):
+    """Kernels divide what the caller has not divided; the interpreter cannot run that."""
+    mesh = jax.make_mesh((2, 2), ("data", "tensor"), axis_types=(kind,) * 2, devices=find_topology(CHIPS[0]).devices)
+
+    def run(q, k, index, weights):
+        layer = full_layer(k, k, index, jnp.zeros_like(index, jnp.int8), index >= 0)
+        return attend(q, layer, index, (QueryWeights(weights),), aligned=True)
+
+    with jax.set_mesh(mesh):
+
+        def array(shape, dtype):
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(mesh, P("data")))
+
+        keys = array((2, 256, 4, 64), jnp.bfloat16)
+        by_shard = jax.shard_map(run, in_specs=P("data"), out_specs=P("data"), axis_names=names)
+        program = jax.jit(by_shard).lower(keys, keys, array((2, 256), jnp.int32), array((2, 256), jnp.float32))
+        hlo = program.compile().as_text() or ""
+    heads = 2 if names == {"data"} else 4
+    assert hlo.count("tpu_custom_call") == 2 and f"f32[1,{heads},1,256]" in hlo  # the sums of a device
+
+
 def test_traffic_of_blocks():
     options = Options(context=1024, heads=2, size=64)
     rows, blocks = 1024, 2 * 1024  # keys and values: two blocks of 512 rows see one block of 1,024 slots
