@@ -52,7 +52,12 @@ def attend(
 
     Returns:
         The output [B, T, N, H], and the column sum [B, K, S] of each entry of `statistics`.
+
+    Raises:
+        ValueError: if there is no such implementation.
     """
+    if implementation not in (None, "xla", *_KERNELS):
+        raise ValueError(f"unknown implementation {implementation!r} of attention; choose xla, tpu or gpu.")
     layers = cache if isinstance(cache, tuple) else (cache,)
     if q.shape[1] <= FEW_ROWS:
         return row_blocks.attend(q, layers, q_index, statistics, block=FEW_ROWS, log_multiplicity=log_multiplicity)
@@ -60,10 +65,11 @@ def attend(
     options = {"aligned": aligned and layer.slots == q.shape[1], "log_multiplicity": log_multiplicity}
     by_few = functools.partial(row_blocks.attend, block=row_blocks.CPU_BLOCK, **options)
     by_many = functools.partial(_row_blocks, block=row_blocks.BLOCK, **options)
+    unfit = "merged slots" if log_multiplicity else None if aligned else "rows that are not the last slots"
     chosen = {}
     for name in _BY_DEFAULT if implementation is None else {implementation} & _KERNELS.keys():
         platform, kernel = _KERNELS[name]
-        refused = kernel.refusal(q, layer) if aligned and not log_multiplicity else "rows that are not the last slots"
+        refused = unfit or kernel.refusal(q, layer)
         if refused is None:
             chosen[platform] = _differentiable(kernel.attend, by_many)
         elif implementation == name or jax.default_backend() == name:

@@ -152,3 +152,8 @@ def test_shapes_that_kernels_take_in_a_callers_shard_map(kind, names):
     with jax.set_mesh(mesh):
         by_shard = jax.shard_map(ALIGNED, in_specs=specs, out_specs=(P("data"), (P("data"),) * 2), axis_names=names)
         check(case, *jax.jit(by_shard)(*jax.tree.map(jax.device_put, arguments, specs)))
+
+
+def test_an_unknown_implementation_is_refused():
+    with pytest.raises(ValueError, match="unknown implementation 'cuda' of attention; choose xla, tpu or gpu"):
+        lowered("cpu", implementation="cuda")
