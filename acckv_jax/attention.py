@@ -1,96 +1,25 @@
-"""Attention over the slots of a cache, row block by row block, with column statistics on the way.
+"""Attention over the slots of a cache, with column statistics on the way.
 
-No l x l array exists: a block of query rows attends, adds its share to every requested column sum, and is gone. A
-policy's statistics are weighted column sums, so accumulated, windowed, text-row and position-weighted scores are one
-mechanism.
+No l x l array exists in any implementation. A policy's statistics are weighted column sums, so accumulated, windowed,
+text-row and position-weighted scores are one mechanism.
 """
 
-import dataclasses
-import itertools
-import operator
+import functools
+import logging
+from collections.abc import Callable
+from typing import Literal
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from acckv_jax.cache import METADATA, LayerCache
+from acckv_jax.cache import LayerCache
+from acckv_jax.kernels import cudnn, row_blocks, splash
+from acckv_jax.queries import QueryWeights, Sums
 
-BLOCK = 64
-SEGMENTS = 8
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class QueryWeights:
-    """Weights of query rows in a column sum: sum_i w[b, i] A[i, j], mean over the query heads of a KV head.
-
-    Attributes:
-        weights: [B, T] float32; zero for padding rows.
-        exclude_diagonal: leaves A[j, j] out (static).
-    """
-
-    weights: Float[Array, "B T"]
-    exclude_diagonal: bool = dataclasses.field(default=False, metadata={"static": True})
-
-
-Sums = tuple[Float[Array, "B K S"], ...]
-
-
-def _rows(
-    q: Float[Array, "B K G T H"],
-    q_index: Int[Array, "B T"],
-    layers: tuple[LayerCache, ...],
-    statistics: tuple[QueryWeights, ...],
-    log_multiplicity: bool,
-) -> tuple[Float[Array, "B K G T H"], Sums]:
-    """Attention of one block of rows over the slots of all `layers` together, and its share of the column sums."""
-    parts, ages = [], []
-    for layer in layers:
-        logits = (
-            jnp.einsum("bkgth,bksh->bkgts", q, layer.keys, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-        )
-        if log_multiplicity:
-            logits = logits + jnp.log(jnp.maximum(layer.multiplicity, 1.0))[:, :, None, None, :]
-        age = q_index[:, None, :, None] - layer.index[:, :, None, :]  # [B, K, T, S]
-        seen = layer.valid[:, :, None, :] & (age >= 0)
-        # A finite floor: a padding row that sees nothing must not make NaN.
-        parts.append(jnp.where(seen[:, :, None], logits, jnp.finfo(jnp.float32).min))
-        ages.append(age)
-    logits = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
-    # Not normalised: outputs and sums are divided instead, which saves a pass over rows x slots.
-    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
-    total = weights.sum(-1)  # [B, K, G, T]
-    edges = list(itertools.accumulate(layer.slots for layer in layers))
-    out = sum(
-        jnp.einsum(
-            "bkgts,bksh->bkgth", share.astype(layer.values.dtype), layer.values, preferred_element_type=jnp.float32
-        )
-        for share, layer in zip(jnp.split(weights, edges[:-1], axis=-1), layers, strict=True)
-    )
-    out = (out / total[..., None]).astype(layers[0].values.dtype)
-    return out, tuple(_column_sums(stat, weights, total, jnp.concatenate(ages, axis=-1)) for stat in statistics)
-
-
-def _column_sums(
-    stat: QueryWeights, weights: Float[Array, "B K G T S"], total: Float[Array, "B K G T"], age: Int[Array, "B K T S"]
-) -> Float[Array, "B K S"]:
-    """The rows' share of a column sum."""
-    rows, heads, group, tokens, slots = weights.shape
-    if stat.exclude_diagonal:
-        weights = jnp.where(age[:, :, None] == 0, 0.0, weights)
-    share = stat.weights[:, None, None, :] / (total * group)  # [B, K, G, T]
-    share, flat = share.reshape(rows, heads, group * tokens), weights.reshape(rows, heads, group * tokens, slots)
-    return jnp.einsum("bkr,bkrs->bks", share, flat)
-
-
-def _head(layer: LayerCache, slots: int) -> LayerCache:
-    """The first slots of a layer (static)."""
-    return dataclasses.replace(
-        layer,
-        **{name: getattr(layer, name)[:, :, :slots] for name in METADATA},
-        k=layer.keys[:, :, :slots],
-        v=layer.values[:, :, :slots],
-    )
+Implementation = Literal["xla", "tpu", "gpu"]
+FEW_ROWS = 64
+"""Rows that any implementation takes at once, and for which no kernel is worth its start."""
+LOG = logging.getLogger("acckv_jax")
 
 
 def attend(
@@ -101,6 +30,7 @@ def attend(
     *,
     aligned: bool = False,
     log_multiplicity: bool = False,
+    implementation: Implementation | None = None,
 ) -> tuple[Float[Array, "B T N H"], Sums]:
     """Causal attention of new rows over cached slots (their own included).
 
@@ -108,60 +38,63 @@ def attend(
 
     Args:
         q: [B, T, N, H] rotated queries; N is a multiple of the K heads of the cache, heads of a group adjacent.
-        cache: slots to attend to, the rows' own tokens already among them. For few rows (at most `BLOCK`) they may lie
-            in several caches of one layer; column sums then cover all, one after the other.
+        cache: slots to attend to, the rows' own tokens already among them. For few rows (at most `FEW_ROWS`) they may
+            lie in several caches of one layer; column sums then cover all, one after the other.
         q_index: [B, T] token indices of the rows.
         statistics: column sums wanted.
-        aligned: promises that slot i holds the token of row i (a first prefill), so that later slots can be skipped.
+        aligned: promises that the last T slots hold the tokens of the T rows, in order, and the others earlier ones,
+            equal in all KV heads; where there are no others, that padding comes last. Later slots can then be skipped,
+            which kernels depend on.
         log_multiplicity: adds log(multiplicity) of a slot to its logits.
+        implementation: "xla": row blocks, on any processor. "tpu": splash attention and `kernels.column_sums`. "gpu":
+            cuDNN, and row blocks for the sums. By default "tpu" in programs that are compiled for TPUs and "xla" in
+            others. What a kernel does not take goes through row blocks instead, which the log (`acckv_jax`) says once.
 
     Returns:
         The output [B, T, N, H], and the column sum [B, K, S] of each entry of `statistics`.
+
+    Raises:
+        ValueError: if there is no such implementation.
     """
-    rows, tokens, heads, size = q.shape
+    if implementation not in (None, "xla", *_KERNELS):
+        raise ValueError(f"unknown implementation {implementation!r} of attention; choose xla, tpu or gpu.")
     layers = cache if isinstance(cache, tuple) else (cache,)
-    layer = layers[0]
-    kv_heads = layer.index.shape[1]
-    grouped = q.reshape(rows, tokens, kv_heads, heads // kv_heads, size).transpose(0, 2, 3, 1, 4)
-    if tokens <= BLOCK:
-        out, sums = _rows(grouped, q_index, layers, statistics, log_multiplicity)
-        return out.transpose(0, 3, 1, 2, 4).reshape(q.shape), sums
+    if q.shape[1] <= FEW_ROWS:
+        return row_blocks.attend(q, layers, q_index, statistics, block=FEW_ROWS, log_multiplicity=log_multiplicity)
+    (layer,) = layers
+    options = {"aligned": aligned and layer.slots == q.shape[1], "log_multiplicity": log_multiplicity}
+    by_few = functools.partial(row_blocks.attend, block=row_blocks.CPU_BLOCK, **options)
+    by_many = functools.partial(_row_blocks, block=row_blocks.BLOCK, **options)
+    unfit = "merged slots" if log_multiplicity else None if aligned else "rows that are not the last slots"
+    chosen = {}
+    for name in _BY_DEFAULT if implementation is None else {implementation} & _KERNELS.keys():
+        platform, kernel = _KERNELS[name]
+        refused = unfit or kernel.refusal(q, layer)
+        if refused is None:
+            chosen[platform] = _differentiable(kernel.attend, by_many)
+        elif implementation == name or jax.default_backend() == name:
+            _say_once(f"attention through row blocks instead of kernels for {name}s: these do not take {refused}.")
+    if implementation in _KERNELS and chosen:
+        (run,) = chosen.values()
+        return run(q, layer, q_index, statistics)
+    return jax.lax.platform_dependent(q, layer, q_index, statistics, cpu=by_few, default=by_many, **chosen)
 
-    blocks = -(-tokens // BLOCK)
-    extra = blocks * BLOCK - tokens
 
-    def split(x: Array, axis: int) -> Array:
-        padded = jnp.pad(x, [(0, extra if a == axis else 0) for a in range(x.ndim)])
-        return jnp.moveaxis(padded.reshape(*x.shape[:axis], blocks, BLOCK, *x.shape[axis + 1 :]), axis, 0)
+_KERNELS = {"tpu": ("tpu", splash), "gpu": ("cuda", cudnn)}
+"""By implementation: the platform, as JAX names it for programs, and the module."""
+_BY_DEFAULT = ("tpu",)
+"""Not "gpu": it has not run on one yet."""
+_row_blocks = jax.jit(row_blocks.attend, static_argnames=("block", "aligned", "log_multiplicity"))
+"""Traced once for all layers of a decoder with a loop."""
 
-    row_blocks = (
-        split(grouped, 3),
-        split(q_index, 1),
-        tuple(dataclasses.replace(s, weights=split(s.weights, 1)) for s in statistics),
-    )
-    totals = tuple(jnp.zeros_like(layer.mass) for _ in statistics)
-    outs = []
-    segments = min(SEGMENTS, blocks) if aligned else 1
-    edges = [round(blocks * i / segments) for i in range(segments + 1)]
-    for first, last in zip(edges, edges[1:], strict=False):
-        slots = min(last * BLOCK, layer.slots) if aligned else layer.slots
-        visible = _head(layer, slots)
 
-        def step(carry: Sums, block: tuple, visible: LayerCache = visible) -> tuple[Sums, Array]:
-            rows_q, rows_index, rows_stats = block
-            out, sums = _rows(rows_q, rows_index, (visible,), rows_stats, log_multiplicity)
-            return jax.tree.map(jnp.add, carry, sums), out
+def _differentiable(kernel: Callable, reference: Callable) -> Callable:
+    """`kernel`, with the derivatives of `reference`."""
+    run = jax.custom_jvp(kernel)
+    run.defjvp(lambda primals, tangents: jax.jvp(reference, primals, tangents))
+    return run
 
-        part, out = jax.lax.scan(
-            step,
-            tuple(t[..., :slots] for t in totals),
-            jax.tree.map(operator.itemgetter(slice(first, last)), row_blocks),
-        )
-        totals = tuple(
-            jnp.concatenate([p, t[..., slots:]], axis=-1) if slots < layer.slots else p
-            for p, t in zip(part, totals, strict=True)
-        )
-        outs.append(out)
-    out = jnp.concatenate(outs)  # [blocks, B, K, G, BLOCK, H]
-    out = out.transpose(1, 0, 4, 2, 3, 5).reshape(rows, blocks * BLOCK, *grouped.shape[1:3], size)
-    return out[:, :tokens].reshape(q.shape), totals
+
+@functools.cache
+def _say_once(message: str) -> None:
+    LOG.warning(message)

@@ -233,7 +233,7 @@ def score(
             cached, old_sums, old_inputs = past
             full = append(widen(cached, k.shape[1]), full)
             found = {name: _joined(name, old_inputs[name], x) for name, x in found.items()}
-        out, sums = attend(_clean(q, queries), full, queries.index, weights, aligned=past is None)
+        out, sums = attend(_clean(q, queries), full, queries.index, weights, aligned=True)
         full = _flagged(full, sums, out, queries)
         if past is not None:
             sums = tuple(
@@ -514,7 +514,7 @@ def _queries(prompt: Prompt, start: Int[Array, " B"], total: Int[Array, " B"]) -
 
 
 def _weights(sets: tuple[QuerySet, ...], queries: Queries) -> tuple[QueryWeights, ...]:
-    return tuple(QueryWeights(one.weights(queries), one.exclude_diagonal) for one in sets)
+    return tuple(QueryWeights(one.weights(queries), one.exclude_diagonal, one.last) for one in sets)
 
 
 def _listed(sets: tuple[Any, ...]) -> str:

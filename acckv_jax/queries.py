@@ -66,6 +66,26 @@ class QuerySet:
         return weight if self.weight == "one" else (queries.index + 1).astype(jnp.float32) * weight
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class QueryWeights:
+    """Weights of query rows in a column sum: sum_i w[b, i] A[i, j], mean over the query heads of a KV head.
+
+    Attributes:
+        weights: [B, T] float32; zero for padding rows.
+        exclude_diagonal: leaves A[j, j] out (static).
+        window: promises that each sequence's rows with weight lie among so many adjacent ones (static); None for no
+            promise. Kernels then look at these rows only.
+    """
+
+    weights: Float[Array, "B T"]
+    exclude_diagonal: bool = dataclasses.field(default=False, metadata={"static": True})
+    window: int | None = dataclasses.field(default=None, metadata={"static": True})
+
+
+Sums = tuple[Float[Array, "B K S"], ...]
+
+
 def is_text(modality: Int[Array, "*B"]) -> Bool[Array, "*B"]:
     """True for text of the prompt (special tokens included), not for generated tokens."""
     return modality == Modality.TEXT

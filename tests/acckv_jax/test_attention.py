@@ -1,17 +1,23 @@
-"""Blockwise attention and its column sums against NumPy, over fresh and over pruned caches."""
+"""Blockwise attention and its column sums against NumPy, over fresh and over pruned caches; who else may do it."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 from acckv_jax.attention import QueryWeights, attend
 from acckv_jax.cache import full_layer
+from tests.acckv_jax.kernels.cases import Shape, check, make
+from tests.tiers import quick_first
 from tests.tolerances import FP32
 
 ROWS, HEADS, KV_HEADS, SIZE = 2, 4, 2, 8
+ALIGNED = functools.partial(attend, aligned=True)
 
 
 def numpy_attention(q, layer, q_index, log_multiplicity):
@@ -89,3 +95,65 @@ def test_bfloat16_keys_attend_in_float32():
     assert out.dtype == jnp.bfloat16 and sums[0].dtype == jnp.float32
     np.testing.assert_allclose(out.astype(jnp.float32), expected, atol=2e-2)
     np.testing.assert_allclose(sums[0].sum(-1), 100, rtol=2e-2)
+
+
+def lowered(platform: str, tokens: int = 128, size: int = 64, **options) -> str:
+    """The program of a prompt's attention with sums, for a platform that need not be there."""
+    q, k = jax.ShapeDtypeStruct((1, tokens, 4, size), jnp.bfloat16), jnp.ones((1, tokens, 2, size), jnp.bfloat16)
+    index = np.arange(tokens, dtype=np.int32)[None]
+    layer = full_layer(k, k, index, index.astype(np.int8), np.ones_like(index, bool))
+    stats = (QueryWeights(np.ones((1, tokens), np.float32)),)
+    traced = jax.jit(lambda q: attend(q, layer, index, stats, **options)).trace(q)
+    return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_the_platform_chooses_the_implementation():
+    on_tpu = lowered("tpu", aligned=True)
+    assert on_tpu.count("tpu_custom_call") == 2 and "stablehlo.exponential" not in on_tpu
+    assert "custom_call @" not in lowered("cpu", aligned=True)
+    assert "tpu_custom_call" not in lowered("tpu", aligned=True, implementation="xla")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tokens": 64, "aligned": True},  # few rows
+        {"aligned": False},  # slots that are not the rows'
+        {"aligned": True, "log_multiplicity": True},
+        {"aligned": True, "size": 16},
+    ],
+    ids=str,
+)
+def test_what_kernels_do_not_take_goes_through_row_blocks(options):
+    assert "tpu_custom_call" not in lowered("tpu", **options)
+
+
+def test_shapes_that_kernels_take_on_any_mesh(any_mesh):
+    """By default: programs hold every platform's implementation until they are lowered, and their types must agree."""
+    case = make(Shape(rows=2, tokens=128, kv_heads=4, statistics=("all", "window")), seed=1)
+    whole = (case.q, case.layer, jnp.asarray(case.index), case.statistics)
+    placed = whole
+    if any_mesh is not None:
+        slots = {4: P("data", "tensor", None, None), 3: P("data", "tensor", None)}
+        layer = jax.tree.map(lambda x: jax.device_put(x, slots.get(x.ndim, P())), case.layer)
+        placed = (jax.device_put(case.q, P("data", None, "tensor", None)), layer, *jax.device_put(whole[2:], P("data")))
+    check(case, *jax.jit(ALIGNED)(*placed))
+    slope = jax.jit(jax.grad(lambda q, *rest: ALIGNED(q, *rest)[0].sum()))(*placed)
+    assert np.isfinite(slope).all()
+
+
+@pytest.mark.parametrize("kind", quick_first([AxisType.Explicit, AxisType.Auto]), ids=str)
+@pytest.mark.parametrize("names", [{"data"}, {"data", "tensor"}], ids=str)
+def test_shapes_that_kernels_take_in_a_callers_shard_map(kind, names):
+    mesh = jax.make_mesh((2, 4), ("data", "tensor"), axis_types=(kind,) * 2)
+    case = make(Shape(rows=2, tokens=128, kv_heads=4, statistics=("all", "window")), seed=1)
+    arguments = (case.q, case.layer, jnp.asarray(case.index), case.statistics)
+    specs = jax.tree.map(lambda x: P("data") if jnp.ndim(x) else P(), arguments)
+    with jax.set_mesh(mesh):
+        by_shard = jax.shard_map(ALIGNED, in_specs=specs, out_specs=(P("data"), (P("data"),) * 2), axis_names=names)
+        check(case, *jax.jit(by_shard)(*jax.tree.map(jax.device_put, arguments, specs)))
+
+
+def test_an_unknown_implementation_is_refused():
+    with pytest.raises(ValueError, match="unknown implementation 'cuda' of attention; choose xla, tpu or gpu"):
+        lowered("cpu", implementation="cuda")
