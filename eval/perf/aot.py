@@ -1,8 +1,8 @@
 """What a model at full size needs on devices that need not be there: ``python -m eval.perf.aot [options]``.
 
 Compiles the decoder ahead of time, without any weights: the prefill of one row per data shard, keeping everything and
-pruning each layer before the next one runs; the pruning of one layer alone; and decoding the whole batch with the full
-and with the pruned cache. All numbers are the compiler's estimates, per device.
+pruning each layer before the next one runs; the pruning by itself of a prompt that was read in full; and decoding the
+whole batch with the full and with the pruned cache. All numbers are the compiler's estimates, per device.
 """
 
 import dataclasses
@@ -145,11 +145,9 @@ class Plan:
         return self._placed(traced.out_info)
 
     def prune(self, policy: CachePolicy) -> jax.stages.Lowered:
-        """The program that prunes one layer of a group: outside jit `acckv_jax.prune` runs it layer after layer."""
+        """The program that prunes a group that was read in full, all layers in one scan."""
         run = functools.partial(acckv_jax.score, self.decoder, policies=(policy,))
         scored: Scored = self.result(self._prompted(run, self.group))[1]
-        cache = dataclasses.replace(scored.cache, stacks=scored.cache.stacks[:1])
-        scored = dataclasses.replace(scored, cache=cache, sums=scored.sums[:1], inputs=scored.inputs[:1])
         reserved = policy.reserved_slots(self.steps)
         with jax.set_mesh(self.mesh):
             return jax.jit(functools.partial(acckv_jax.prune, policy=policy, reserved_slots=reserved)).lower(scored)
@@ -209,9 +207,8 @@ def rows_of(plan: Plan, batch: int, policy: CachePolicy) -> Iterator[Row]:
         _, cache = plan.result(prefill)
         result = compiled(prefill.lower())
         yield Row("prefill", name, plan.group, key_value_bytes(cache), device_bytes(cache), result)
-    one_layer = dataclasses.replace(cache, stacks=cache.stacks[:1])
     result = compiled(plan.prune(policy))
-    yield Row("prune a layer", "pruned", plan.group, key_value_bytes(one_layer), device_bytes(one_layer), result)
+    yield Row("prune", "pruned", plan.group, key_value_bytes(cache), device_bytes(cache), result)
     for name, each in policies.items():
         logits, cache = plan.result(plan.prefill(batch, each))
         result = compiled(plan.decode(logits, cache, each))

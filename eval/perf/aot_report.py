@@ -21,7 +21,7 @@ class Row:
     """One program.
 
     Attributes:
-        program: prefill, prune a layer, or decode.
+        program: prefill, prune, or decode.
         cache: full or pruned.
         rows: of the batch.
         kv: bytes per device of K and V in its cache.
