@@ -90,6 +90,8 @@ def measure(
 ) -> Iterator[Answered]:
     """Every question under every policy, each part of the work run a second time and timed.
 
+    Decoding is as fast for one question as for another, so its speed is measured for the first one.
+
     Args:
         model: the model.
         clip: an encoded clip; its own prefill is neither used nor kept. If it has one, all questions share a prefill.
@@ -106,7 +108,7 @@ def measure(
     """
     chosen = list(policies.values())
     prompts = [question_prompt(model, clip, question, chosen, max_new_tokens) for question in questions]
-    before, shared_seconds = None, 0.0
+    before, shared_seconds, speeds = None, 0.0, dict[str, float]()
     if clip.prefills is not None:
         report("prefill of the clip")
         before, shared_seconds = _timed(lambda: prefill_clip(model, clip, chosen), lambda found: found.scored)
@@ -125,7 +127,7 @@ def measure(
                 reading, prune_seconds = _timed(prune, _arrays)
                 prefill_seconds = shared_seconds + seconds
             least = step_bytes(model.params, reading.cache) / bandwidth
-            rate = _tokens_per_second(model, reading, sampler)
+            rate = speeds[name] = speeds.get(name) or _tokens_per_second(model, reading, sampler)
             *_, found = write_answer(model, reading, max_new_tokens, sampler, seed)
             assert isinstance(found, Answer)
             yield Answered(name, found, Timing(prefill_seconds, prune_seconds, rate, least * rate))
