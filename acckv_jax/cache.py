@@ -283,17 +283,18 @@ def empty_like(layer: LayerCache, slots: int) -> LayerCache:
 
 
 def join(layer: LayerCache, recent: LayerCache) -> LayerCache:
-    """Writes the filled slots of `recent` at `next_slot` of `layer`, which must have as many free slots."""
-    slots = recent.slots
+    """Writes the filled slots of `recent` at `next_slot` of `layer`, which has as many free slots; or of stacks."""
+    slots, axis = recent.slots, 2 + layer.is_stack
+    next_slot = layer.next_slot.max()  # equal in all layers of a stack, which one update in place serves so
 
     def written(old: Array, new: Array, offset: int) -> Array:
-        start = jnp.minimum(layer.next_slot - offset, old.shape[2] - slots)  # further right, it would be moved here
-        shift = layer.next_slot - offset - start
-        before = jax.lax.dynamic_slice_in_dim(old, start, slots, axis=2)
+        start = jnp.minimum(next_slot - offset, old.shape[axis] - slots)  # further right, it would be moved here
+        shift = next_slot - offset - start
+        before = jax.lax.dynamic_slice_in_dim(old, start, slots, axis)
         # From zeros of the window's own, so that it is sharded like the window.
-        place = jnp.zeros_like(before, jnp.int32) + jax.lax.broadcasted_iota(jnp.int32, before.shape, 2)
-        window = jnp.where(place < shift, before, jnp.roll(new, shift, axis=2))
-        return jax.lax.dynamic_update_slice_in_dim(old, window, start, axis=2)
+        place = jnp.zeros_like(before, jnp.int32) + jax.lax.broadcasted_iota(jnp.int32, before.shape, axis)
+        window = jnp.where(place < shift, before, jnp.roll(new, shift, axis))
+        return jax.lax.dynamic_update_slice_in_dim(old, window, start, axis)
 
     joined = _update_free(layer, written, recent)
     return dataclasses.replace(

@@ -274,7 +274,7 @@ def decode(
         # and writes to a few of its own, which join them when it ends.
         first = number, tokens, dataclasses.replace(state, cache=dataclasses.replace(state.cache, stacks=empty))
         (number, tokens, state), old = jax.lax.while_loop(has_room, one_token, (first, old))
-        layers = tuple(each_layer(join, a, b) for a, b in zip(old, state.cache.stacks, strict=True))
+        layers = tuple(join(a, b) for a, b in zip(old, state.cache.stacks, strict=True))
         cache = _evict(dataclasses.replace(state.cache, stacks=layers), policy)
         return number, tokens, dataclasses.replace(state, cache=cache)
 
