@@ -100,8 +100,9 @@ def test_rules_6_and_7_decoding_is_one_program_donates_and_keeps_requests_apart(
 @pytest.mark.parametrize("name", quick_only(CONTRACT))
 def test_rule_7_inside_vmap_scan_and_shard_map(name):
     policy, scored = CONTRACT[name], scored_by(name)
-    cache = dataclasses.replace(scored.cache, stacks=scored.cache.stacks[:1])
-    scored = dataclasses.replace(scored, cache=cache, sums=scored.sums[:1], inputs=scored.inputs[:1])
+    count = MODEL.layers if name.startswith("per_layer") else 1
+    cache = dataclasses.replace(scored.cache, stacks=scored.cache.stacks[:count])
+    scored = dataclasses.replace(scored, cache=cache, sums=scored.sums[:count], inputs=scored.inputs[:count])
 
     def prune(part: kv.Scored) -> kv.KVCache:
         return kv.prune(part, policy, reserved_slots=2)
@@ -126,7 +127,7 @@ def test_rule_7_inside_vmap_scan_and_shard_map(name):
         return jax.vmap(prune)(stacked), jax.lax.map(prune, stacked), sharded(part)
 
     mapped, scanned, split = jax.device_get(jax.jit(all_ways)(scored))
-    expected = dataclasses.replace(episode(name).pruned, stacks=episode(name).pruned.stacks[:1])
+    expected = dataclasses.replace(episode(name).pruned, stacks=episode(name).pruned.stacks[:count])
     for stacked in (mapped, scanned):
         assert_same_cache(jax.tree.map(lambda x: x[:, 0] if x.ndim > 1 else x[0], stacked), expected, rtol=1e-6)
     assert_same_cache(split, expected, rtol=1e-6)
