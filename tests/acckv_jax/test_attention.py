@@ -143,7 +143,7 @@ def test_shapes_that_kernels_take_on_any_mesh(any_mesh):
 
 
 @pytest.mark.parametrize("kind", quick_first([AxisType.Explicit, AxisType.Auto]), ids=str)
-@pytest.mark.parametrize("names", [{"data"}, {"data", "tensor"}], ids=str)
+@pytest.mark.parametrize("names", [{"data"}, {"data", "tensor"}], ids=len)
 def test_shapes_that_kernels_take_in_a_callers_shard_map(kind, names):
     mesh = jax.make_mesh((2, 4), ("data", "tensor"), axis_types=(kind,) * 2)
     case = make(Shape(rows=2, tokens=128, kv_heads=4, statistics=("all", "window")), seed=1)

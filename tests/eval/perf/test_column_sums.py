@@ -74,7 +74,7 @@ def test_compiles_on_meshes(chip, kind, prefix, tokens, heads, kv_heads, size, d
 
 @pytest.mark.complete
 @pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto], ids=str)
-@pytest.mark.parametrize("names", [{"data"}, {"data", "tensor"}], ids=str)
+@pytest.mark.parametrize("names", [{"data"}, {"data", "tensor"}], ids=len)
 def test_compiles_in_a_callers_shard_map(kind, names):
     """Kernels divide what the caller has not divided; the interpreter cannot run that."""
     mesh = jax.make_mesh((2, 2), ("data", "tensor"), axis_types=(kind,) * 2, devices=find_topology(CHIPS[0]).devices)
