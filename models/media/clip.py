@@ -37,7 +37,7 @@ from models.media.pictures import (
 )
 from models.media.pixels import to_pixels
 from models.media.tracks import choose_tracks, fault
-from models.media.whole import check_whole, is_fragmented
+from models.media.whole import check_whole, has_open_end, is_fragmented
 
 __all__ = ["Media", "Outline", "Progress", "Sampling", "read_clip"]
 
@@ -241,7 +241,8 @@ def _read_container(path: Path, sampling: Sampling, progress: Progress | None) -
         if not failed:
             break
         undecodable |= failed
-    notes = (*choice.notes, *_damage_notes(path, choice.tracks, decoded, transport=transport))
+    open_end = (f"{path} has no mark of its end: it may be cut short.",) if has_open_end(path) else ()
+    notes = (*choice.notes, *_damage_notes(path, choice.tracks, decoded, transport=transport), *open_end)
     return Media(np.stack(decoded.frames) if decoded.frames else None, decoded.audio, fps, notes)
 
 

@@ -13,6 +13,7 @@ from models.errors import UserError
 OPEN_SIZE = 2_000_000_000
 """Sizes from here on in a RIFF file that is smaller stand for "not known yet": programs that write into a pipe differ
 in which one they take, and few files of sound are as large."""
+OGG_PAGE, LARGEST_OGG_PAGE = b"OggS", 65_307
 WAVE64 = bytes.fromhex("726966662e91cf11a5d628db04c10000")
 ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 EBML_HEADER, SEGMENT = bytes.fromhex("1a45dfa3"), bytes.fromhex("18538067")
@@ -36,6 +37,17 @@ def check_whole(path: Path) -> None:
             f"{path} is cut short: its header promises {promised} bytes, it has {found}; copy it again, or save what "
             f"is there as a file of its own (ffmpeg -i {path.name} whole{path.suffix})."
         )
+
+
+def has_open_end(path: Path) -> bool:
+    """Whether an Ogg file lacks the mark of its end: it was cut short, or recorded from a stream."""
+    with path.open("rb") as file:
+        if file.read(4) != OGG_PAGE:
+            return False
+        file.seek(max(0, path.stat().st_size - LARGEST_OGG_PAGE))
+        tail = file.read()
+    last = tail.rfind(OGG_PAGE)
+    return not (last >= 0 and tail[last + 5 : last + 6] and tail[last + 5] & 4)
 
 
 def promised_size(file: BinaryIO, found: int) -> int | None:

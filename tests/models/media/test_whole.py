@@ -39,6 +39,15 @@ def test_sound_that_was_cut_short(name, codec, tmp_path):
         read_clip(tmp_path / name)
 
 
+@pytest.mark.parametrize(("name", "codec"), [("a.opus", "libopus"), ("a.ogg", "libopus")])
+def test_ogg_without_the_mark_of_its_end_is_read_with_a_note(name, codec, tmp_path):
+    write_sound(tmp_path / name, np.tile(beeps(4, 48_000), (2, 1)), codec, 48_000, "stereo")
+    assert read_clip(tmp_path / name).notes == ()
+    data = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(data[: int(0.6 * len(data))])
+    assert "has no mark of its end: it may be cut short" in "".join(read_clip(tmp_path / name).notes)
+
+
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.gif", "a.bmp", "a.avif", "a.tiff", "animated.png"])
 def test_pictures_that_were_cut_short(name, tmp_path):
     images = [Image.fromarray(frame(number, 320, 240)) for number in range(4)]
