@@ -157,9 +157,11 @@ def for_decoding(decoder: Decoder, cache: KVCache) -> KVCache:
         return cache
     single: list[LayerCache] = []
     for stack in cache.stacks:
+        if not stack.is_stack:
+            single.append(stack)
+            continue
         # A small program for each shape of an array compiles faster than one for the whole cache.
-        layers = [jax.tree.map(lambda x, i=i: _layer(x, i), stack) for i in range(stack.num_layers)]
-        single += layers if stack.is_stack else [stack]
+        single += [jax.tree.map(lambda x, i=i: _layer(x, i), stack) for i in range(stack.num_layers)]
     return dataclasses.replace(cache, stacks=tuple(single))
 
 

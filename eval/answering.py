@@ -27,8 +27,6 @@ from models.answering import (
 )
 from models.interface import AVModel
 
-"""Decode steps that the tokens per second are measured over; answers are too short for it."""
-
 Found = TypeVar("Found")
 Report = Callable[[str], None]
 

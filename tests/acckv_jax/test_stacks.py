@@ -146,6 +146,15 @@ def test_decoding_over_single_layers(name):
     assert_same(found, expected, policy)
 
 
+def test_one_call_decodes_stacks_and_single_layers():
+    def asked(decoder):
+        first = kv.generate(decoder, PARAMS, INPUTS, PROMPT, POLICIES["per_layer"], max_new_tokens=3)
+        more = kv.generate(decoder, PARAMS, QUESTION, ASKED, POLICIES["per_layer"], max_new_tokens=3, after=first)
+        return np.concatenate([first.tokens, more.tokens], axis=1)
+
+    np.testing.assert_array_equal(asked(SCANS["run_layers"]), asked(LOOP))
+
+
 def test_stacks_are_joined_and_divided():
     policy = POLICIES["per_layer"]
     _, cache = kv.jitted.prefill(SCANS["run_layers"], PARAMS, INPUTS, PROMPT, policy)
