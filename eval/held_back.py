@@ -15,7 +15,7 @@ import numpy as np
 import acckv_jax
 from acckv_jax import CachePolicy, Decoder
 from eval.metrics import CUT_OFF
-from eval.policies import check_policies
+from eval.policies import check_layers, check_policies
 from models.batching import Batch, padded
 from models.errors import UserError
 from models.interface import EmbeddedPrompt
@@ -86,8 +86,10 @@ def answers(
 
     Raises:
         BudgetError: if a budget is too small for a prompt.
-        UserError: if a conversation is too long for the model.
+        UserError: if a conversation is too long for the model, or a policy is made for other numbers of layers.
     """
+    named = {f"{name}": policy for name, policy in policies.items()}
+    check_layers(named, model.decoder.num_layers)
     conversations = len(prompts[0])
     tokens = len(prefix) + max_new_tokens + max(sum(map(len, asked)) for asked in zip(*prompts, strict=True))
     if tokens > model.max_context:
@@ -98,7 +100,7 @@ def answers(
     first, *later = ([turn[i] for i in (*range(conversations), *fill)] for turn in prompts)
     whole = [prefix.then(question) for question in first]
     for prompt in whole[:conversations]:
-        check_policies({f"{name}": policy for name, policy in policies.items()}, prompt.modality[:-1])
+        check_policies(named, prompt.modality[:-1])
 
     reading = tuple({(p.queries, p.needs, p.window): p for p in policies.values()}.values())
     score = functools.partial(acckv_jax.jitted.score, model.decoder, model.params, policies=reading)

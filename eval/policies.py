@@ -78,6 +78,19 @@ def check_policies(policies: Mapping[str, CachePolicy], modality: Int[np.ndarray
             raise BudgetError(f"Policy {name}: {error}") from error
 
 
+def check_layers(policies: Mapping[str, CachePolicy], num_layers: int) -> None:
+    """Checks every policy against a decoder of so many layers.
+
+    Raises:
+        UserError: if a policy is made for another number, naming the policy.
+    """
+    for name, policy in policies.items():
+        try:
+            policy.check_layers(num_layers)
+        except ValueError as error:
+            raise UserError(f"Policy {name}: {error}") from error
+
+
 def _option_types(name: str) -> dict[str, Any]:
     """The annotations of all options of a policy and the wrappers around it.
 

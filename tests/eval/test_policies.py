@@ -5,7 +5,7 @@ import pytest
 
 import acckv_jax
 from acckv_jax import Modality
-from eval.policies import build_policy, check_policies, split_variant
+from eval.policies import build_policy, check_layers, check_policies, split_variant
 from models.errors import UserError
 
 
@@ -104,3 +104,10 @@ def test_budgets_are_checked_against_the_prompt():
     with pytest.raises(UserError, match=r"Policy snapkv: .*smallest possible budget is 32"):
         check_policies(policies, modality)
     check_policies({"snapkv": build_policy("snapkv", 20, ["window_size=20"])}, modality)
+
+
+def test_shares_for_another_number_of_layers_are_told():
+    policy = build_policy("per_layer(knorm)", 0.5, ["shares=1,1"])
+    check_layers({"per_layer(knorm)": policy}, 2)
+    with pytest.raises(UserError, match=r"Policy per_layer\(knorm\): PerLayer has shares for 2 layers.* has 30"):
+        check_layers({"per_layer(knorm)": policy}, 30)
