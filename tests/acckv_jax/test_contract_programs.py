@@ -133,6 +133,7 @@ def test_rule_7_inside_vmap_scan_and_shard_map(name):
     assert_same_cache(split, expected, rtol=1e-6)
 
 
+@pytest.mark.complete
 def test_rule_7_decoding_inside_vmap_and_shard_map():
     policy, first = CONTRACT["h2o_every_4"], episode("h2o_every_4")
     state = kv.start_decoding(jnp.array(first.logits), jax.tree.map(jnp.array, first.pruned), jax.random.key(0))

@@ -117,7 +117,8 @@ COMPACTED = [kv.PerLayer(kv.AccKV(budget=0.5), shares=(0.9, 0.6)), kv.Quantized(
 step = jax.jit(kv.decode_step, static_argnames=("decoder", "policy"))
 
 
-@pytest.mark.parametrize("policy", quick_first(COMPACTED))
+@pytest.mark.complete
+@pytest.mark.parametrize("policy", COMPACTED)
 def test_compact_of_layers_of_several_sizes_and_of_integers(policy):
     logits, cache = kv.jitted.prefill(DECODER, PARAMS, INPUTS, PROMPT, policy, reserved_slots=2)
     small = kv.compact(cache)

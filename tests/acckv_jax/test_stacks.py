@@ -86,7 +86,7 @@ POLICIES = {
     "following": Following(budget=0.5),
 }
 COUNTS = {"per_layer": [1, 2, 1]}
-by_policy = pytest.mark.parametrize("name", quick_first(POLICIES, 2))
+by_policy = pytest.mark.parametrize("name", quick_first(POLICIES))
 
 
 @jax.jit(static_argnames=("decoder", "policy", "split"))
@@ -146,6 +146,7 @@ def test_decoding_over_single_layers(name):
     assert_same(found, expected, policy)
 
 
+@pytest.mark.complete
 def test_one_call_decodes_stacks_and_single_layers():
     def asked(decoder):
         first = kv.generate(decoder, PARAMS, INPUTS, PROMPT, POLICIES["per_layer"], max_new_tokens=3)
@@ -164,6 +165,7 @@ def test_stacks_are_joined_and_divided():
     assert_same_cache(jax.device_get(kv.stack(single)), jax.device_get(cache), rtol=0)
 
 
+@pytest.mark.complete
 def test_a_nan_in_one_layer_is_told():
     bad = PARAMS | {"v": PARAMS["v"].at[2, 0, 0, 0].set(jnp.nan)}
     _, cache = kv.jitted.prefill(SCANS["run_layers"], bad, INPUTS, PROMPT, kv.Full())

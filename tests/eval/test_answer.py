@@ -90,7 +90,8 @@ def rows(options, small_model, capsys):
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-@pytest.mark.parametrize("count", quick_first([1, 2]))
+@pytest.mark.complete
+@pytest.mark.parametrize("count", [1, 2])
 def test_measured_answers_are_those_of_plain_runs(count, small_model, clip, capsys):
     """What --stats adds is time alone, for several questions and for one."""
     questions = QUESTIONS[:count]

@@ -19,6 +19,7 @@ def task(small_model):
     return Clips(small_model, HeldOutClips.load(small_model.encoders))
 
 
+@pytest.mark.complete
 def test_without_pruning_answers_are_those_of_the_whole_prompt(task):
     example = task.example("0")
     policies = build_policies(("h2o",), ("1.0",), task)

@@ -87,6 +87,7 @@ def test_learns_as_upstream(number):
     np.testing.assert_allclose(found[rows, 3:], EXPECTED[f"stepped_{number}"][rows, 3:], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.complete
 def test_published_size():
     weights = seeded.weights(PUBLISHED)
     vectors = reference.iterate(weights, seeded.unset_vectors(PUBLISHED), WARM_UP)

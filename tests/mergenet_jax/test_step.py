@@ -177,6 +177,7 @@ def test_rhythm_of_transfers(joint):
     assert state.models["teacher"].state["calls"] == 4 and state.models["student"].state is None
 
 
+@pytest.mark.complete
 def test_delta_k_learns_from_several_steps(later):
     """The adapter update of a transfer at step 3 comes after step 5, from what was written and what it then became."""
     transfers, step = later

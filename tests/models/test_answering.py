@@ -116,7 +116,8 @@ def test_draws_come_from_the_seed(model, clip):
     assert first.token_ids == again.token_ids != other.token_ids
 
 
-@pytest.mark.parametrize("layout", quick_first(["interleaved", "blocks"]))
+@pytest.mark.complete
+@pytest.mark.parametrize("layout", ["interleaved", "blocks"])
 def test_clips_one_after_the_other(layout, model):
     """Two clips are what one of both makes, where the first one lasts whole seconds."""
     first, second = media(3), media(2, seed=1)

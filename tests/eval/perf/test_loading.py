@@ -27,6 +27,7 @@ print(peak.growth("RssAnon"))
 """
 
 
+@pytest.mark.complete
 def test_peak_sees_memory_that_is_freed_again():
     # in a process of its own: here, memory that earlier tests left can be given back meanwhile
     done = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, check=True)

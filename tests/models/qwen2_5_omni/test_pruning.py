@@ -82,7 +82,7 @@ def test_two_questions_equal_transformers(ours, reference, cases):
         np.testing.assert_allclose(found["later"][1][:-1, row], torch.cat(out.logits).numpy()[1:], **LOGITS)
 
 
-@pytest.mark.parametrize("name", quick_only(EQUAL_LAYERS))
+@pytest.mark.parametrize("name", quick_only(EQUAL_LAYERS, ("h2o_every_4", "snapkv")))
 def test_positions_go_on_from_the_uncompressed_prompt(name, ours, cases):
     budget = 1.0 if name == "full" else 0.8 if name.startswith("protected") else 0.5
     policy = CONTRACT[name].with_budget(budget)

@@ -65,7 +65,7 @@ def structure(request):
     return request.param, random_config(np.random.default_rng(request.param))
 
 
-@pytest.mark.parametrize("draw", quick_first(range(DRAWS), 2))
+@pytest.mark.parametrize("draw", quick_first(range(DRAWS)))
 def test_equals_transformers(structure, draw, tmp_path):
     """Both layouts, several media to a prompt; in one batch of ragged rows."""
     number, config = structure

@@ -85,6 +85,7 @@ def test_cached_decoding_equals_upstreams_greedy_tokens(number):
     np.testing.assert_array_equal(np.asarray(logits)[:, 0].argmax(-1), tokens)
 
 
+@pytest.mark.complete
 def test_published_size():
     config = VideoLLaMA2Config.videollama2_1_7b_av()
     graph, shapes = abstract_params(lambda: VideoLLaMA2(config, rngs=FastRngs(0)))

@@ -64,7 +64,7 @@ def test_two_questions_equal_transformers(talks):
         np.testing.assert_allclose(found["later"][1][:, row], logits[start : start + STEPS], **LOGITS)
 
 
-@pytest.mark.parametrize("name", quick_only(EQUAL_LAYERS, ("snapkv", "acckv_plus")))
+@pytest.mark.parametrize("name", quick_only(EQUAL_LAYERS, ("acckv_plus",)))
 def test_positions_go_on_from_the_uncompressed_prompt(name, talks):
     """Where slots are only moved, answers moreover are those of the whole cache with the dropped slots masked."""
     config, params, decoder, chunks, batch, second = talks
