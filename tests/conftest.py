@@ -47,14 +47,6 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(programs.Counter(config))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With --dist loadgroup a file's tests share a worker, and so its fixtures and programs, unless they say else."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(f"{item.path.parent.name}/{item.path.stem}"))
-
-
 def pytest_collection_finish() -> None:
     """Lets the garbage collector leave out what is imported, and look less often: tracing makes much that stays."""
     gc.collect()
