@@ -15,10 +15,10 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from rich.console import Console
 
-import eval.perf.aot
-from eval.perf.aot import Options, Plan, Preset, device_bytes, main, planned
+from eval.perf.aot import Options, chosen, main
 from eval.perf.aot_report import Row, capacities, print_report
 from eval.perf.compiled import Compiled, Moved, collectives, compiled, too_large
+from eval.perf.plan import PRESETS, Plan, Preset, device_bytes
 from eval.perf.topologies import GIB, Topology, find_topology, make_mesh
 from models.errors import UserError
 from models.layers.init import FastRngs
@@ -32,12 +32,12 @@ SLOT = 2 * 3 * 2 * 16 * 2
 
 def tiny() -> Preset:
     config = ThinkerConfig.tiny()
-    return Preset(config.text, lambda: Thinker(config, rngs=FastRngs(0), dtype=jnp.dtype(jnp.bfloat16)))
+    return Preset("qwen2_5_omni", config.text, lambda: Thinker(config, rngs=FastRngs(0), dtype=jnp.dtype(jnp.bfloat16)))
 
 
 @pytest.fixture
 def tiny_7b(monkeypatch):
-    monkeypatch.setitem(eval.perf.aot.PRESETS, "qwen2_5_omni_7b", tiny)
+    monkeypatch.setitem(PRESETS, "qwen2_5_omni_7b", tiny)
 
 
 @pytest.mark.complete
@@ -91,7 +91,7 @@ def test_mesh_by_default_divides_kv_heads():
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--model", "gpt2"], "Unknown model 'gpt2'; choose one of qwen2_5_omni_7b, qwen2_5_omni_3b, videollama2"),
+        (["--model", "gpt2"], "Unknown model 'gpt2'; choose one of smolav, qwen2_5_omni_7b, qwen2_5_omni_3b, videollama2"),
         (["--topology", "8 chips"], "There is no topology '8 chips'; give one like v5e:4x4, v5p:2x2x2 or cpu:8."),
         (["--topology", "cpu:0"], "There is no topology 'cpu:0'"),
         (["--mesh", "data=2,tensor=2"], "cpu:8 has 8 devices, but --mesh data 2 x tensor 2 is 4."),
@@ -199,7 +199,7 @@ def test_what_does_not_fit_is_told():
 
 
 def test_the_7b_on_eight_processors():
-    topology, plan, policy = planned(Options(topology="cpu:8", context=128, batch=2, steps=2, budget=0.75))
+    topology, plan, policy = chosen(Options(topology="cpu:8", context=128, batch=2, steps=2, budget=0.75))
     assert isinstance(topology, Topology) and topology.memory is None and len(topology.devices) == 8
     assert plan.decoder.num_layers == 28 and policy.budget == 0.75
     # A quarter of the 7B decoder's 7,615,616,512 parameters, less what little is replicated.

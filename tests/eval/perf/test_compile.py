@@ -1,0 +1,63 @@
+"""What compiling takes: a tiny model through all programs, and users' mistakes."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import acckv_jax
+from eval.perf.compile import main, programs
+from eval.perf.plan import PRESETS, Preset, planned
+from eval.perf.topologies import find_topology
+from models.layers.init import FastRngs
+from models.qwen2_5_omni.config import ThinkerConfig
+from models.qwen2_5_omni.modeling import Thinker
+
+SMALL = ["--topology", "cpu:8", "--contexts", "128", "--steps", "2", "--budget", "0.75", "--policies", "snapkv"]
+BYTES = jnp.dtype(jnp.bfloat16).itemsize
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    config = ThinkerConfig.tiny()
+    preset = Preset("qwen2_5_omni", config.text, lambda: Thinker(config, rngs=FastRngs(0), dtype=jnp.dtype("bfloat16")))
+    monkeypatch.setitem(PRESETS, "tiny", lambda: preset)
+    before = jax.config.jax_enable_compilation_cache
+    yield config.text
+    jax.config.update("jax_enable_compilation_cache", before)
+
+
+def test_all_programs_of_a_policy(tiny, capsys):
+    assert main(["--models", "tiny", *SMALL, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    rows = {row["program"]: row for row in found["programs"]}
+    assert list(rows) == ["prefill", "score", "prune", "decode"]
+    assert all(row["lowering"] > 0 and row["result"]["seconds"] > 0 and row["text"] > 1000 for row in rows.values())
+    kv = (128 - 96 - 2) * 2 * tiny.num_key_value_heads // 2 * tiny.head_dim * BYTES * tiny.num_hidden_layers
+    assert rows["score"]["result"]["outputs"] - rows["prefill"]["result"]["outputs"] > kv > 0
+
+
+def test_cpus_decode_over_single_layers(tiny):
+    """Without copying each out of a stack; accelerators read the stack."""
+    plan = planned("tiny", find_topology("cpu:8"), None, 128, 2)
+    policy = acckv_jax.SnapKV(budget=0.75)
+    stacked = f"<{tiny.num_hidden_layers}x{tiny.hidden_size}x{tiny.intermediate_size}xbf16>"
+    for on_cpu in (True, False):
+        decode = dict(programs(plan, policy, on_cpu))["decode"]().as_text()
+        assert (stacked in decode) == (not on_cpu)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--models", "smol"], "Unknown model 'smol'; choose one of smolav,"),
+        (["--policies", "h3o"], "h3o"),
+        (["--contexts", "64"], "--context must be above 64"),
+        (["--topology", "cpu"], "There is no topology 'cpu'"),
+        (["--budget", "0.01"], "keeps"),
+    ],
+)
+def test_mistakes_exit_with_2(arguments, sentence, capsys):
+    assert main(["--topology", "cpu:8", *arguments]) == 2  # as many as tests have
+    assert sentence in capsys.readouterr().err
