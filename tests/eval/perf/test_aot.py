@@ -91,7 +91,7 @@ def test_mesh_by_default_divides_kv_heads():
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--model", "gpt2"], "Unknown model 'gpt2'; choose one of smolav, qwen2_5_omni_7b, qwen2_5_omni_3b, videollama2"),
+        (["--model", "gpt2"], "Unknown model 'gpt2'; choose one of smolav, qwen2_5_omni_7b, qwen2_5_omni_3b"),
         (["--topology", "8 chips"], "There is no topology '8 chips'; give one like v5e:4x4, v5p:2x2x2 or cpu:8."),
         (["--topology", "cpu:0"], "There is no topology 'cpu:0'"),
         (["--mesh", "data=2,tensor=2"], "cpu:8 has 8 devices, but --mesh data 2 x tensor 2 is 4."),

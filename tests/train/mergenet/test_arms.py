@@ -186,9 +186,7 @@ def test_both_ways_and_back() -> None:
 
 
 @pytest.mark.complete
-@pytest.mark.parametrize(
-    ("arm", "seeds", "place"), [("none", (0, 5), 0), ("mergenet", (0, 5), 1)]
-)
+@pytest.mark.parametrize(("arm", "seeds", "place"), [("none", (0, 5), 0), ("mergenet", (0, 5), 1)])
 def test_seeds_at_once_are_seeds_by_themselves(arm: str, seeds: Any, place: int, alone: Any, merged: Any) -> None:
     both, state, told = steps(seeds, arm=arm)
     one, own, single = alone if arm == "none" else merged
