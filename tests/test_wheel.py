@@ -98,6 +98,7 @@ def test_only_the_wheel_and_its_requirements_are_in_reach(python, tmp_path):
     assert others == []
 
 
+@pytest.mark.complete
 def test_quick_start(python, tmp_path):
     for name in ("quick_start.py", "foreign_llama.py"):
         shutil.copy(ROOT / "tests" / "acckv_jax" / name, tmp_path)

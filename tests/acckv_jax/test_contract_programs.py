@@ -97,7 +97,7 @@ def test_rules_6_and_7_decoding_is_one_program_donates_and_keeps_requests_apart(
     np.testing.assert_array_equal(alone, [np.concatenate(parts, axis=1) for parts in tokens])
 
 
-@pytest.mark.parametrize("name", quick_only(CONTRACT))
+@pytest.mark.parametrize("name", quick_only(CONTRACT, ("acckv_plus", "h2o_every_4")))
 def test_rule_7_inside_vmap_scan_and_shard_map(name):
     policy, scored = CONTRACT[name], scored_by(name)
     count = MODEL.layers if name.startswith("per_layer") else 1

@@ -137,6 +137,7 @@ def test_scans_equal_a_loop(kind, name):
     assert_same_cache(jax.device_get(kv.compact(one)), jax.device_get(kv.compact(other)), **FP32)
 
 
+@pytest.mark.complete
 @by_policy
 def test_decoding_over_single_layers(name):
     """As on CPUs: the cache of a scan, unstacked; a further question joins the layers again."""

@@ -42,6 +42,7 @@ def test_differences_are_paired_by_seed() -> None:
     np.testing.assert_allclose(told["means"]["none"]["mean"], 100 * scores["none"].mean())
 
 
+@pytest.mark.complete
 def test_an_experiment_from_start_to_table(tmp_path: Path) -> None:
     recipe = tiny.recipe(source_pictures=24, epochs=1)
     options, said = Options(recipe, workdir=tmp_path, arms=ARMS, seeds=(1,)), []
