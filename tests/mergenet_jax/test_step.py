@@ -17,6 +17,7 @@ from mergenet_jax.learner import updated
 from mergenet_jax.state import adapter_optimizer
 from mergenet_jax.transfer import write
 from tests.mergenet_jax.learners import batch, learner, logits, perceptron, step_alone
+from tests.tiers import quick_first
 from tests.tolerances import FP32
 
 HEADS = mn.Pair("head/kernel", "head/kernel")
@@ -194,7 +195,7 @@ def test_delta_k_learns_from_several_steps(later):
     assert metrics["teacher->student"]["gradient"] == pytest.approx(size, rel=1e-3)
 
 
-@pytest.mark.parametrize(("program", "number"), [("joint", 2), pytest.param("later", 3, marks=pytest.mark.complete)], ids=["keep", "reset"])
+@pytest.mark.parametrize(("program", "number"), quick_first([("joint", 2), ("later", 3)]), ids=["keep", "reset"])
 def test_momentum_after_a_transfer(program, number, request):
     """With kept momentum the written kernel's next step is as without a transfer; else its gradient is all of it."""
     transfers, step = request.getfixturevalue(program)

@@ -16,7 +16,7 @@ from models.media.clip import Media
 from models.smolav.params import FOLDER
 from tests.programs import new_programs
 from tests.small_smolav import small_smolav
-from tests.tiers import quick_first, quick_only
+from tests.tiers import quick_only
 
 CLIP = FOLDER / "demo" / "demo.mp4"
 QUESTIONS = ("What is shown second?", "Which number is spoken last?")
