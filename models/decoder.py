@@ -20,7 +20,7 @@ from acckv_jax.sharding import ShardingRules, head_axis
 from acckv_jax.stacks import Stack, run_layers
 from models.layers.init import Params
 from models.layers.linear import Embed, Linear
-from models.layers.mlp import SwiGLU
+from models.layers.mlp import SwiGLU, in_row_blocks
 from models.layers.norm import RMSNorm
 from models.layers.rope import Rotation, rotate, rotation
 from models.layers.stacked import layer_of, stacked
@@ -82,7 +82,7 @@ class DecoderLayer(nnx.Module):
         more = {"hidden_states": x, "unrotated_q": q, "output_weights": self._output_weights()}
         out, cache, carry = attend(index, rotate(q, table), rotate(k, table), v, cache, carry, **more)
         x = x + self.o(out.reshape(*h.shape[:2], -1))
-        return x + self.mlp(self.mlp_norm(x)), cache, carry
+        return x + in_row_blocks(lambda rows: self.mlp(self.mlp_norm(rows)), x), cache, carry
 
     def _output_weights(self) -> Float[Array, "N H D"]:
         kernel = self.o.kernel[...]
