@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 import acckv_jax as kv
+from acckv_jax.testing import tiny_decoder
 from tests.acckv_jax.contract_cases import (
     CONTRACT,
     DECODER,
@@ -22,6 +23,7 @@ from tests.acckv_jax.contract_cases import (
     scored_by,
 )
 from tests.acckv_jax.test_contract import assert_same_cache
+from tests.programs import new_programs
 from tests.tiers import quick_first, quick_only
 
 LONG = 1024
@@ -53,6 +55,28 @@ def test_rule_6_as_many_programs_as_buckets(name):
         arguments = {"decoder": DECODER, "params": params_of_shapes(), "inputs": np.zeros((1, bucket), np.int32)}
         program.trace(**arguments, prompt=prompt, policy=same, reserved_slots=4)
     assert buckets == {64, 128}
+
+
+def test_rule_6_of_another_budget_or_policy_only_the_prune_is_compiled():
+    """On the path that scores once: decoding is compiled where a capacity is new, or the policy prunes in its midst."""
+    decoder, params, inputs, prompt = tiny_decoder(scans=True)
+    policies = (kv.SnapKV(window_size=8), kv.AccKV(budget=0.5, tau=0.3), kv.H2O())
+    logits, scored = kv.jitted.score(decoder, params, inputs, prompt, policies)
+
+    def programs(policy: kv.CachePolicy) -> set[str]:
+        with new_programs() as found:
+            cache = kv.prune(scored, policy, reserved_slots=16)
+            state = kv.start_decoding(logits, cache, jax.random.key(0))
+            kv.jitted.decode(decoder, params, state, policy.while_decoding(), steps=16)
+        return set(found)
+
+    programs(kv.SnapKV(budget=0.5, window_size=8))
+    prune, decode = "jit(_scan_prune)", "jit(decode)"
+    assert programs(kv.SnapKV(budget=0.25, window_size=8)) == {prune, decode}
+    assert programs(kv.AccKV(budget=0.25, tau=0.3)) == {prune}
+    assert programs(kv.AccKV(budget=0.5, tau=0.3)) == {prune}
+    assert programs(kv.H2O(budget=0.25, evict_every=16)) == {prune, decode}
+    assert not programs(kv.H2O(budget=0.25, evict_every=16))
 
 
 @functools.cache
