@@ -14,6 +14,7 @@ import numpy as np
 
 import acckv_jax
 from acckv_jax import CachePolicy, Decoder
+from acckv_jax.generate import for_decoding
 from eval.metrics import CUT_OFF
 from eval.policies import check_layers, check_policies
 from models.batching import Batch, padded
@@ -143,7 +144,9 @@ def _decoded(
 ) -> list[str]:
     """Greedy answers of all rows."""
     stop = model.stop_token_ids
-    state = acckv_jax.start_decoding(logits, cache, jax.random.key(0), stop_token_ids=stop)
+    state = acckv_jax.start_decoding(
+        logits, for_decoding(model.decoder, cache), jax.random.key(0), stop_token_ids=stop
+    )
     tokens = np.asarray(state.token)[:, None]
     if max_new_tokens > 1:
         options = {"policy": policy.while_decoding(), "steps": max_new_tokens - 1, "stop_token_ids": stop}
