@@ -57,8 +57,8 @@ def test_a_question_gets_the_same_answer_alone_and_among_others(name, model, cli
         assert sum(one.values()) <= round(budget * sum(alone.prompt_tokens.values()))
 
 
-def test_bytes_are_what_the_budget_promises(model, clip):
-    found = models.answer(model, clip, QUESTIONS[0], max_new_tokens=TOKENS)  # the default keeps a fifth
+def test_bytes_are_what_the_budget_promises(model):
+    found = models.answer(model, CLIP, QUESTIONS[0], max_new_tokens=TOKENS)  # the default keeps a fifth
     bucket = bucket_length(sum(found.prompt_tokens.values()))
     decoder = model.config.decoder
     slot = 2 * decoder.num_hidden_layers * decoder.num_key_value_heads * decoder.head_dim * 4
