@@ -5,6 +5,7 @@ slot holds, and the row's `length` and `delta` say which rotary position comes n
 """
 
 import dataclasses
+import functools
 import itertools
 import operator
 from collections.abc import Callable
@@ -284,22 +285,28 @@ def empty_like(layer: LayerCache, slots: int) -> LayerCache:
 
 def join(layer: LayerCache, recent: LayerCache) -> LayerCache:
     """Writes the filled slots of `recent` at `next_slot` of `layer`, which has as many free slots; or of stacks."""
-    slots, axis = recent.slots, 2 + layer.is_stack
+    axis = 2 + layer.is_stack
     next_slot = layer.next_slot.max()  # equal in all layers of a stack, which one update in place serves so
 
     def written(old: Array, new: Array, offset: int) -> Array:
-        start = jnp.minimum(next_slot - offset, old.shape[axis] - slots)  # further right, it would be moved here
-        shift = next_slot - offset - start
-        before = jax.lax.dynamic_slice_in_dim(old, start, slots, axis)
-        # From zeros of the window's own, so that it is sharded like the window.
-        place = jnp.zeros_like(before, jnp.int32) + jax.lax.broadcasted_iota(jnp.int32, before.shape, axis)
-        window = jnp.where(place < shift, before, jnp.roll(new, shift, axis))
-        return jax.lax.dynamic_update_slice_in_dim(old, window, start, axis)
+        return _written(old, new, next_slot - offset, axis)
 
     joined = _update_free(layer, written, recent)
     return dataclasses.replace(
         joined, next_slot=layer.next_slot + recent.next_slot, finite=layer.finite & recent.finite
     )
+
+
+@functools.partial(jax.jit, static_argnames="axis")  # traced once for all layers and their arrays of one shape
+def _written(old: Array, new: Array, at: Int[Array, ""], axis: int) -> Array:
+    """`old` with the slots of `new` from slot `at` on, as many of them as there is room for."""
+    slots = new.shape[axis]
+    start = jnp.minimum(at, old.shape[axis] - slots)  # further right, it would be moved here
+    before = jax.lax.dynamic_slice_in_dim(old, start, slots, axis)
+    # From zeros of the window's own, so that it is sharded like the window.
+    place = jnp.zeros_like(before, jnp.int32) + jax.lax.broadcasted_iota(jnp.int32, before.shape, axis)
+    window = jnp.where(place < at - start, before, jnp.roll(new, at - start, axis))
+    return jax.lax.dynamic_update_slice_in_dim(old, window, start, axis)
 
 
 def take_slots(

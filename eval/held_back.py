@@ -144,9 +144,7 @@ def _decoded(
 ) -> list[str]:
     """Greedy answers of all rows."""
     stop = model.stop_token_ids
-    state = acckv_jax.start_decoding(
-        logits, for_decoding(model.decoder, cache), jax.random.key(0), stop_token_ids=stop
-    )
+    state = acckv_jax.start_decoding(logits, for_decoding(model.decoder, cache), jax.random.key(0), stop_token_ids=stop)
     tokens = np.asarray(state.token)[:, None]
     if max_new_tokens > 1:
         options = {"policy": policy.while_decoding(), "steps": max_new_tokens - 1, "stop_token_ids": stop}

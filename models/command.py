@@ -27,8 +27,11 @@ def run(body: Callable[[], None], *, keep_programs: bool = False) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        if keep_programs and not jax.config.values["jax_compilation_cache_dir"]:
-            jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))
+        if keep_programs:
+            if not jax.config.values["jax_compilation_cache_dir"]:
+                jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))
+            # A command has dozens of small programs, too, which take seconds together.
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         body()
     except UserError as error:
         Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)

@@ -146,14 +146,20 @@ class Decoder(nnx.Module):
         c = self.config
         table = rotation(positions, c.head_dim, c.rope_theta, c.mrope_section)
 
+        def apply(
+            params: Params, x: Float[Array, "B T D"], number: Array, cache: Any, carry: Any
+        ) -> tuple[Float[Array, "B T D"], Any, Any]:
+            own = nnx.merge(nnx.graphdef(self.layers), params)
+            return own(x, table, number, cache, carry, attend)
+
+        alike = jax.jit(apply)  # traced once for all layers of one size
+
         def layer(
             x: Float[Array, "B T D"], number: int | Array, cache: Any, carry: Any
         ) -> tuple[Float[Array, "B T D"], Any, Any]:
             if single is None or not isinstance(number, int):
-                own = layer_of(self.layers, number)
-            else:
-                own = nnx.merge(nnx.graphdef(self.layers), single[number])
-            return own(x, table, number, cache, carry, attend)
+                return layer_of(self.layers, number)(x, table, number, cache, carry, attend)
+            return alike(single[number], x, jnp.int32(number), cache, carry)
 
         x, after, carry = run_layers(layer, embeddings, caches, carry)
         return self.norm(x), after, carry

@@ -8,7 +8,11 @@ import jax
 
 
 def fastest(
-    run: Callable[..., Any], repeats: int, prepare: Callable[[], tuple[Any, ...]] = lambda: ()
+    run: Callable[..., Any],
+    repeats: int,
+    prepare: Callable[[], tuple[Any, ...]] = lambda: (),
+    *,
+    compiled: bool = False,
 ) -> tuple[Any, float]:
     """The last result of `run(*prepare())`, and the seconds of its fastest run after a first one that compiles.
 
@@ -16,8 +20,10 @@ def fastest(
         run: what is timed, until its result is ready.
         repeats: timed runs, at least 1.
         prepare: makes the arguments of each run, untimed, for a `run` that donates them.
+        compiled: whether it ran before, so that no first run is needed.
     """
-    jax.block_until_ready(run(*prepare()))
+    if not compiled:
+        jax.block_until_ready(run(*prepare()))
     result, best = None, float("inf")
     for _ in range(repeats):
         result = None  # its memory is free for the next
