@@ -12,10 +12,11 @@ from jaxtyping import Array, Int
 from models.layers.init import Params
 
 M = TypeVar("M", bound=nnx.Module)
+X = TypeVar("X")
 
 
 def stacked(make: Callable[[], M], count: int) -> M:
-    """`count` modules as one, to be taken apart by `layer_of`."""
+    """`count` modules as one, to be taken apart by `layer_of` or `run_stacked`."""
     graphs, states = zip(*(nnx.split(make()) for _ in range(count)), strict=True)
     return nnx.merge(graphs[0], jax.tree.map(lambda *x: jnp.stack(x), *states))
 
@@ -28,6 +29,28 @@ def layer_of(layers: M, number: int | Int[Array, ""]) -> M:
         return x[number] if isinstance(number, int) else jax.lax.dynamic_index_in_dim(x, number, keepdims=False)
 
     return nnx.merge(graph, jax.tree.map(own, state))
+
+
+def run_stacked(layers: M, x: X, run: Callable[..., X], *each: Array | np.ndarray) -> X:
+    """Hands `x` through all layers in one scan, so that a program is as large as one layer.
+
+    Args:
+        layers: as `stacked` makes them, L in number.
+        x: input of the first layer: an array, or any pytree of them.
+        run: `run(layer, x, *own)` gives the layer's output, of the shapes and types of its input.
+        each: what else differs from layer to layer, [L, ...]; `run` gets each layer's own.
+
+    Returns:
+        The last layer's output.
+    """
+    graph, state = nnx.split(layers)
+
+    def step(x: X, given: Any) -> tuple[X, None]:
+        own, *others = given
+        return run(nnx.merge(graph, own), x, *others), None
+
+    # The scan takes the layers out of the stack, not `layer_of`: a gradient then is a layer's, not the whole stack's.
+    return jax.lax.scan(step, x, (state, *each))[0]
 
 
 def single_layers(params: Params) -> tuple[Params, ...] | None:

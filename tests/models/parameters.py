@@ -21,11 +21,11 @@ def random_params(make: Callable[[], nnx.Module], seed: int = 0) -> tuple[nnx.Gr
 
     def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         values = random.standard_normal(leaf.shape, np.float32)
-        if path[-1].key in ("scale", "bias") or leaf.ndim == 1:
-            values = 0.1 * values + (path[-1].key == "scale")
+        keys = [part.key for part in path]
+        in_stack = any(a in ("layers", "blocks") and isinstance(b, str) for a, b in itertools.pairwise(keys))
+        if keys[-1] in ("scale", "bias") or leaf.ndim - in_stack == 1:
+            values = 0.1 * values + (keys[-1] == "scale")
         else:
-            keys = [part.key for part in path]
-            in_stack = any(a == "layers" and isinstance(b, str) for a, b in itertools.pairwise(keys))
             inner = leaf.shape[in_stack:-1]
             values /= np.sqrt(leaf.shape[-1] if keys[-1] == "embedding" else np.prod(inner))
         return jax.device_put(values.astype(leaf.dtype))
