@@ -10,9 +10,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from models.audio.whisper import EPSILON, WhisperLayer
-from models.hf.tensors import Tensor, Tensors, conv, linear, norm
+from models.hf.tensors import Tensor, Tensors, conv, linear, norm, of_layer
 from models.layers.linear import Linear
 from models.layers.norm import LayerNorm
+from models.layers.stacked import run_stacked, stacked
 from models.qwen2_5_omni.config import AudioConfig
 from models.qwen2_5_omni.positions import audio_tokens
 
@@ -80,9 +81,8 @@ class AudioTower(nnx.Module):
         shared = {"rngs": rngs, "dtype": dtype}
         self.conv1 = nnx.Conv(c.num_mel_bins, c.d_model, (3,), padding=1, param_dtype=dtype, rngs=rngs)
         self.conv2 = nnx.Conv(c.d_model, c.d_model, (3,), strides=2, padding=1, param_dtype=dtype, rngs=rngs)
-        self.layers = nnx.List(
-            WhisperLayer(c.d_model, c.encoder_attention_heads, c.encoder_ffn_dim, **shared)
-            for _ in range(c.encoder_layers)
+        self.layers = stacked(
+            lambda: WhisperLayer(c.d_model, c.encoder_attention_heads, c.encoder_ffn_dim, **shared), c.encoder_layers
         )
         self.norm = LayerNorm(c.d_model, epsilon=EPSILON, dtype=dtype)
         self.proj = Linear(c.d_model, c.output_dim, use_bias=True, **shared)
@@ -97,8 +97,7 @@ class AudioTower(nnx.Module):
         x = jax.nn.gelu(self.conv1(x), approximate=False) * real[:, :, None].astype(x.dtype)
         x = jax.nn.gelu(self.conv2(x), approximate=False)
         x = x + sinusoids(c.n_window, c.d_model).astype(x.dtype)[None]
-        for layer in self.layers:
-            x = layer(x, (lengths + 1) // 2)
+        x = run_stacked(self.layers, x, lambda layer, x: layer(x, (lengths + 1) // 2))
         x = x.reshape(-1, c.d_model)[blocks.pairs].mean(axis=1)
         return self.proj(self.norm(x))
 
@@ -118,10 +117,11 @@ def audio_tensors(config: AudioConfig) -> Tensors:
     for name in ("conv1", "conv2"):
         out |= conv(at + name, ("audio", name), 1, bias=True)
     for i in range(config.encoder_layers):
-        layer, path = f"{at}layers.{i}.", ("audio", "layers", i)
+        name, path = f"{at}layers.{i}.", ("audio", "layers")
+        layer = linear(f"{name}fc1", (*path, "up"), bias=True) | linear(f"{name}fc2", (*path, "down"), bias=True)
         for theirs, ours in (("q_proj", "q"), ("k_proj", "k"), ("v_proj", "v"), ("out_proj", "out")):
-            out |= linear(f"{layer}self_attn.{theirs}", (*path, "attn", ours), bias=ours != "k")
+            layer |= linear(f"{name}self_attn.{theirs}", (*path, "attn", ours), bias=ours != "k")
         for theirs, ours in (("self_attn_layer_norm", "attn_norm"), ("final_layer_norm", "mlp_norm")):
-            out |= norm(layer + theirs, (*path, ours), bias=True)
-        out |= linear(f"{layer}fc1", (*path, "up"), bias=True) | linear(f"{layer}fc2", (*path, "down"), bias=True)
+            layer |= norm(name + theirs, (*path, ours), bias=True)
+        out |= of_layer(i, layer)
     return out | norm(f"{at}ln_post", ("audio", "norm"), bias=True) | linear(f"{at}proj", ("audio", "proj"), bias=True)

@@ -11,15 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from acckv_jax.sharding import ShardingRules
-from models.hf.tensors import Tensor, Tensors, linear, norm
+from models.hf.tensors import Tensor, Tensors, linear, norm, of_layer
 from models.layers.attention import attend
 from models.layers.linear import Linear
 from models.layers.mlp import SwiGLU
 from models.layers.norm import RMSNorm
 from models.layers.rope import Rotation, rotate
+from models.layers.stacked import run_stacked, stacked
 from models.qwen2_5_omni.config import VisionConfig
 
 EPSILON = 1e-6
@@ -92,40 +93,51 @@ def grid_plan(height: int, width: int, config: VisionConfig, *, patches: int = 0
 class VisionAttention(nnx.Module):
     """Attention among all patches of a temporal patch, or among those of a window."""
 
-    def __init__(self, config: VisionConfig, windowed: bool, *, rngs: nnx.Rngs, dtype: jnp.dtype) -> None:
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype) -> None:
         d = config.hidden_size
         self.q, self.k, self.v, self.out = (Linear(d, d, use_bias=True, rngs=rngs, dtype=dtype) for _ in range(4))
         self.heads = config.num_heads
-        self.windowed = windowed
 
-    def __call__(self, x: Float[Array, "B P D"], table: Rotation, plan: GridPlan) -> Float[Array, "B P D"]:
+    def __call__(
+        self, x: Float[Array, "B P D"], windowed: Bool[Array, ""], table: Rotation, plan: GridPlan
+    ) -> Float[Array, "B P D"]:
         """Applies the layer."""
-        batch = x.shape[0]
         q, k, v = (p(x).reshape(*x.shape[:2], self.heads, -1) for p in (self.q, self.k, self.v))
-        q, k = rotate(q, table), rotate(k, table)
-        if not self.windowed:
-            out = attend(q, k, v, jnp.full(batch, plan.count))
-            return self.out(out.reshape(x.shape))
-        # [B, P, N, H] to [B * W, U, N, H]: a window is a row of its own.
-        number, room = plan.windows.shape
-        q, k, v = (a[:, plan.windows].reshape(batch * number, room, *a.shape[2:]) for a in (q, k, v))
-        out = attend(q, k, v, jnp.tile(plan.lengths, batch)).reshape(batch, number * room, -1)
-        return self.out(out[:, plan.back])
+        out = jax.lax.cond(windowed, _attend_in_windows, _attend_to_all, rotate(q, table), rotate(k, table), v, plan)
+        return self.out(out.reshape(x.shape))
+
+
+def _attend_to_all(
+    q: Float[Array, "B P N H"], k: Float[Array, "B P N H"], v: Float[Array, "B P N H"], plan: GridPlan
+) -> Float[Array, "B P N H"]:
+    return attend(q, k, v, jnp.full(len(q), plan.count))
+
+
+def _attend_in_windows(
+    q: Float[Array, "B P N H"], k: Float[Array, "B P N H"], v: Float[Array, "B P N H"], plan: GridPlan
+) -> Float[Array, "B P N H"]:
+    # [B, P, N, H] to [B * W, U, N, H]: a window is a row of its own.
+    batch, (number, room) = len(q), plan.windows.shape
+    rows = (a[:, plan.windows].reshape(batch * number, room, *a.shape[2:]) for a in (q, k, v))
+    out = attend(*rows, jnp.tile(plan.lengths, batch))
+    return out.reshape(batch, number * room, *q.shape[2:])[:, plan.back]
 
 
 class VisionBlock(nnx.Module):
     """Pre-norm attention and SwiGLU with biases."""
 
-    def __init__(self, config: VisionConfig, windowed: bool, *, rngs: nnx.Rngs, dtype: jnp.dtype) -> None:
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype) -> None:
         d = config.hidden_size
         self.attn_norm = RMSNorm(d, epsilon=EPSILON, dtype=dtype)
-        self.attn = VisionAttention(config, windowed, rngs=rngs, dtype=dtype)
+        self.attn = VisionAttention(config, rngs=rngs, dtype=dtype)
         self.mlp_norm = RMSNorm(d, epsilon=EPSILON, dtype=dtype)
         self.mlp = SwiGLU(d, config.intermediate_size, use_bias=True, rules=WHOLE, rngs=rngs, dtype=dtype)
 
-    def __call__(self, x: Float[Array, "B P D"], table: Rotation, plan: GridPlan) -> Float[Array, "B P D"]:
+    def __call__(
+        self, x: Float[Array, "B P D"], windowed: Bool[Array, ""], table: Rotation, plan: GridPlan
+    ) -> Float[Array, "B P D"]:
         """Applies the block."""
-        x = x + self.attn(self.attn_norm(x), table, plan)
+        x = x + self.attn(self.attn_norm(x), windowed, table, plan)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -138,7 +150,7 @@ class VisionTower(nnx.Module):
         merged = c.hidden_size * c.spatial_merge_size**2
         shared = {"rngs": rngs, "dtype": dtype}
         self.patch_embed = Linear(c.in_channels * c.temporal_patch_size * c.patch_size**2, c.hidden_size, **shared)
-        self.blocks = nnx.List(VisionBlock(c, i not in c.fullatt_block_indexes, **shared) for i in range(c.depth))
+        self.blocks = stacked(lambda: VisionBlock(c, **shared), c.depth)
         self.merger_norm = RMSNorm(c.hidden_size, epsilon=EPSILON, dtype=dtype)
         self.merger_up = Linear(merged, merged, use_bias=True, **shared)
         self.merger_down = Linear(merged, c.out_hidden_size, use_bias=True, **shared)
@@ -160,8 +172,8 @@ class VisionTower(nnx.Module):
         angles = jnp.asarray(plan.positions, jnp.float32)[:, :, None] * frequencies.reshape(1, 1, -1)
         angles = angles.reshape(1, -1, size // 2)  # rows in the first half, columns in the second
         table = jnp.cos(angles), jnp.sin(angles)
-        for block in self.blocks:
-            x = block(x, table, plan)
+        windowed = ~np.isin(np.arange(c.depth), c.fullatt_block_indexes)
+        x = run_stacked(self.blocks, x, lambda block, x, windowed: block(x, windowed, table, plan), windowed)
         x = self.merger_norm(x).reshape(x.shape[0], -1, c.hidden_size * c.spatial_merge_size**2)
         return self.merger_down(jax.nn.gelu(self.merger_up(x), approximate=False))
 
@@ -173,12 +185,13 @@ def vision_tensors(config: VisionConfig) -> Tensors:
     kernel = (c.hidden_size, c.in_channels, c.temporal_patch_size, c.patch_size, c.patch_size)
     out: Tensors = {f"{at}patch_embed.proj.weight": Tensor(("vision", "patch_embed", "kernel"), (1, 0), kernel)}
     for i in range(c.depth):
-        block, path = f"{at}blocks.{i}.", ("vision", "blocks", i)
-        out |= norm(f"{block}norm1", (*path, "attn_norm")) | norm(f"{block}norm2", (*path, "mlp_norm"))
+        name, path = f"{at}blocks.{i}.", ("vision", "blocks")
+        block = norm(f"{name}norm1", (*path, "attn_norm")) | norm(f"{name}norm2", (*path, "mlp_norm"))
         for theirs, ours in (("q", "q"), ("k", "k"), ("v", "v"), ("proj", "out")):
-            out |= linear(f"{block}attn.{theirs}", (*path, "attn", ours), bias=True)
-        for name in ("gate", "up", "down"):
-            out |= linear(f"{block}mlp.{name}_proj", (*path, "mlp", name), bias=True)
+            block |= linear(f"{name}attn.{theirs}", (*path, "attn", ours), bias=True)
+        for part in ("gate", "up", "down"):
+            block |= linear(f"{name}mlp.{part}_proj", (*path, "mlp", part), bias=True)
+        out |= of_layer(i, block)
     out |= norm(f"{at}merger.ln_q", ("vision", "merger_norm"))
     out |= linear(f"{at}merger.mlp.0", ("vision", "merger_up"), bias=True)
     return out | linear(f"{at}merger.mlp.2", ("vision", "merger_down"), bias=True)
