@@ -14,6 +14,7 @@ from models.layers.attention import attend
 from models.layers.init import Params, abstract_params
 from models.layers.linear import Linear
 from models.layers.norm import LayerNorm
+from models.layers.stacked import run_stacked, stacked
 from models.readers.ctranslate2 import read_ctranslate2
 
 EPSILON = 1e-5
@@ -90,10 +91,8 @@ class WhisperEncoder(nnx.Module):
         self.conv1 = nnx.Conv(c.num_mel_bins, c.d_model, (3,), padding=1, param_dtype=dtype, rngs=rngs)
         self.conv2 = nnx.Conv(c.d_model, c.d_model, (3,), strides=2, padding=1, param_dtype=dtype, rngs=rngs)
         self.positions = nnx.Param(jnp.zeros((c.max_source_positions, c.d_model), dtype))
-        self.layers = nnx.List(
-            WhisperLayer(c.d_model, c.encoder_attention_heads, c.encoder_ffn_dim, rngs=rngs, dtype=dtype)
-            for _ in range(c.encoder_layers)
-        )
+        sizes = c.d_model, c.encoder_attention_heads, c.encoder_ffn_dim
+        self.layers = stacked(lambda: WhisperLayer(*sizes, rngs=rngs, dtype=dtype), c.encoder_layers)
         self.norm = LayerNorm(c.d_model, epsilon=EPSILON, dtype=dtype)
 
     def __call__(self, mel: Float[Array, "B M F"]) -> Float[Array, "B F/2 D"]:
@@ -117,9 +116,7 @@ class WhisperEncoder(nnx.Module):
         for conv in (self.conv1, self.conv2):
             x = jax.nn.gelu(conv(x), approximate=False)
         x = x + self.positions[: frames // 2][None]
-        for layer in self.layers:
-            x = layer(x)
-        return self.norm(x)
+        return self.norm(run_stacked(self.layers, x, lambda layer, x: layer(x)))
 
 
 def load_whisper_tiny_en() -> tuple[nnx.GraphDef, Params]:
@@ -150,7 +147,8 @@ def whisper_params(variables: dict[str, np.ndarray], config: WhisperEncoderConfi
     def norm(name: str) -> Params:
         return {"scale": w[name + "/gamma"], "bias": w[name + "/beta"]}
 
-    def layer(name: str) -> Params:
+    def layer(number: int) -> Params:
+        name = f"layer_{number}"
         kernels = np.split(w[name + "/self_attention/linear_0/weight"].T, 3, axis=1)
         biases = np.split(w[name + "/self_attention/linear_0/bias"], 3)
         q, k, v = ({"kernel": kernel, "bias": bias} for kernel, bias in zip(kernels, biases, strict=True))
@@ -166,6 +164,6 @@ def whisper_params(variables: dict[str, np.ndarray], config: WhisperEncoderConfi
         "conv1": conv("conv1"),
         "conv2": conv("conv2"),
         "positions": w["position_encodings/encodings"],
-        "layers": {i: layer(f"layer_{i}") for i in range(config.encoder_layers)},
+        "layers": jax.tree.map(lambda *x: np.stack(x), *map(layer, range(config.encoder_layers))),
         "norm": norm("layer_norm"),
     }

@@ -26,7 +26,8 @@ def reference_encoder(params: Params, config: WhisperEncoderConfig) -> Reference
     state = {"embed_positions.weight": params["positions"]} | norm("layer_norm", params["norm"])
     for name in ("conv1", "conv2"):
         state |= {name + ".weight": params[name]["kernel"].transpose(2, 1, 0), name + ".bias": params[name]["bias"]}
-    for i, p in params["layers"].items():
+    for i in range(config.encoder_layers):
+        p = jax.tree.map(lambda x, i=i: x[i], params["layers"])
         at = f"layers.{i}."
         for ours, theirs in (("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj"), ("out", "out_proj")):
             state |= linear(f"{at}self_attn.{theirs}", p["attn"][ours])
