@@ -5,15 +5,17 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 from models.errors import UserError
 from models.hf.config import Section
-from models.hf.tensors import Tensor, Tensors, linear, norm
+from models.hf.tensors import Path, Tensor, Tensors, linear, norm, of_layer
 from models.layers.attention import attend
 from models.layers.linear import Linear
 from models.layers.norm import LayerNorm
+from models.layers.stacked import run_stacked, stacked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +153,7 @@ class SiglipVision(nnx.Module):
             c.num_channels * c.patch_size**2, c.hidden_size, use_bias=True, rngs=rngs, dtype=dtype
         )  # the checkpoint's strided convolution, as one product
         self.positions = nnx.Param(jnp.zeros((c.grid**2, c.hidden_size), dtype))
-        self.layers = nnx.List(SiglipLayer(c, rngs=rngs, dtype=dtype) for _ in range(c.num_hidden_layers))
+        self.layers = stacked(lambda: SiglipLayer(c, rngs=rngs, dtype=dtype), c.num_hidden_layers)
         self.norm = LayerNorm(c.hidden_size, epsilon=c.layer_norm_eps, dtype=dtype)
         self.head = PoolingHead(c, rngs=rngs, dtype=dtype)
 
@@ -171,20 +173,22 @@ class SiglipVision(nnx.Module):
                 f"SigLIP takes pictures [B, {c.image_size}, {c.image_size}, {c.num_channels}], not {pixels.shape}; "
                 "resize them."
             )
-        if not 0 <= layers <= len(self.layers):
-            raise ValueError(f"SigLIP has {len(self.layers)} layers, so {layers} of them cannot run.")
+        if not 0 <= layers <= c.num_hidden_layers:
+            raise ValueError(f"SigLIP has {c.num_hidden_layers} layers, so {layers} of them cannot run.")
         used = c.grid * c.patch_size
         cut = pixels[:, :used, :used].reshape(-1, c.grid, c.patch_size, c.grid, c.patch_size, c.num_channels)
         cut = cut.astype(self.patch.kernel.dtype)
         x = self.patch(cut.transpose(0, 1, 3, 5, 2, 4).reshape(-1, c.grid**2, c.num_channels * c.patch_size**2))
         x = x + self.positions[...][None]
-        for layer in self.layers[:layers]:
-            x = layer(x)
-        return x
+        if layers == c.num_hidden_layers:
+            return run_stacked(self.layers, x, lambda layer, x: layer(x))
+        # The last ones are passed over: to scan over the first ones would copy them out of the stack.
+        runs = np.arange(c.num_hidden_layers) < layers
+        return run_stacked(self.layers, x, lambda layer, x, runs: jax.lax.cond(runs, layer, lambda x: x, x), runs)
 
     def __call__(self, pixels: Float[Array, "B Y X C"]) -> Float[Array, "B D"]:
         """One vector per picture: all layers, final norm, pooling head."""
-        return self.head(self.norm(self.patches(pixels, len(self.layers))))
+        return self.head(self.norm(self.patches(pixels, self.config.num_hidden_layers)))
 
 
 def siglip_tensors(config: SiglipConfig) -> Tensors:
@@ -208,13 +212,14 @@ def siglip_tensors(config: SiglipConfig) -> Tensors:
     }
     for i in range(c.num_hidden_layers):
         name = f"encoder.layers.{i}"
+        layer = _mlp(f"{name}.mlp", ("layers", "mlp"))
         for ours, theirs in (("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj"), ("out", "out_proj")):
-            tensors |= linear(f"{name}.self_attn.{theirs}", ("layers", i, "attn", ours), bias=True)
-        tensors |= norm(f"{name}.layer_norm1", ("layers", i, "attn_norm"), bias=True)
-        tensors |= norm(f"{name}.layer_norm2", ("layers", i, "mlp_norm"), bias=True)
-        tensors |= _mlp(f"{name}.mlp", ("layers", i, "mlp"))
+            layer |= linear(f"{name}.self_attn.{theirs}", ("layers", "attn", ours), bias=True)
+        layer |= norm(f"{name}.layer_norm1", ("layers", "attn_norm"), bias=True)
+        layer |= norm(f"{name}.layer_norm2", ("layers", "mlp_norm"), bias=True)
+        tensors |= of_layer(i, layer)
     return tensors
 
 
-def _mlp(name: str, path: tuple[str | int, ...]) -> Tensors:
+def _mlp(name: str, path: Path) -> Tensors:
     return linear(f"{name}.fc1", (*path, "up"), bias=True) | linear(f"{name}.fc2", (*path, "down"), bias=True)

@@ -211,7 +211,7 @@ def test_models_start_from_weights(run: Any, tmp_path: Path) -> None:
     both, _ = retrieval.init(jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, both["text"], params["encoder"])
     up = theirs.state_dict()["vision_model.encoder.layers.0.mlp.fc1.weight"].numpy()
-    np.testing.assert_array_equal(both["vision"]["layers"][0]["mlp"]["up"]["kernel"], up.T)
+    np.testing.assert_array_equal(both["vision"]["layers"]["mlp"]["up"]["kernel"][0], up.T)
     assert jax.tree.map(np.shape, both) == jax.tree.map(np.shape, retrieval.shapes()[0])
     tokenizer = retrieval.prepare(Data("fixtures", {})).tokenizer
     assert "mill" in tokenizer.get_vocab()  # of the questions' texts
