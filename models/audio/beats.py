@@ -16,10 +16,11 @@ from jaxtyping import Array, Float, Int
 
 from models.errors import UserError
 from models.hf.config import Section
-from models.hf.tensors import Tensor, Tensors, linear, norm
+from models.hf.tensors import Tensor, Tensors, linear, norm, of_layer
 from models.layers.attention import attend
 from models.layers.linear import Linear
 from models.layers.norm import LayerNorm
+from models.layers.stacked import run_stacked, stacked
 
 EPSILON = 1e-5
 MEAN, STD = 15.41663, 6.55582  # of the filter banks of AudioSet
@@ -186,7 +187,7 @@ class Beats(nnx.Module):
         self.norm = LayerNorm(width, epsilon=EPSILON, dtype=dtype)
         init = jax.nn.initializers.normal(1.0)
         self.distances = nnx.Param(init(rngs.params(), (c.num_buckets, c.encoder_attention_heads), dtype))
-        self.layers = nnx.List(BeatsLayer(c, rngs=rngs, dtype=dtype) for _ in range(c.encoder_layers))
+        self.layers = stacked(lambda: BeatsLayer(c, rngs=rngs, dtype=dtype), c.encoder_layers)
         self.tagger = Linear(width, c.predictor_class, use_bias=True, rngs=rngs, dtype=dtype)
 
     def __call__(self, banks: Float[Array, "B F M"]) -> Float[Array, "B P D"]:
@@ -213,9 +214,7 @@ class Beats(nnx.Module):
         x = x if self.into is None else self.into(x)
         x = self.norm(x + self.conv(x))
         bias = self.distances[...][buckets(self.config, x.shape[1])].T
-        for layer in self.layers:
-            x = layer(x, bias)
-        return x
+        return run_stacked(self.layers, x, lambda layer, x: layer(x, bias))
 
     def tags(self, banks: Float[Array, "B F M"]) -> Float[Array, "B C"]:
         """Probability of each class of sounds."""
@@ -242,12 +241,15 @@ def beats_tensors(config: BeatsConfig) -> Tensors:
     if c.embed_dim != c.encoder_embed_dim:
         tensors |= linear("post_extract_proj", ("into",), bias=True)
     for i in range(c.encoder_layers):
-        name, at = f"encoder.layers.{i}", ("layers", i)
+        name = f"encoder.layers.{i}"
+        scale = Tensor(("layers", "attn", "gate_scale"), stored=(1, heads, 1, 1))
+        layer: Tensors = {f"{name}.self_attn.grep_a": scale}
         for ours, theirs in (("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj"), ("out", "out_proj")):
-            tensors |= linear(f"{name}.self_attn.{theirs}", (*at, "attn", ours), bias=True)
-        tensors |= linear(f"{name}.self_attn.grep_linear", (*at, "attn", "gates"), bias=True)
-        tensors[f"{name}.self_attn.grep_a"] = Tensor((*at, "attn", "gate_scale"), stored=(1, heads, 1, 1))
-        tensors |= norm(f"{name}.self_attn_layer_norm", (*at, "attn_norm"), bias=True)
-        tensors |= linear(f"{name}.fc1", (*at, "up"), bias=True) | linear(f"{name}.fc2", (*at, "down"), bias=True)
-        tensors |= norm(f"{name}.final_layer_norm", (*at, "mlp_norm"), bias=True)
+            layer |= linear(f"{name}.self_attn.{theirs}", ("layers", "attn", ours), bias=True)
+        layer |= linear(f"{name}.self_attn.grep_linear", ("layers", "attn", "gates"), bias=True)
+        layer |= norm(f"{name}.self_attn_layer_norm", ("layers", "attn_norm"), bias=True)
+        layer |= linear(f"{name}.fc1", ("layers", "up"), bias=True)
+        layer |= linear(f"{name}.fc2", ("layers", "down"), bias=True)
+        layer |= norm(f"{name}.final_layer_norm", ("layers", "mlp_norm"), bias=True)
+        tensors |= of_layer(i, layer)
     return tensors
