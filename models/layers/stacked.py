@@ -31,7 +31,7 @@ def layer_of(layers: M, number: int | Int[Array, ""]) -> M:
     return nnx.merge(graph, jax.tree.map(own, state))
 
 
-def run_stacked(layers: M, x: X, run: Callable[..., X], *each: Array | np.ndarray) -> X:
+def run_stacked(layers: nnx.Module, x: X, run: Callable[..., X], *each: Array | np.ndarray) -> X:
     """Hands `x` through all layers in one scan, so that a program is as large as one layer.
 
     Args:

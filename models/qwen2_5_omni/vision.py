@@ -118,9 +118,9 @@ def _attend_in_windows(
 ) -> Float[Array, "B P N H"]:
     # [B, P, N, H] to [B * W, U, N, H]: a window is a row of its own.
     batch, (number, room) = len(q), plan.windows.shape
-    rows = (a[:, plan.windows].reshape(batch * number, room, *a.shape[2:]) for a in (q, k, v))
-    out = attend(*rows, jnp.tile(plan.lengths, batch))
-    return out.reshape(batch, number * room, *q.shape[2:])[:, plan.back]
+    q, k, v = (a[:, plan.windows].reshape(batch * number, room, *a.shape[2:]) for a in (q, k, v))
+    out = attend(q, k, v, jnp.tile(plan.lengths, batch))
+    return out.reshape(batch, number * room, *out.shape[2:])[:, plan.back]
 
 
 class VisionBlock(nnx.Module):
