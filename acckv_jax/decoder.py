@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from jax import Array
 from jaxtyping import Float, Int
 
+from acckv_jax.attention import Implementation
 from acckv_jax.stacks import Stack
 
 Attend = Callable[..., tuple[Array, Any, Any]]
@@ -75,6 +76,8 @@ class Decoder:
         num_layers: how many layers call `attend`.
         scans: whether `step` can run layers in a scan. Its `caches` are then `Stack`s, in order, and it returns one
             entry for each of them; `run_layers` does that.
+        attention: the implementation with which prompts attend (see `acckv_jax.attention.attend`); by default the one
+            for the platform that a program is compiled for.
 
     Example:
         >>> import acckv_jax as kv
@@ -90,6 +93,7 @@ class Decoder:
     step: StepFn
     num_layers: int
     scans: bool = False
+    attention: Implementation | None = None
 
     def run(
         self,

@@ -137,7 +137,9 @@ def prefill(
         layer: int | Array, q: Array, k: Array, v: Array, room: _Room, carry: Any, **given: Array
     ) -> tuple[Array, LayerCache, Any]:
         full = _chunk(k, v, queries)
-        out, sums = attend(_clean(q, queries), full, queries.index, weights, aligned=True)
+        out, sums = attend(
+            _clean(q, queries), full, queries.index, weights, aligned=True, implementation=decoder.attention
+        )
         full = _flagged(full, sums, out, queries)
         found = _needed((policy,), given, queries)
         place = (layer, decoder.num_layers, room.capacity)
@@ -233,7 +235,9 @@ def score(
             cached, old_sums, old_inputs = past
             full = append(widen(cached, k.shape[1]), full)
             found = {name: _joined(name, old_inputs[name], x) for name, x in found.items()}
-        out, sums = attend(_clean(q, queries), full, queries.index, weights, aligned=True)
+        out, sums = attend(
+            _clean(q, queries), full, queries.index, weights, aligned=True, implementation=decoder.attention
+        )
         full = _flagged(full, sums, out, queries)
         if past is not None:
             sums = tuple(

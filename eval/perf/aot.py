@@ -79,7 +79,7 @@ def chosen(options: Options) -> tuple[Topology, Plan, CachePolicy]:
     """
     topology = find_topology(options.topology)  # before any array is made, which fixes the number of CPU devices
     plan = planned(options.model, topology, options.mesh, options.context, options.steps)
-    policy = policies_for(plan, [options.policy], options.budget)[options.policy]
+    policy = policies_for(plan.preset, plan.context, [options.policy], options.budget)[options.policy]
     if options.batch < 1 or options.batch % plan.group:
         raise UserError(
             f"--batch {options.batch} cannot be divided over the {plan.group} shards of rows of this mesh; "

@@ -106,7 +106,7 @@ def all_rows(options: Options, topology: Topology) -> Iterator[Row]:
         for model in options.models
         for context in options.contexts
     ]
-    policies = [policies_for(plan, options.policies, options.budget) for _, plan in plans]
+    policies = [policies_for(plan.preset, plan.context, options.policies, options.budget) for _, plan in plans]
     on_cpu = topology.devices[0].platform == "cpu"
     for (model, plan), named in zip(plans, policies, strict=True):
         for name, policy in named.items():

@@ -75,20 +75,24 @@ def compiled(lowered: jax.stages.Lowered) -> Compiled:
     seconds = time.perf_counter() - start
     memory: Any = program.memory_analysis()
     cost: Any = program.cost_analysis() or {}
-    arguments, outputs = memory.argument_size_in_bytes, memory.output_size_in_bytes
-    donated, temporaries = memory.alias_size_in_bytes, memory.temp_size_in_bytes
     return Compiled(
         fits=True,
-        needs=arguments + outputs - donated + temporaries + memory.generated_code_size_in_bytes,
-        arguments=arguments,
-        outputs=outputs,
-        donated=donated,
-        temporaries=temporaries,
+        needs=needs_of(memory),
+        arguments=memory.argument_size_in_bytes,
+        outputs=memory.output_size_in_bytes,
+        donated=memory.alias_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
         flops=cost.get("flops"),
         accessed=cost.get("bytes accessed"),
         moved=collectives(program.as_text() or ""),
         seconds=seconds,
     )
+
+
+def needs_of(memory: Any) -> int:
+    """Bytes of arguments and outputs (donated ones once), temporaries and code, from a program's `memory_analysis`."""
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return held + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
 
 
 def too_large(message: str) -> int | None:

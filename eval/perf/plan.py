@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from acckv_jax import CachePolicy, KVCache, Prompt, Scored, ShardingRules
 from acckv_jax.sharding import axis_size, mesh_spec
 from eval.perf.bench import TEXT, modalities
 from eval.perf.topologies import Topology, make_mesh
-from eval.policies import build_policy, check_policies
+from eval.policies import build_policy, check_layers, check_policies
 from models.acckv_tau import TAU
 from models.decoder import Decoder, DecoderConfig
 from models.errors import UserError
@@ -189,6 +189,24 @@ def key_value_bytes(cache: KVCache) -> int:
     return device_bytes([(stack.k, stack.v) for stack in cache.stacks])
 
 
+def find_preset(model: str, context: int, steps: int, presets: Mapping[str, Callable[[], Preset]] = PRESETS) -> Preset:
+    """A model at full size, by name.
+
+    Raises:
+        UserError: if there is no such model, or the prompt and the tokens to decode are too few or too many for it.
+    """
+    if model not in presets:
+        raise UserError(f"Unknown model {model!r}; choose one of {', '.join(presets)}.")
+    preset = presets[model]()
+    most = preset.decoder.max_position_embeddings
+    if context <= TEXT or steps < 1 or context + steps > most:
+        raise UserError(
+            f"--context must be above {TEXT} and --steps above 0, and both together at most {most} for {model}, not "
+            f"{context} and {steps}."
+        )
+    return preset
+
+
 def planned(model: str, topology: Topology, axes: str | None, context: int, steps: int) -> Plan:
     """A model on all devices of a topology.
 
@@ -202,24 +220,17 @@ def planned(model: str, topology: Topology, axes: str | None, context: int, step
     Raises:
         UserError: on any mistake in these.
     """
-    if model not in PRESETS:
-        raise UserError(f"Unknown model {model!r}; choose one of {', '.join(PRESETS)}.")
-    preset = PRESETS[model]()
-    most = preset.decoder.max_position_embeddings
-    if context <= TEXT or steps < 1 or context + steps > most:
-        raise UserError(
-            f"--context must be above {TEXT} and --steps above 0, and both together at most {most} for {model}, not "
-            f"{context} and {steps}."
-        )
+    preset = find_preset(model, context, steps)
     return Plan.make(preset, make_mesh(topology, axes, preset.decoder.num_key_value_heads), context, steps)
 
 
-def policies_for(plan: Plan, names: Sequence[str], budget: float) -> dict[str, CachePolicy]:
-    """Policies by name, checked against a prompt of the plan's length.
+def policies_for(preset: Preset, context: int, names: Sequence[str], budget: float) -> dict[str, CachePolicy]:
+    """Policies by name, checked against a prompt of `context` tokens and the preset's layers.
 
     Raises:
         UserError: on an unknown name, or a budget that is too small.
     """
-    policies = {name: build_policy(name, budget, tau=TAU[plan.preset.family]) for name in names}
-    check_policies(policies, modalities(plan.context)[0])
+    policies = {name: build_policy(name, budget, tau=TAU[preset.family]) for name in names}
+    check_policies(policies, modalities(context)[0])
+    check_layers(policies, preset.decoder.num_hidden_layers)
     return policies

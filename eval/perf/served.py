@@ -1,0 +1,170 @@
+"""A decoder at full size with random weights on one device, and the time and memory of each stage of serving it.
+
+As a server would, one row is prefilled after the other, and the pruned caches are decoded as a batch. Here all rows of
+a batch are one prompt, whose cache is repeated.
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+import acckv_jax
+from acckv_jax import CachePolicy, KVCache, Prompt, Scored
+from acckv_jax.attention import Implementation
+from acckv_jax.generate import for_decoding
+from eval.perf.bench import modalities
+from eval.perf.compiled import needs_of
+from eval.perf.plan import Preset
+from eval.perf.timing import fastest
+from models.decoder import Decoder, DecoderConfig
+from models.layers.init import FastRngs, Params, abstract_params
+from models.over_decoder import SINGLE, DecoderStep, with_single_layers
+
+
+@functools.partial(jax.jit, static_argnames=("shape", "dtype", "spread"))
+def _normal(key: jax.Array, shape: tuple[int, ...], dtype: Any, spread: float) -> jax.Array:
+    def draw(key: jax.Array) -> jax.Array:
+        return jax.random.normal(key, shape[1:], dtype) * jnp.asarray(spread, dtype)
+
+    return jax.lax.map(draw, jax.random.split(key, shape[0]))  # a slice at a time: random bits take room, too
+
+
+def _abstract(preset: Preset) -> tuple[nnx.GraphDef, Params]:
+    return abstract_params(lambda: Decoder(preset.decoder, rngs=FastRngs(0), dtype=preset.dtype))
+
+
+def random_params(preset: Preset) -> Params:
+    """Random parameters of a decoder, made on the default device: norms are 1, biases 0, kernels of unit gain."""
+    _, shapes = _abstract(preset)
+    keys = iter(jax.random.split(jax.random.key(0), len(jax.tree.leaves(shapes))))
+
+    def make(path: Any, x: jax.ShapeDtypeStruct) -> jax.Array:
+        key, name = next(keys), path[-1].key
+        if name == "kernel":
+            stack = x.shape if len(x.shape) == 3 else (1, *x.shape)
+            return _normal(key, stack, x.dtype, x.shape[-2] ** -0.5).reshape(x.shape)
+        if name == "embedding":
+            return _normal(key, x.shape, x.dtype, 0.02)
+        return jnp.full(x.shape, 0 if name == "bias" else 1, x.dtype)
+
+    return with_single_layers(jax.tree_util.tree_map_with_path(make, shapes))
+
+
+def repeated(cache: KVCache, rows: int) -> KVCache:
+    """The cache of one row as a batch of equal ones, in buffers of its own."""
+    count = len(cache.stacks)
+    scored = Scored(cache, ((),) * count, ({},) * count, queries=(), window=0, complete=True)
+    return acckv_jax.repeat_rows(scored, rows).cache
+
+
+@dataclasses.dataclass(frozen=True)
+class Timed:
+    """One program.
+
+    Attributes:
+        seconds: of its fastest run.
+        needs: bytes of its arguments (weights included), outputs and temporaries, by the compiler.
+    """
+
+    seconds: float
+    needs: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """A decoder and a prompt.
+
+    Attributes:
+        config: sizes of the decoder.
+        decoder: the decoder, which scans.
+        params: its parameters.
+        tokens: [1, T] token ids.
+        prompt: modalities of them.
+        steps: tokens to decode.
+        repeats: runs of which the fastest counts.
+    """
+
+    config: DecoderConfig
+    decoder: acckv_jax.Decoder
+    params: Params
+    tokens: jax.Array
+    prompt: Prompt
+    steps: int
+    repeats: int
+
+    @classmethod
+    def make(
+        cls,
+        preset: Preset,
+        params: Params,
+        context: int,
+        *,
+        steps: int,
+        repeats: int,
+        attention: Implementation | None = None,
+    ) -> Self:
+        """A prompt of `context` random tokens for a preset with these parameters (see `random_params`)."""
+        config = preset.decoder
+        graph, _ = _abstract(preset)
+        decoder = acckv_jax.Decoder(DecoderStep(graph), config.num_hidden_layers, scans=True, attention=attention)
+        tokens = jax.random.randint(jax.random.key(0), (1, context), 0, config.vocab_size)
+        return cls(config, decoder, params, tokens, acckv_jax.make_prompt(modalities(context)), steps, repeats)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of parameters that a decode step reads: not a table of embeddings apart from the output head."""
+        unread = {SINGLE} if self.config.tie_word_embeddings else {SINGLE, "tokens"}
+        parts = [part for name, part in self.params.items() if name not in unread]
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(parts))
+
+    def prefill(self, policy: CachePolicy) -> tuple[jax.Array, KVCache, Timed]:
+        """Logits and the cache of one row, each layer pruned before the next one runs."""
+        given = self.params, self.tokens, self.prompt
+        reserved = policy.reserved_slots(self.steps)
+        program = acckv_jax.jitted.prefill.lower(self.decoder, *given, policy, reserved_slots=reserved).compile()
+        (logits, cache), seconds = fastest(lambda: program(*given), self.repeats)
+        return logits, cache, Timed(seconds, needs_of(program.memory_analysis()))
+
+    def score(self, policy: CachePolicy) -> tuple[Scored, float]:
+        """One row in full with the column sums of a policy, and seconds."""
+        run = functools.partial(acckv_jax.jitted.score, self.decoder, self.params, self.tokens, self.prompt, (policy,))
+        (_, scored), seconds = fastest(run, self.repeats)
+        return scored, seconds
+
+    def prune(self, scored: Scored, policy: CachePolicy) -> float:
+        """Seconds of pruning one row that was read in full."""
+        reserved = policy.reserved_slots(self.steps)
+        return fastest(lambda: acckv_jax.prune(scored, policy, reserved_slots=reserved), self.repeats)[1]
+
+    def decode(self, logits: jax.Array, cache: KVCache, policy: CachePolicy, rows: int) -> Timed:
+        """A decode loop of `steps` steps over the cache of one row, repeated to a batch."""
+
+        def fresh() -> tuple[Params, acckv_jax.DecodeState]:
+            batch = for_decoding(self.decoder, repeated(cache, rows))
+            return self.params, acckv_jax.start_decoding(logits.repeat(rows, axis=0), batch, jax.random.key(0))
+
+        loop = policy.while_decoding()
+        program = acckv_jax.jitted.decode.lower(self.decoder, *fresh(), loop, steps=self.steps).compile()
+        _, seconds = fastest(program, self.repeats, fresh)
+        return Timed(seconds, needs_of(program.memory_analysis()))
+
+    def trace(self, policy: CachePolicy, rows: int, folder: Path) -> None:
+        """Writes a trace of one prefill and one decode loop, for XProf or Perfetto; both ran before."""
+        reserved = policy.reserved_slots(self.steps)
+        read = functools.partial(acckv_jax.jitted.prefill, self.decoder, self.params, self.tokens, self.prompt, policy)
+        write = functools.partial(acckv_jax.jitted.decode, self.decoder, self.params, steps=self.steps)
+
+        def once() -> None:
+            logits, cache = jax.block_until_ready(read(reserved_slots=reserved))
+            batch = for_decoding(self.decoder, repeated(cache, rows))
+            state = acckv_jax.start_decoding(logits.repeat(rows, axis=0), batch, jax.random.key(0))
+            jax.block_until_ready(write(state=state, policy=policy.while_decoding()))
+
+        once()  # compiles
+        with jax.profiler.trace(str(folder)):
+            once()
