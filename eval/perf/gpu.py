@@ -84,6 +84,8 @@ def chosen(options: Options) -> tuple[Preset, dict[int, dict[str, CachePolicy]]]
     if min(*options.batches, options.repeats) < 1:
         raise UserError("--batches and --repeats must be at least 1.")
     command.check_output(options.json)
+    if options.profile is not None and options.profile.is_file():
+        raise UserError(f"{options.profile} is a file; name a folder for --profile.")
     presets = {context: find_preset(options.model, context, options.steps, MODELS) for context in options.contexts}
     preset = presets[options.contexts[0]]
     most = preset.decoder.num_hidden_layers

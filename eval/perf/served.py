@@ -154,7 +154,7 @@ class Served:
         return Timed(seconds, needs_of(program.memory_analysis()))
 
     def trace(self, policy: CachePolicy, rows: int, folder: Path) -> None:
-        """Writes a trace of one prefill and one decode loop, for XProf or Perfetto; both ran before."""
+        """Writes a trace of one prefill and one decode loop, for XProf or Perfetto."""
         reserved = policy.reserved_slots(self.steps)
         read = functools.partial(acckv_jax.jitted.prefill, self.decoder, self.params, self.tokens, self.prompt, policy)
         write = functools.partial(acckv_jax.jitted.decode, self.decoder, self.params, steps=self.steps)
