@@ -431,7 +431,9 @@ def repeat_rows(scored: Scored, times: int) -> Scored:
         raise ValueError(f"only a prompt of one row can be repeated, and this one has {rows}.")
 
     def repeated(x: Array, axis: int = 0) -> Array:
-        return jnp.concatenate([x] * times, axis) if x.ndim > axis else jnp.copy(x)
+        if times == 1 or x.ndim <= axis:
+            return jnp.copy(x)  # of its own, so that donating it does not end `scored`
+        return jnp.concatenate([x] * times, axis)
 
     stacks, sums, inputs = [], [], []
     for one, own_sums, own_inputs in zip(scored.cache.stacks, scored.sums, scored.inputs, strict=True):
