@@ -19,6 +19,8 @@ from acckv_jax.testing import TinyTransformer
 
 TOKENS, SHORT, QUESTION, STEPS = 320, 270, 8, 6
 """Tokens of the prompts, more than one block of rows on any processor; of the question; decode steps."""
+GAINS = {"q": np.float32(6), "k": np.float32(6), "v": np.float32(1.5), "o": np.float32(1.5)}
+"""Of the decoder's weights, so that few tokens hold most of the attention, and half of the logits come from it."""
 CHECKED: dict[str, kv.CachePolicy] = {name: kv.make_policy(name, budget=0.4) for name in kv.POLICIES} | {
     "evict_every(h2o)": kv.EvictEvery(kv.H2O(budget=0.4), 4),
     "per_layer(acckv_plus)": kv.PerLayer(kv.AccKV.plus(budget=0.4), shares=(1.25, 0.75)),
@@ -43,7 +45,7 @@ class Tolerance:
     kept: float
 
 
-TOLERANCES = {"float32": Tolerance(1e-4, 1e-3, 0.99), "bfloat16": Tolerance(2e-2, 0.1, 0.9)}
+TOLERANCES = {"float32": Tolerance(1e-4, 1e-3, 0.995), "bfloat16": Tolerance(1e-2, 5e-2, 0.98)}
 """By type of the parameters."""
 
 
@@ -134,6 +136,7 @@ def checks(device: jax.Device, reference: jax.Device, implementation: Implementa
     model = TinyTransformer()
     with jax.default_device(reference):
         whole = jax.device_get(model.init(jax.random.key(0), vocabulary=TOKENS))
+    whole = {name: x * GAINS.get(name, np.float32(1)) for name, x in whole.items()}
     plain = kv.Decoder(model, model.num_layers)
     for name, policy in CHECKED.items():
         for dtype in TOLERANCES:
