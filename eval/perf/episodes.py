@@ -156,7 +156,7 @@ def compared(name: str, dtype: str, scans: bool, found: Episode, expected: Episo
         dtype=dtype,
         scans=scans,
         prompt=_error(found.prompt, expected.prompt),
-        later=max(_error(a, b) for a, b in zip(found.later, expected.later, strict=True)),
+        later=_error(np.stack(found.later), np.stack(expected.later)),
         kept=_kept(found.pruned, expected.pruned),
         finite=all(bool(layer.finite.all()) for layer in found.end.stacks),
     )

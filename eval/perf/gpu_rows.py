@@ -144,7 +144,8 @@ def policy_rows(
         row = dataclasses.replace(row, batch=batch, kv_bytes=batch * kv_bytes)
         decode = fitting(functools.partial(served.decode, logits, cache, policy, batch))
         if decode is None:
-            problem = f"out of memory: {batch} rows cannot be decoded together ({largest} could)"
+            could = f" ({largest} can)" if largest else ""
+            problem = f"out of memory: {batch} rows cannot be decoded together{could}"
             yield dataclasses.replace(row, problem=problem)
             continue
         largest, seconds = max(largest, batch), decode.seconds / served.steps

@@ -36,6 +36,7 @@ class Drifting(acckv_jax.Knorm):
         return scores if layer.keys.dtype == np.float32 else -scores
 
 
+@pytest.mark.complete
 def test_checks_pass(few, capsys, tmp_path):
     out = tmp_path / "found.json"
     assert main(["--only-checks", "--json", str(out)]) == 0
@@ -62,6 +63,7 @@ def test_every_policy_passes():
     assert [one for one in found if not one.passed] == []
 
 
+@pytest.mark.complete
 def test_other_slots_are_found(monkeypatch, capsys):
     monkeypatch.setattr(episodes, "CHECKED", {"drifting": Drifting(budget=0.4)})
     assert main(["--only-checks"]) == 1
@@ -90,23 +92,27 @@ def test_wrong_numbers_are_found(damage):
 
 def test_rows(quick, capsys, tmp_path):
     out = tmp_path / "found.json"
-    arguments = [*SMALL, "--skip-checks", "--batches", "1", "2", "--policies", "snapkv", "--json", str(out)]
-    assert main([*arguments, "--profile", str(tmp_path / "trace")]) == 0
-    one, two = json.loads(out.read_text())["rows"]
-    assert (one["policy"], one["batch"], two["batch"]) == ("snapkv", 1, 2)
+    arguments = ["--layers", "2", "--batches", "2", "--policies", "snapkv", "--json", str(out)]
+    assert main([*SMALL, "--skip-checks", *arguments]) == 0
+    found = json.loads(out.read_text())
+    (row,) = found["rows"]
+    assert (row["policy"], row["context"], row["batch"], row["problem"]) == ("snapkv", 128, 2, None)
     config = gpu.MODELS["tiny"]().decoder
-    slot = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 2  # K and V, bfloat16
-    assert (one["kv_bytes"], two["kv_bytes"]) == ((96 + 2) * slot, 2 * (96 + 2) * slot)
-    assert one["prefill_needs"] > 0 and one["prefill_seconds"] == two["prefill_seconds"] > 0
-    assert two["tokens_per_second"] == pytest.approx(2e3 / two["decode_ms"])
-    read = [row["roofline"] * row["decode_ms"] / 1e3 * 1e9 - row["kv_bytes"] for row in (one, two)]
-    assert read[0] == pytest.approx(read[1])  # the weights
-    assert one["peak_share"] is None  # of a CPU
+    kv_slot = 2 * 2 * config.num_key_value_heads * config.head_dim * 2  # K and V, layers, bfloat16
+    assert row["kv_bytes"] == 2 * (96 + 2) * kv_slot
+    assert row["tokens_per_second"] == pytest.approx(2e3 / row["decode_ms"])
+    weights = row["roofline"] * row["decode_ms"] / 1e3 * row["bandwidth"] - row["kv_bytes"]
+    vectors, heads = 64 * 64, 64 * 32  # of Q and O; of K and V
+    layer = 2 * vectors + 2 * heads + 3 * 64 * 96 + 64 + 2 * 32 + 2 * 64  # products, biases, norms
+    assert weights == pytest.approx(2 * (64 * 64 + 2 * layer + 64))  # bytes of a table that is the head too, and a norm
+    assert row["prefill_needs"] > weights < row["decode_needs"]
+    assert row["peak_share"] is None  # of a CPU
     assert "unknown" in capsys.readouterr().out
-    assert list((tmp_path / "trace").rglob("*.xplane.pb"))
 
 
-def test_a_batch_that_does_not_fit(quick, monkeypatch, capsys):
+@pytest.mark.complete
+def test_a_batch_that_does_not_fit(quick, monkeypatch, capsys, tmp_path):
+    """The others are measured, and traced."""
     whole = gpu_rows.Served.decode
 
     def decode(self, logits, cache, policy, rows):
@@ -115,9 +121,11 @@ def test_a_batch_that_does_not_fit(quick, monkeypatch, capsys):
         return whole(self, logits, cache, policy, rows)
 
     monkeypatch.setattr(gpu_rows.Served, "decode", decode)
-    assert main([*SMALL, "--skip-checks", "--batches", "1", "8", "--policies", "snapkv"]) == 0
+    arguments = ["--skip-checks", "--batches", "8", "1", "--policies", "full", "--profile", str(tmp_path)]
+    assert main([*SMALL, *arguments]) == 0
     shown = capsys.readouterr().out
-    assert "snapkv, 128 tokens, batch 8: out of memory: 8 rows cannot be decoded together (1 could)." in shown
+    assert "full, 128 tokens, batch 8: out of memory: 8 rows cannot be decoded together." in shown
+    assert list(tmp_path.rglob("*.xplane.pb"))
 
 
 def test_other_errors_are_not_called_out_of_memory():
