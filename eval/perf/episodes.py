@@ -112,7 +112,7 @@ def run_episode(
     )
 
 
-def episode_on(device: jax.Device, decoder: kv.Decoder, policy: kv.CachePolicy, params: Any, dtype: Any) -> Episode:
+def episode_on(device: Any, decoder: kv.Decoder, policy: kv.CachePolicy, params: Any, dtype: Any) -> Episode:
     """The episode on a device, as NumPy arrays."""
     kinds = [kv.Modality.TEXT, kv.Modality.VIDEO, kv.Modality.AUDIO, kv.Modality.TEXT]
     modality = np.repeat(kinds, [4, TOKENS // 2, TOKENS // 2 - 8, 4])[None].repeat(2, axis=0)
@@ -125,7 +125,7 @@ def episode_on(device: jax.Device, decoder: kv.Decoder, policy: kv.CachePolicy, 
         return run_episode(decoder, policy, *arguments)
 
 
-def checks(device: jax.Device, reference: jax.Device, implementation: Implementation | None) -> Iterator[Check]:
+def checks(device: Any, reference: Any, implementation: Implementation | None) -> Iterator[Check]:
     """Compares every policy on `device`, in both types and with and without a scan.
 
     Args:

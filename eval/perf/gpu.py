@@ -66,7 +66,7 @@ class Options:
     skip_checks: bool = False
     """Measure without comparing first."""
     profile: Path | None = None
-    """Folder for a trace of one prefill and one decode loop, of the first policy, context and batch."""
+    """Folder for a trace of one prefill and one decode loop, of the first policy and batch that fit."""
     json: Path | None = None
     """File for all results, written anew after each one."""
 
@@ -100,7 +100,7 @@ def chosen(options: Options) -> tuple[Preset, dict[int, dict[str, CachePolicy]]]
     return preset, policies
 
 
-def reference_device() -> jax.Device:
+def reference_device() -> Any:
     """The CPU.
 
     Raises:
@@ -114,7 +114,7 @@ def reference_device() -> jax.Device:
         ) from error
 
 
-def check_table(found: list[Check], device: jax.Device) -> Table:
+def check_table(found: list[Check], device: Any) -> Table:
     """The checks for people."""
     limits = "; ".join(
         f"{dtype}: {most.prompt:g} and {most.later:g} of the largest logit, {most.kept:.0%} of the slots"
@@ -144,7 +144,7 @@ def check_table(found: list[Check], device: jax.Device) -> Table:
     return table
 
 
-def speed_table(rows: list[Row], options: Options, device: jax.Device) -> Table:
+def speed_table(rows: list[Row], options: Options, device: Any) -> Table:
     """The measurements for people."""
     bandwidth = next((f"{row.bandwidth / 1e9:,.0f} GB/s" for row in rows if row.bandwidth), "not measured")
     table = Table(
@@ -205,14 +205,14 @@ def run(options: Options) -> bool:
             keep("checks", one)
         console.print(check_table(found, device))
     if not options.only_checks:
-        rows, profiled = [], options.profile is None
+        rows, folder = [], options.profile
         more = {"steps": options.steps, "repeats": options.repeats, "attention": options.implementation}
         for served, row in rows_of(preset, policies, options.batches, **more):
             rows.append(row)
             keep("rows", row)
-            if not profiled and row.problem is None:
-                served.trace(policies[row.context][row.policy], row.batch, options.profile)
-                profiled = True
+            if folder is not None and row.problem is None:  # the first that fits
+                served.trace(policies[row.context][row.policy], row.batch, folder)
+                folder = None
         console.print(speed_table(rows, options, device))
         for row in rows:
             if row.problem:

@@ -194,5 +194,7 @@ def test_a_repeated_prompt_is_as_many_equal_rows():
         for ours, theirs in zip(three.sums[0], one.sums[0], strict=True):
             np.testing.assert_array_equal(ours[row], theirs[0])
     np.testing.assert_array_equal(three.cache.length, np.repeat(one.cache.length, 3))
+    jax.tree.map(lambda x: x.delete(), kv.repeat_rows(one, 1))  # as donating it does
+    assert not any(x.is_deleted() for x in jax.tree.leaves(one))
     with pytest.raises(ValueError, match="only a prompt of one row can be repeated, and this one has 3"):
         kv.repeat_rows(three, 2)

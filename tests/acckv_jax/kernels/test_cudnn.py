@@ -1,14 +1,18 @@
 """Attention as on GPUs, with XLA in the place of cuDNN, which no other processor runs."""
 
+import dataclasses
 import functools
 import logging
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import acckv_jax as kv
 from acckv_jax import attention
 from acckv_jax.attention import attend
+from acckv_jax.testing import tiny_decoder
 from tests.acckv_jax.kernels.cases import Shape, make
 from tests.tiers import quick_first
 
@@ -70,3 +74,14 @@ def test_a_process_without_a_gpu(caplog):
     case = make(Shape(tokens=100, dtype="bfloat16"), seed=1)
     jax.jit(ON_GPU).trace(case.q, case.layer, case.index)
     assert "do not take a process without a GPU" in caplog.text
+
+
+@pytest.mark.parametrize("asked", ["gpu", None])
+def test_a_decoder_asks_for_it(gpu, asked):
+    decoder, params, inputs, prompt = tiny_decoder(128)
+    decoder = dataclasses.replace(decoder, attention=asked)
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), params)
+    for read, more in ((kv.prefill, kv.Knorm(budget=0.5)), (kv.score, (kv.Knorm(),))):
+        gpu.clear()
+        jax.eval_shape(lambda p, read=read, more=more: read(decoder, p, inputs, prompt, more), params)
+        assert gpu == (["cudnn"] * decoder.num_layers if asked else [])
