@@ -459,7 +459,8 @@ def extend(
 ) -> tuple[Float[Array, "B V"], KVCache]:
     """Appends tokens (a second question) to a cache that may have been pruned; nothing is dropped.
 
-    The layers grow by T slots, the rows' budgets by their new tokens, and positions follow the uncompressed length.
+    The layers grow by T slots, the rows' budgets by their new tokens, and positions follow the uncompressed length. The
+    last token of an answer is not in the cache that decoding returns: begin the question with it, as `generate` does.
 
     Args:
         decoder: the decoder (static).

@@ -1,9 +1,13 @@
-"""docs/cache.md: its decoder scans, and its cache is one stack."""
+"""docs/cache.md: its decoder scans, its cache is one stack, and it runs on a mesh."""
+
+import numpy as np
 
 from tests.docs.pages import run
 
 
 def test_the_decoder_of_the_page_scans():
-    found = run("docs/cache.md", {})["found"]
+    names = run("docs/cache.md", {})
+    found = names["found"]
+    np.testing.assert_array_equal(names["on_mesh"].tokens, found.tokens)
     assert found.tokens.shape == (1, 4) and found.cache_bytes.prompt == 4 * 2 * 32 * 8 * 4
     assert found.state.cache.num_layers == 4
