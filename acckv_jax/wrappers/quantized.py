@@ -56,7 +56,7 @@ class QuantizedSlots(SlotStorage):
     def dense(self) -> Float[Array, "B K S H"]:
         """All slots in the model's type."""
         kept = (self.codes.astype(jnp.float32) * self.scale + self.zero).astype(self.free.dtype)
-        return jnp.concatenate([kept, self.free], axis=2) if self.free.shape[2] else kept
+        return jnp.concatenate([kept, self.free], axis=-2) if self.free.shape[-2] else kept  # of a stack too
 
     def after(self, q: Float[Array, "B T N H"]) -> Self:
         """The same, as no number is both NaN and infinite, which XLA does not know."""

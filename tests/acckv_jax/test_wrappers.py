@@ -59,6 +59,14 @@ def test_bytes_of_per_layer_are_freed():
     assert uneven * 8 == even * 3
 
 
+def test_a_stack_of_quantised_layers_reads_as_its_layers():
+    cache = kv.jitted.prefill(DECODER, PARAMS, INPUTS, PROMPT, kv.Quantized(kv.Knorm(budget=0.5)), reserved_slots=8)[1]
+    (stack,) = kv.stack(cache).stacks
+    for name in ("keys", "values"):
+        layers = [getattr(layer, name) for layer in cache.layers]
+        np.testing.assert_array_equal(getattr(stack, name), np.stack(layers))
+
+
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
