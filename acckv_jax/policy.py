@@ -28,6 +28,7 @@ from acckv_jax.budget import Budget, TokenCounts, check_budget, check_slots, row
 from acckv_jax.cache import KVCache, LayerCache, flagged, take_slots
 from acckv_jax.queries import QuerySet
 from acckv_jax.selection import chosen_slots, top_k_mask
+from acckv_jax.sharding import sharded_like
 
 
 @jax.tree_util.register_dataclass
@@ -198,7 +199,9 @@ class CachePolicy:
         return row_slots(self.budget, length, bucket)
 
     def init_carry(self, modality: Int[Array, "B S"]) -> Any:
-        """The carry of the first layer (`Context.carry`): any pytree.
+        """The carry of the first layer (`Context.carry`): any pytree, whose structure, shapes and types layers keep.
+
+        Arrays [B, S, ...] are divided over a mesh as the slots are.
 
         Args:
             modality: [B, S] ids of the prompt's slots.
@@ -236,15 +239,14 @@ class CachePolicy:
         Returns:
             A layer of `context.capacity` slots and those reserved, its `budget` set; and the next layer's carry.
         """
-        scores = self.token_scores(layer, context) if context.scores is None else context.scores
-        return self._keep_best(scores, layer, context), context.carry
+        return self._keep_best("token_scores", layer, context), context.carry
 
     def evict(self, layer: LayerCache, context: Context) -> LayerCache:
         """Prunes a layer between decode steps to its budget; its reserved slots are free again afterwards."""
-        scores = self.eviction_scores(layer, context) if context.scores is None else context.scores
-        return self._keep_best(scores, layer, context)
+        return self._keep_best("eviction_scores", layer, context)
 
-    def _keep_best(self, scores: Float[Array, "B K S"], layer: LayerCache, context: Context) -> LayerCache:
+    def _keep_best(self, method: str, layer: LayerCache, context: Context) -> LayerCache:
+        scores = scores_of(self, method, layer, context)
         layer = flagged_scores(layer, scores)
         chosen = self.select(scores, layer, context) if context.chosen is None else context.chosen
         return keep(layer, chosen, context)
@@ -273,6 +275,21 @@ def between_steps(
         return policy.evict(layer, context)
 
     return jax.lax.cond(layer.next_slot >= layer.slots, evict, lambda x: x, layer)
+
+
+def scores_of(policy: CachePolicy, method: str, layer: LayerCache, context: Context) -> Float[Array, "B K S"]:
+    """The scores of the context, or else of the policy's `method`; divided over a mesh as the slots are.
+
+    Raises:
+        ValueError: if there is not one for each slot.
+    """
+    scores = getattr(policy, method)(layer, context) if context.scores is None else context.scores
+    if jnp.shape(scores) != layer.mass.shape:
+        raise ValueError(
+            f"{type(policy).__name__}: scores are of shape {list(jnp.shape(scores))}, and not [B, K, S] = "
+            f"{list(layer.mass.shape)}: {method} returns one for each row, KV head and slot."
+        )
+    return sharded_like(scores, layer.mass)
 
 
 def flagged_scores(layer: LayerCache, scores: Float[Array, "B K S"]) -> LayerCache:

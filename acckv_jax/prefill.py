@@ -34,6 +34,7 @@ from acckv_jax.decoder import Decoder, check_decoder
 from acckv_jax.modality import Prompt
 from acckv_jax.policy import CachePolicy, Context, check_policy
 from acckv_jax.queries import UNFINISHED, Queries, QuerySet
+from acckv_jax.sharding import sharded_like
 from acckv_jax.stacks import Stack, grouped, run_layers, stacks_of
 
 TOKENWISE = ("hidden_states", "unrotated_q")
@@ -131,6 +132,7 @@ def prefill(
     rows = KVCache((), prompt.length, jnp.zeros_like(prompt.length) if delta is None else delta)
 
     capacities = [policy.capacity(prompt.modality.shape[1], layer) for layer in range(decoder.num_layers)]
+    first_carry = _first_carry(policy, prompt.modality)
     stacks = tuple(Stack(_Room(size), first, n) for first, n, size in grouped(capacities, scans=decoder.scans))
 
     def attention(
@@ -142,6 +144,11 @@ def prefill(
         )
         full = _flagged(full, sums, out, queries)
         found = _needed((policy,), given, queries)
+        if jax.tree.structure(carry) != jax.tree.structure(first_carry):
+            raise ValueError(
+                f"attend was called with a carry of {_kinds(carry)}, where {type(policy).__name__} needs one of "
+                f"{_kinds(first_carry)}: hand what attend returned for one layer on to the next."
+            )
         place = (layer, decoder.num_layers, room.capacity)
         pruned, carry = _prune_layer(policy, full, sums, found, carry, rows, place, reserved_slots)
         # Else XLA puts off what no later layer needs, such as all layers' NaN flags, and keeps what they are made from.
@@ -152,7 +159,7 @@ def prefill(
         inputs,
         queries.index if positions is None else positions,
         stacks,
-        policy.init_carry(prompt.modality),
+        first_carry,
         attention,
         prompt.length - 1,
     )
@@ -300,7 +307,7 @@ def prune(scored: Scored, policy: CachePolicy, *, reserved_slots: int = 0) -> KV
     cache, pruned = scored.cache, []
     modality = cache.stacks[0].modality
     modality = modality[0] if cache.stacks[0].is_stack else modality
-    carry = policy.init_carry(modality.max(1))  # equal in all heads; heads may be divided
+    carry = _first_carry(policy, modality.max(1))  # equal in all heads; heads may be divided
     for group in stacks_of(cache.stacks, scored.sums, scored.inputs):
         layer, sums, inputs = group.entries
         chosen = tuple(sums[scored.queries.index(queries)] for queries in policy.queries)
@@ -406,8 +413,53 @@ class _Room:
 def _compress(layer: LayerCache, context: Context, policy: CachePolicy, reserved_slots: int) -> tuple[LayerCache, Any]:
     if policy.mass_queries is not None:
         layer = dataclasses.replace(layer, mass=context.attention_sums(policy.mass_queries))
-    small, carry = policy.compress(layer, context)
+    small, carry = _checked(policy, policy.compress(layer, context), layer, context)
     return jax.tree.map(jnp.copy, (reserve(small, reserved_slots), carry))  # what is kept whole is copied: see `_owned`
+
+
+def _first_carry(policy: CachePolicy, modality: Int[Array, "B S"]) -> Any:
+    """`init_carry`, divided over a mesh as the slots are where it has an entry for each of them."""
+    carry = policy.init_carry(modality)
+    return jax.tree.map(lambda x: sharded_like(x, modality) if jnp.shape(x)[:2] == modality.shape else x, carry)
+
+
+def _checked(policy: CachePolicy, found: Any, layer: LayerCache, context: Context) -> tuple[LayerCache, Any]:
+    """What `compress` returned, after a check; the carry is divided over a mesh as the one before.
+
+    Raises:
+        ValueError: if it is not a layer of the right size and a carry like the one before.
+    """
+    name = f"{type(policy).__name__}.compress"
+    if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[0], LayerCache):
+        raise ValueError(f"{name} returns a LayerCache and the next layer's carry, not {_kinds(found)}.")
+    small, carry = found
+    slots = context.capacity + layer.reserved_slots
+    if small.slots != slots:
+        raise ValueError(
+            f"{name} returned a layer of {small.slots} slots, and not of {slots}, its capacity(bucket, layer) and the "
+            "slots reserved: gather the kept ones by acckv_jax.policy.keep."
+        )
+    if _forms(carry) != _forms(context.carry):
+        raise ValueError(
+            f"{name} returned a carry of {_kinds(carry)} after one of {_kinds(context.carry)}: structure, shapes and "
+            "types are those of init_carry in all layers."
+        )
+    return small, jax.tree.map(lambda x, before: sharded_like(jnp.asarray(x), before), carry, context.carry)
+
+
+def _forms(tree: Any) -> tuple[Any, list[tuple[Any, Any]]]:
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [(jnp.shape(x), jnp.result_type(x)) for x in leaves]
+
+
+def _kinds(tree: Any) -> str:
+    """A tree with shapes for arrays and names of types for what is no container."""
+
+    def kind(x: Any) -> str:
+        return f"{jnp.result_type(x)}{list(x.shape)}" if hasattr(x, "dtype") else type(x).__name__
+
+    kinds = jax.tree.map(kind, tree, is_leaf=lambda x: isinstance(x, LayerCache))
+    return str(kinds).replace("'", "")
 
 
 def repeat_rows(scored: Scored, times: int) -> Scored:

@@ -82,3 +82,13 @@ def gathered(x: jax.Array, *axes: MeshAxis) -> jax.Array:
     """`x` with the given sharding under an Explicit mesh (stored parameters are gathered so); else unchanged."""
     spec = out_spec(*axes)
     return x if spec is None else jax.sharding.reshard(x, spec)
+
+
+def sharded_like(x: jax.Array, other: jax.Array) -> jax.Array:
+    """`x` with the sharding that `other` has along its axes under an Explicit mesh; else unchanged.
+
+    `other` may have fewer axes than `x`, which are then the first.
+    """
+    spec = tuple(jax.typeof(other).sharding.spec)
+    wanted = PartitionSpec(*spec, *(None,) * (x.ndim - len(spec)))
+    return x if jax.typeof(x).sharding.spec == wanted else jax.sharding.reshard(x, wanted)

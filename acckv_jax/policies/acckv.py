@@ -22,7 +22,7 @@ from acckv_jax.budget import TEXT_NEEDS, TokenCounts, rounded_share
 from acckv_jax.cache import LayerCache, take_slots
 from acckv_jax.merging import merged, nearest, unit, unrotated, weighted_means
 from acckv_jax.modality import Modality
-from acckv_jax.policy import CachePolicy, Context, flagged_scores, keep
+from acckv_jax.policy import CachePolicy, Context, flagged_scores, keep, scores_of
 from acckv_jax.queries import QuerySet, is_text
 from acckv_jax.selection import (
     chosen_slots,
@@ -143,7 +143,7 @@ class AccKV(CachePolicy):
     def compress(self, layer: LayerCache, context: Context) -> tuple[LayerCache, Any]:
         """Steps 1 to 5 on one layer."""
         budget, capacity = context.budget, context.capacity
-        score = self.token_scores(layer, context) if context.scores is None else context.scores
+        score = scores_of(self, "token_scores", layer, context)
         layer = flagged_scores(layer, score)
         seen = _with_kept_as_text(layer, context)
         if self.priority_stat == "redistributed":
@@ -176,7 +176,7 @@ class AccKV(CachePolicy):
         generated = seen.valid & (seen.modality == Modality.GENERATED)
         recent_slots = jnp.minimum(self.recent, free // 2)
         sure = text | top_k_mask(seen.index.astype(jnp.float32), generated, recent_slots)
-        score = self.eviction_scores(layer, context) if context.scores is None else context.scores
+        score = scores_of(self, "eviction_scores", layer, context)
         layer = flagged_scores(layer, score)
         sure |= self._best_of_each(seen, score, free - recent_slots)
         chosen = top_k_mask(jnp.where(sure, jnp.inf, score), seen.valid, context.budget)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from acckv_jax.budget import Budget, TokenCounts
 from acckv_jax.cache import LayerCache
-from acckv_jax.policy import CachePolicy, Context, check_options
+from acckv_jax.policy import CachePolicy, Context, check_options, scores_of
 from acckv_jax.queries import QuerySet
 
 
@@ -122,9 +122,9 @@ class Wrapper(CachePolicy):
     def _with_own(self, layer: LayerCache, context: Context, scores: str) -> Context:
         """The context with this wrapper's own scores and selection, where no wrapper further out has given any."""
         if context.scores is None and self._overrides(scores):
-            context = dataclasses.replace(context, scores=getattr(self, scores)(layer, context))
+            context = dataclasses.replace(context, scores=scores_of(self, scores, layer, context))
         if context.chosen is None and self._overrides("select"):
-            by = getattr(self, scores)(layer, context) if context.scores is None else context.scores
+            by = scores_of(self, scores, layer, context)
             context = dataclasses.replace(context, chosen=self.select(by, layer, context))
         return context
 

@@ -118,6 +118,45 @@ def test_score_keeps_what_policies_need_and_chunks_equal_one_piece():
         np.testing.assert_array_equal(kept(kv.prune(repeated, policy))[:, 1:], kept(kv.prune(whole, policy)))
 
 
+def base_compress(self, layer, context):
+    return kv.CachePolicy.compress(self, layer, context)
+
+
+@pytest.mark.parametrize("scans", [False, True])
+@pytest.mark.parametrize(
+    ("method", "sentence"),
+    [
+        (lambda _, layer, context: layer, "returns a LayerCache and the next layer's carry, not LayerCache"),
+        (lambda _, layer, context: (layer, context.carry), "returned a layer of 64 slots, and not of 32"),
+        (lambda *given: (base_compress(*given)[0], jnp.zeros(3)), r"carry of float32\[3\] after one of \(\)"),
+    ],
+)
+def test_what_compress_may_not_return_is_told(method, sentence, scans):
+    decoder, *_ = tiny_decoder(scans=scans)
+    policy = type("Broken", (kv.CachePolicy,), {"compress": method})(budget=0.5)
+    with pytest.raises(ValueError, match=f"Broken.compress .*{sentence}"):
+        jax.eval_shape(lambda p: kv.prefill(decoder, p, INPUTS, PROMPT, policy), PARAMS)
+
+
+def test_scores_of_another_shape_than_the_slots_are_told():
+    policy = type("Broken", (kv.CachePolicy,), {"token_scores": lambda _, layer, context: layer.mass[:, 0]})(budget=0.5)
+    for outer in (policy, kv.Protected(policy)):
+        with pytest.raises(ValueError, match=r"Broken: scores are of shape \[1, 64\].* = \[1, 2, 64\]: token_scores"):
+            jax.eval_shape(lambda p, outer=outer: kv.prefill(DECODER, p, INPUTS, PROMPT, outer), PARAMS)
+
+
+def test_a_carry_that_the_decoder_does_not_hand_on_is_told():
+    def step(params, inputs, positions, caches, carry, attend, logit_positions):
+        def forgetful(layer, q, k, v, cache, carry, **inputs):
+            return attend(layer, q, k, v, cache, None, **inputs)
+
+        return DECODER.step(params, inputs, positions, caches, carry, forgetful, logit_positions)
+
+    decoder = kv.Decoder(step, DECODER.num_layers)
+    with pytest.raises(ValueError, match=r"a carry of None, where FirstLayersChoice needs one of float32\[1, 64\]"):
+        jax.eval_shape(lambda p: kv.prefill(decoder, p, INPUTS, PROMPT, POLICIES[0]), PARAMS)
+
+
 def silent(params, inputs, positions, caches, carry, attend, logit_positions):
     """A decoder that hands on nothing but q, k and v."""
 

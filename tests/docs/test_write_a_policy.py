@@ -1,10 +1,13 @@
 """docs/write_a_policy.md: its code runs, and its policies do what the page says."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 import acckv_jax as kv
+from tests.acckv_jax.contract_cases import place_scored
 from tests.docs.pages import run
 
 
@@ -68,3 +71,16 @@ def test_heads_share_their_tokens(page, layers):
     assert {0, 1, 60, 61, 62, 63} <= set(np.asarray(kept)[0, 0, :32].tolist())
     own = layers(page["KeyDiff"](budget=0.5))[0].index
     assert bool(jnp.any(own[:, 0] != own[:, 1]))
+
+
+def test_sharding_needs_no_code(page):
+    inner = page["KeyDiff"](budget=20)
+    policies = inner, page["TOVA"](budget=20), page["Following"](budget=20), page["SharedByHeads"](inner)
+    prompt = (page[name] for name in ("decoder", "params", "inputs", "prompt"))
+    _, scored = kv.jitted.score(*prompt, (page["TOVA"](),))
+    mesh = jax.make_mesh((1, 2), ("data", "tensor"), axis_types=(AxisType.Explicit,) * 2, devices=jax.devices()[:2])
+    with jax.set_mesh(mesh):
+        scored = place_scored(scored)
+        for policy in policies:
+            for layer in jax.eval_shape(lambda scored, policy=policy: kv.prune(scored, policy), scored).layers:
+                assert tuple(layer.k.sharding.spec)[:2] == ("data", "tensor")
