@@ -1,9 +1,12 @@
 """The protocol that a decoder follows."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import jax
+import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
@@ -73,7 +76,7 @@ class Decoder:
 
     Attributes:
         step: the forward pass.
-        num_layers: how many layers call `attend`.
+        num_layers: how many layers call `attend`. In a scan over stacked parameters another number goes unnoticed.
         scans: whether `step` can run layers in a scan. Its `caches` are then `Stack`s, in order, and it returns one
             entry for each of them; `run_layers` does that.
         attention: the implementation with which prompts attend (see `acckv_jax.attention.attend`); by default the one
@@ -105,19 +108,101 @@ class Decoder:
         attend: Attend,
         logit_positions: Array,
     ) -> tuple[Float[Array, "B V"], tuple[Any, ...], Any]:
-        """`step`, over stacks if it scans, and else over the entries of single layers."""
+        """`step`, over stacks if it scans, and else over the entries of single layers.
+
+        Raises:
+            ValueError: if the stacks are of another number of layers, or the step takes or returns anything else than
+                `StepFn` says.
+        """
+        layers = sum(stack.count for stack in stacks)
+        if layers != self.num_layers:
+            raise ValueError(f"the cache has {layers} layers, and the decoder {self.num_layers}; they must be as many.")
         single = (stack.part(i, 1).entries for stack in stacks for i in range(stack.count))
         caches = stacks if self.scans else tuple(single)
-        found = self.step(params, inputs, positions, caches, carry, attend, logit_positions)
-        if not isinstance(found, tuple) or len(found) != 3 or len(found[1]) != len(caches):
+        numbers, returned, attending = set(), [], False
+
+        def watched(
+            layer: int | Array, q: Array, k: Array, v: Array, cache: Any, carry: Any, **given: Array
+        ) -> tuple[Array, Any, Any]:
+            nonlocal attending
+            _check_shapes(q, k, v)
+            if isinstance(cache, Stack):
+                raise ValueError(f"attend was called with a whole Stack as a layer's cache: {self._kind}")
+            numbers.add(layer if isinstance(layer, int) else None)
+            attending = True
+            out, cache, carry = attend(layer, q, k, v, cache, carry, **given)
+            attending = False
+            returned.append(jax.tree.structure(cache))
+            return out, cache, carry
+
+        try:
+            found = self.step(params, inputs, positions, caches, carry, watched, logit_positions)
+        except (AttributeError, TypeError, IndexError) as error:
+            if attending or not _MISTAKEN.search(str(error)):  # else an error of the policy
+                raise
+            raise ValueError(f"the decoder's step failed with {error!r}: {self._kind}") from error
+        if not isinstance(found, tuple) or len(found) != 3:
+            raise ValueError("a decoder's step returns logits, a tuple of caches and the carry.")
+        logits, after, _ = found
+        if not isinstance(after, tuple | list) or len(after) != len(caches):
+            came = f"{len(after)} entries" if isinstance(after, tuple | list) else f"a {type(after).__name__}"
+            raise ValueError(f"a decoder's step returned {came} as its caches and not {len(caches)}: {self._kind}")
+        if any(jax.tree.structure(one) not in returned for one in after):
+            raise ValueError("a decoder's step returned caches that are not what attend returned for them.")
+        if not self.scans and None not in numbers and len(numbers) != len(caches):
             raise ValueError(
-                f"a decoder's step returns logits, {len(caches)} caches (what attend returned for each) and the carry."
+                f"the step calls attend for {len(numbers)} layers, and its num_layers is {self.num_layers}."
+            )
+        rows = logit_positions.shape[0]
+        if jnp.ndim(logits) != 2 or logits.shape[0] != rows:
+            raise ValueError(
+                f"a decoder's step returns logits [B, V] of one row for each of {rows} sequences, those at "
+                f"logit_positions, and not {list(jnp.shape(logits))}."
             )
         return found
 
+    @property
+    def _kind(self) -> str:
+        """What the caches are, for messages about a step that takes them for something else."""
+        if self.scans:
+            return (
+                "a decoder with scans=True gets one Stack for each group of layers and returns one entry for each "
+                "(see run_layers); for a Python loop over layers set scans=False."
+            )
+        return (
+            f"a decoder with scans=False gets {self.num_layers} caches (num_layers) and returns as many; one that "
+            "takes them as stacks, or by run_layers, needs scans=True."
+        )
+
     def __post_init__(self) -> None:
+        if not callable(self.step):
+            raise ValueError(f"step is a function that runs the decoder, not {self.step!r}.")
+        if not isinstance(self.scans, bool):
+            raise ValueError(f"scans is True or False, not {self.scans!r}.")
         if not isinstance(self.num_layers, int) or self.num_layers < 1:
             raise ValueError(f"num_layers is how many layers call attend, at least 1, not {self.num_layers!r}.")
+
+
+_MISTAKEN = re.compile(
+    r"'(_Room|NoneType|LayerCache|tuple)' object has no attribute '(first|count|entries|part)'|'Stack' object|"
+    r"tuple index out of range"
+)
+"""Errors of a step that takes its caches for something else."""
+
+
+def _check_shapes(q: Array, k: Array, v: Array) -> None:
+    """Checks the arguments of `attend` against each other.
+
+    Raises:
+        ValueError: naming the shapes.
+    """
+    shapes = [jnp.shape(x) for x in (q, k, v)]
+    (a, b, heads, c), (d, e, groups, f) = (x if len(x) == 4 else (0, 0, 0, 0) for x in shapes[:2])
+    if shapes[1] != shapes[2] or (a, b, c) != (d, e, f) or groups == 0 or heads % groups:
+        raise ValueError(
+            "attend takes q [B, T, N, H], k and v [B, T, K, H], with N a multiple of K, and tokens before heads; got "
+            f"{', '.join(str(list(shape)) for shape in shapes)}."
+        )
 
 
 def check_decoder(decoder: Any) -> None:

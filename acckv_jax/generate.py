@@ -139,7 +139,13 @@ def read(
         raise ValueError(f"a prompt is made by make_prompt(modality, length), and not a {type(prompt).__name__}.")
     if after is not None and not isinstance(after, Generation):
         raise ValueError(f"after is what an earlier generate returned, and not a {type(after).__name__}.")
-    check_positions(positions, prompt)
+    check_positions(positions, prompt, delta)
+    wrong = [np.shape(x) for x in jax.tree.leaves(inputs) if np.shape(x)[:2] != prompt.modality.shape]
+    if wrong:
+        raise ValueError(
+            f"inputs are arrays [B, T, ...] for a prompt of [B, T] = {list(prompt.modality.shape)} tokens, not of "
+            f"shape {list(wrong[0])}."
+        )
     inputs, prompt, positions = _in_bucket(inputs, prompt, positions)
     more = {"reserved_slots": reserved_slots(policy, max_new_tokens), "positions": positions, "delta": delta}
     if after is None:

@@ -126,7 +126,7 @@ def prefill(
     check_policy(policy)
     policy.check_layers(decoder.num_layers)
     _check_reserved(reserved_slots)
-    check_positions(positions, prompt)
+    check_positions(positions, prompt, delta)
     queries = _queries(prompt, jnp.zeros_like(prompt.length), prompt.length)
     weights = _weights(policy.queries, queries)
     rows = KVCache((), prompt.length, jnp.zeros_like(prompt.length) if delta is None else delta)
@@ -213,7 +213,7 @@ def score(
     policies = tuple(policies)
     for policy in policies:
         check_policy(policy)
-    check_positions(positions, prompt)
+    check_positions(positions, prompt, delta)
     sets = tuple(dict.fromkeys(queries for policy in policies for queries in policy.queries))
     window = max((policy.window for policy in policies), default=0)
     if before is not None and (before.queries != sets or before.complete):
@@ -545,7 +545,7 @@ def extend(
     check_decoder(decoder)
     check_policy(policy)
     _check_reserved(reserved_slots)
-    check_positions(positions, prompt)
+    check_positions(positions, prompt, delta)
     _check_rows(prompt, cache)
     queries = _queries(prompt, cache.length, cache.length + prompt.length)
     ones = (QueryWeights(queries.valid.astype(jnp.float32)),) if policy.mass_queries is not None else ()
@@ -591,8 +591,8 @@ def _check_rows(prompt: Prompt, cache: KVCache) -> None:
         raise ValueError(f"the prompt has {rows} rows, and what it follows has {others}; they must be as many.")
 
 
-def check_positions(positions: Any, prompt: Prompt) -> None:
-    """Checks that positions are of the prompt's size.
+def check_positions(positions: Any, prompt: Prompt, delta: Any = None) -> None:
+    """Checks that positions and their distance to indices are integers of the prompt's size.
 
     Raises:
         ValueError: if not.
@@ -601,6 +601,13 @@ def check_positions(positions: Any, prompt: Prompt) -> None:
         raise ValueError(
             f"positions are [B, T] or [A, B, T] for a prompt of [B, T] = {list(prompt.modality.shape)} tokens, not of "
             f"shape {list(positions.shape)}."
+        )
+    for name, given in (("positions", positions), ("delta", delta)):
+        if given is not None and not jnp.issubdtype(jnp.result_type(given), jnp.integer):
+            raise ValueError(f"{name} are integers, not {jnp.result_type(given)}.")
+    if delta is not None and jnp.shape(delta) != prompt.length.shape:
+        raise ValueError(
+            f"delta is one number for each row, of shape {list(prompt.length.shape)}, not {list(jnp.shape(delta))}."
         )
 
 
@@ -635,7 +642,7 @@ def _chunk(k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], queries: Quer
     if k.shape[:2] != (rows, tokens):
         raise ValueError(
             f"the prompt has {rows} rows of {tokens} tokens, but the decoder attends with {k.shape[0]} rows of "
-            f"{k.shape[1]}: pad the inputs to the prompt's size."
+            f"{k.shape[1]}: pad the inputs to the prompt's size (q, k and v have tokens before heads)."
         )
     return full_layer(k, v, queries.index, queries.modality, queries.valid)
 

@@ -283,6 +283,17 @@ def test_sizes_that_do_not_fit():
             lambda p: kv.prefill(DECODER, p, ids, prompt, CONTRACT["full"], positions=ids),
             params_of(),
         )
+    whole = kv.make_prompt(np.zeros((4, 6), int))
+    for options, sentence in (
+        ({"positions": ids * 1.0}, "positions are integers, not float32"),
+        ({"delta": np.int32(3)}, r"delta is one number for each row, of shape \[4\], not \[\]"),
+        ({"delta": np.zeros((4, 1), int)}, r"of shape \[4\], not \[4, 1\]"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            kv.prefill(DECODER, {}, ids, whole, CONTRACT["full"], **options)
+    for wrong in (ids[:1], ids[0], {"embeddings": np.zeros((4, 5, 8))}):
+        with pytest.raises(ValueError, match=r"inputs are arrays \[B, T, ...\] for a prompt of .* = \[4, 6\] tokens"):
+            kv.generate(DECODER, {}, wrong, whole, CONTRACT["full"])
     with pytest.raises(ValueError, match="reserved_slots is a number"):
         kv.prune(scored_by("h2o"), CONTRACT["h2o"], reserved_slots=-1)
     with pytest.raises(ValueError, match="times"):

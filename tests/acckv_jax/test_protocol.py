@@ -201,6 +201,95 @@ def test_layer_numbers_may_be_numpys():
     assert [layer.slots for layer in cache.layers] == [48, 16]
 
 
+def stepping(change, scans):
+    """A decoder whose `attend` is called with, or whose step returns, what `change` makes of it."""
+
+    def step(params, inputs, positions, caches, carry, attend, logit_positions):
+        given = change.get("given", lambda *x: x)
+
+        def changed(layer, q, k, v, cache, carry, **_):
+            out, cache, carry = attend(layer, *given(q, k, v), cache, carry)
+            return jnp.zeros_like(q), cache, carry
+
+        inner, *_ = tiny_decoder(scans=change.get("runs", scans))
+        found = inner.step(params, inputs, positions, caches, carry, changed, logit_positions)
+        return change.get("returned", lambda found, _: found)(found, caches)
+
+    return kv.Decoder(step, change.get("layers", 2), scans)
+
+
+SHAPES = r"attend takes q \[B, T, N, H\], k and v \[B, T, K, H\].*got \[1, "
+
+
+@pytest.mark.parametrize(
+    ("scans", "change", "sentence"),
+    [
+        (False, {"runs": True}, "scans=False gets 2 caches.* needs scans=True"),
+        (True, {"runs": False}, "a whole Stack as a layer's cache.* set scans=False"),
+        (False, {"layers": 3, "returned": lambda f, _: (f[0], f[1][:2], f[2])}, "returned 2 entries.* not 3"),
+        (True, {"returned": lambda f, _: (f[0], f[1] * 2, f[2])}, "returned 2 entries.* not 1: .*run_layers"),
+        (True, {"returned": lambda f, _: (f[0], f[1][0], f[2])}, "returned a LayerCache as its caches"),
+        (True, {"returned": lambda f, _: f[:2]}, "returns logits, a tuple of caches and the carry"),
+        (True, {"returned": lambda f, caches: (f[0], caches, f[2])}, "not what attend returned"),
+        (False, {"returned": lambda f, caches: (f[0], caches, f[2])}, "not what attend returned"),
+        (True, {"returned": lambda f, _: (f[0][:, None], *f[1:])}, r"logits \[B, V\].*, and not \[1, 1, 32\]"),
+        (True, {"returned": lambda f, _: (f[0][0], *f[1:])}, r"logits \[B, V\].*, and not \[32\]"),
+        (True, {"given": lambda *qkv: (x.swapaxes(1, 2) for x in qkv)}, SHAPES + r"4, 64, 16\], \[1, 2, 64"),
+        (True, {"given": lambda q, k, v: (q[:, :, :3], k, v)}, SHAPES + "64, 3"),
+        (True, {"given": lambda q, k, v: (q, k, v[:, :, :1])}, SHAPES + "64, 4"),
+        (True, {"given": lambda q, k, v: (q, k[:, 1:], v[:, 1:])}, SHAPES + "64, 4"),
+        (True, {"given": lambda q, k, v: (q[..., :8], k, v)}, SHAPES + "64, 4, 8"),
+        (True, {"given": lambda *qkv: (x[:, :, 0] for x in qkv)}, SHAPES + r"64, 16\],"),
+    ],
+)
+def test_a_wrong_decoder_is_told_what_is_wrong(scans, change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        jax.eval_shape(lambda p: kv.prefill(stepping(change, scans), p, INPUTS, PROMPT, kv.Knorm(budget=0.5)), PARAMS)
+
+
+def test_an_error_of_the_policy_is_not_laid_to_the_decoder():
+    policy = type("Broken", (kv.CachePolicy,), {"token_scores": lambda _, layer, context: context.sums[3]})(budget=0.5)
+    with pytest.raises(IndexError, match="tuple index out of range"):
+        jax.eval_shape(lambda p: kv.prefill(DECODER, p, INPUTS, PROMPT, policy), PARAMS)
+
+
+def test_a_decoder_of_other_layers_than_the_step_or_the_cache_is_told():
+    def two(params, inputs, positions, caches, carry, attend, logit_positions):
+        caches = [attend(i, *[params["embed"][inputs][:, :, None]] * 3, caches[i], carry)[1] for i in range(2)]
+        return params["embed"][logit_positions], caches, carry
+
+    def one(params, inputs, positions, caches, carry, attend, logit_positions):
+        caches = [attend(0, *[params["embed"][inputs][:, :, None]] * 3, cache, carry)[1] for cache in caches]
+        return params["embed"][logit_positions], caches, carry
+
+    policy = kv.Knorm(budget=0.5)
+    for step, layers, sentence in (
+        (two, 1, "gets 1 caches .num_layers"),
+        (two, 3, "returned 2 entries as its caches and not 3"),
+        (one, 2, "calls attend for 1 layers, and its num_layers is 2"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            decoder = kv.Decoder(step, layers)
+            jax.eval_shape(lambda p, decoder=decoder: kv.prefill(decoder, p, INPUTS, PROMPT, policy), PARAMS)
+
+    def read(decoder, params):
+        logits, cache = kv.prefill(DECODER, params, INPUTS, PROMPT, policy, reserved_slots=4)
+        if decoder is None:
+            return kv.extend(kv.Decoder(DECODER.step, 3), params, INPUTS, PROMPT, cache, policy)
+        return kv.decode(decoder, params, kv.start_decoding(logits, cache, jax.random.key(0)), policy, steps=4)
+
+    for decoder in (None, kv.Decoder(DECODER.step, 3)):
+        with pytest.raises(ValueError, match="the cache has 2 layers, and the decoder 3"):
+            jax.eval_shape(lambda p, decoder=decoder: read(decoder, p), PARAMS)
+
+
+def test_options_of_a_decoder():
+    with pytest.raises(ValueError, match="step is a function that runs the decoder, not 3"):
+        kv.Decoder(3, num_layers=2)
+    with pytest.raises(ValueError, match="scans is True or False, not 'yes'"):
+        kv.Decoder(DECODER.step, num_layers=2, scans="yes")
+
+
 def test_a_step_function_alone_is_no_decoder():
     policy, cache = kv.Knorm(budget=0.5), kv.KVCache((), PROMPT.length, PROMPT.length)
     state = kv.DecodeState(cache, PROMPT.length, PROMPT.length > 0, jax.random.key(0))
