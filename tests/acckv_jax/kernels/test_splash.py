@@ -1,7 +1,6 @@
 """Attention as on TPUs (splash attention and column sums), in the TPU interpreter: numbers, meshes, transformations."""
 
 import functools
-import importlib
 from collections.abc import Iterator
 
 import jax
@@ -135,16 +134,17 @@ def test_derivatives_are_those_of_row_blocks():
 
 
 @pytest.mark.complete
-def test_policies_score_and_keep_as_with_row_blocks(monkeypatch):
+def test_policies_score_and_keep_as_with_row_blocks():
     """Ragged prompts in two chunks, each of which has padding, and in one."""
     model = TinyTransformer(head_dim=64)
-    decoder, params = kv.Decoder(model, model.num_layers), model.init(jax.random.key(0))
+    params = model.init(jax.random.key(0))
     rng = np.random.default_rng(9)
     tokens = rng.integers(0, 32, (2, 2, 96)).astype(np.int32)  # two chunks of two prompts
     prompts = [kv.make_prompt(rng.integers(0, 3, (2, 96)), np.array(lengths)) for lengths in ([96, 70], [80, 96])]
     policies = (kv.H2O(budget=0.3), kv.SnapKV(budget=0.3, window_size=16), kv.AccKV(budget=0.5))
 
-    def chunks(params, tokens, prompts):
+    @functools.partial(jax.jit, static_argnums=0)
+    def chunks(decoder, params, tokens, prompts):
         _, first = kv.score(decoder, params, tokens[0], prompts[0], policies, complete=False)
         _, both = kv.score(decoder, params, tokens[1], prompts[1], policies, before=first)
         alone = kv.prefill(decoder, params, tokens[0], prompts[0], policies[0])[1]
@@ -152,9 +152,8 @@ def test_policies_score_and_keep_as_with_row_blocks(monkeypatch):
 
     found = {}
     for name in ("xla", "tpu"):
-        run = functools.partial(attend, implementation=name)
-        monkeypatch.setattr(importlib.import_module("acckv_jax.prefill"), "attend", run)
-        found[name] = jax.jit(lambda *x: chunks(*x))(params, tokens, prompts)
+        decoder = kv.Decoder(model, model.num_layers, attention=name)
+        found[name] = chunks(decoder, params, tokens, prompts)
     (scored, pruned, alone), expected = found["tpu"], found["xla"]
     for ours, theirs in zip(jax.tree.leaves(scored.sums), jax.tree.leaves(expected[0].sums), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * float(theirs.max()))
