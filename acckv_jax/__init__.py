@@ -28,9 +28,11 @@ from acckv_jax.policies.random import Random
 from acckv_jax.policies.snapkv import SnapKV
 from acckv_jax.policies.streaming_llm import StreamingLLM
 from acckv_jax.policy import CachePolicy, Context
-from acckv_jax.prefill import Scored, extend, prefill, prune, repeat_rows, score
+from acckv_jax.prefill import extend, prefill, score
+from acckv_jax.pruning import prune
 from acckv_jax.queries import QuerySet
 from acckv_jax.sampling import Sample, greedy
+from acckv_jax.scored import Scored, repeat_rows
 from acckv_jax.sharding import ShardingRules
 from acckv_jax.stacks import Stack, run_layers
 from acckv_jax.wrappers import WRAPPERS, EvictEvery, PerLayer, Protected, Quantized, Wrapper

@@ -196,13 +196,15 @@ def _check_shapes(q: Array, k: Array, v: Array) -> None:
     Raises:
         ValueError: naming the shapes.
     """
-    shapes = [jnp.shape(x) for x in (q, k, v)]
-    (a, b, heads, c), (d, e, groups, f) = (x if len(x) == 4 else (0, 0, 0, 0) for x in shapes[:2])
-    if shapes[1] != shapes[2] or (a, b, c) != (d, e, f) or groups == 0 or heads % groups:
-        raise ValueError(
-            "attend takes q [B, T, N, H], k and v [B, T, K, H], with N a multiple of K, and tokens before heads; got "
-            f"{', '.join(str(list(shape)) for shape in shapes)}."
-        )
+    of_q, of_k, of_v = (list(jnp.shape(x)) for x in (q, k, v))
+    if len(of_q) == len(of_k) == 4 and of_k == of_v:
+        (*tokens, heads, size), (*key_tokens, kv_heads, key_size) = of_q, of_k
+        if tokens == key_tokens and size == key_size and kv_heads and heads % kv_heads == 0:
+            return
+    raise ValueError(
+        "attend takes q [B, T, N, H], k and v [B, T, K, H], with N a multiple of K, and tokens before heads; got "
+        f"{of_q}, {of_k}, {of_v}."
+    )
 
 
 def check_decoder(decoder: Any) -> None:

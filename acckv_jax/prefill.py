@@ -1,4 +1,4 @@
-"""Reading a prompt and pruning it, as pure functions over any decoder that follows `StepFn`.
+"""Reading a prompt, and pruning it on the way, as pure functions over any decoder that follows `StepFn`.
 
     logits, cache = prefill(decoder, params, inputs, prompt, policy, reserved_slots=64)
 
@@ -8,7 +8,6 @@ scan, vmap and shard_map; host checks are apart.
 """
 
 import dataclasses
-import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -32,55 +31,11 @@ from acckv_jax.cache import (
 )
 from acckv_jax.decoder import Decoder, check_decoder
 from acckv_jax.modality import Prompt
-from acckv_jax.policy import CachePolicy, Context, check_policy
+from acckv_jax.policy import CachePolicy, check_policy
+from acckv_jax.pruning import check_reserved, initial_carry, kinds, owned, prune_layer
 from acckv_jax.queries import UNFINISHED, Queries, QuerySet
-from acckv_jax.sharding import sharded_like
-from acckv_jax.stacks import Stack, grouped, run_layers, stacks_of
-
-TOKENWISE = ("hidden_states", "unrotated_q")
-"""Inputs of policies that have one entry per token; the others are parameters of the layer."""
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Scored:
-    """A prompt (or its beginning) in full, with the statistics that policies will prune by.
-
-    Attributes:
-        cache: every token, with padding between chunks.
-        sums: per stack, for each of `queries`: column sums [B, K, S], or of several layers [n, B, K, S].
-        inputs: per stack, what policies need beside keys, values and attention, by name, aligned with the slots.
-        queries: whose sums they are (static).
-        window: trailing tokens that must come in one chunk (static).
-        complete: whether this is the whole prompt (static).
-
-    Example:
-        >>> import acckv_jax as kv
-        >>> from acckv_jax.testing import tiny_decoder
-        >>> decoder, params, inputs, prompt = tiny_decoder()
-        >>> _, scored = kv.jitted.score(decoder, params, inputs, prompt, (kv.H2O(), kv.SnapKV(window_size=8)))
-        >>> scored.attention_sums(kv.QuerySet(last=8))[0].shape
-        (1, 2, 64)
-    """
-
-    cache: KVCache
-    sums: tuple[tuple[Float[Array, "B K S"], ...], ...]
-    inputs: tuple[dict[str, Array], ...]
-    queries: tuple[QuerySet, ...] = dataclasses.field(metadata={"static": True})
-    window: int = dataclasses.field(metadata={"static": True})
-    complete: bool = dataclasses.field(metadata={"static": True})
-
-    def attention_sums(self, queries: QuerySet) -> tuple[Float[Array, "B K S"], ...]:
-        """The column sums of one query set, per layer.
-
-        Raises:
-            ValueError: if the prompt was not scored for it.
-        """
-        if queries not in self.queries:
-            raise ValueError(f"the prompt was not scored for {queries}, only for {_listed(self.queries)}.")
-        at = self.queries.index(queries)
-        several = zip(self.cache.stacks, (sums[at] for sums in self.sums), strict=True)
-        return tuple(one for stack, sums in several for one in (sums if stack.is_stack else (sums,)))
+from acckv_jax.scored import TOKENWISE, Scored
+from acckv_jax.stacks import Stack, grouped, stacks_of
 
 
 def prefill(
@@ -125,14 +80,14 @@ def prefill(
     check_decoder(decoder)
     check_policy(policy)
     policy.check_layers(decoder.num_layers)
-    _check_reserved(reserved_slots)
+    check_reserved(reserved_slots)
     check_positions(positions, prompt, delta)
     queries = _queries(prompt, jnp.zeros_like(prompt.length), prompt.length)
     weights = _weights(policy.queries, queries)
     rows = KVCache((), prompt.length, jnp.zeros_like(prompt.length) if delta is None else delta)
 
     capacities = [policy.capacity(prompt.modality.shape[1], layer) for layer in range(decoder.num_layers)]
-    first_carry = _first_carry(policy, prompt.modality)
+    first_carry = initial_carry(policy, prompt.modality)
     stacks = tuple(Stack(_Room(size), first, n) for first, n, size in grouped(capacities, scans=decoder.scans))
 
     def attention(
@@ -146,11 +101,11 @@ def prefill(
         found = _needed((policy,), given, queries)
         if jax.tree.structure(carry) != jax.tree.structure(first_carry):
             raise ValueError(
-                f"attend was called with a carry of {_kinds(carry)}, where {type(policy).__name__} needs one of "
-                f"{_kinds(first_carry)}: hand what attend returned for one layer on to the next."
+                f"attend was called with a carry of {kinds(carry)}, where {type(policy).__name__} needs one of "
+                f"{kinds(first_carry)}: hand what attend returned for one layer on to the next."
             )
         place = (layer, decoder.num_layers, room.capacity)
-        pruned, carry = _prune_layer(policy, full, sums, found, carry, rows, place, reserved_slots)
+        pruned, carry = prune_layer(policy, full, sums, found, carry, rows, place, reserved_slots)
         # Else XLA puts off what no later layer needs, such as all layers' NaN flags, and keeps what they are made from.
         return jax.lax.optimization_barrier((out, pruned, carry))
 
@@ -163,7 +118,7 @@ def prefill(
         attention,
         prompt.length - 1,
     )
-    return logits, _owned(dataclasses.replace(rows, stacks=cached))
+    return logits, owned(dataclasses.replace(rows, stacks=cached))
 
 
 def score(
@@ -266,235 +221,8 @@ def score(
         prompt.length - 1,
     )
     cached, sums, found = zip(*layers, strict=True)
-    cache = _owned(KVCache(cached, total, shift if delta is None else delta))
+    cache = owned(KVCache(cached, total, shift if delta is None else delta))
     return logits, Scored(cache, sums, found, sets, window, complete)
-
-
-def prune(scored: Scored, policy: CachePolicy, *, reserved_slots: int = 0) -> KVCache:
-    """Prunes a complete prompt by a policy; `scored` stays as it is, for other budgets and policies.
-
-    Outside jit one compiled program serves all layers of equal size.
-
-    Args:
-        scored: the prompt.
-        policy: one of those given to `score`, or any other that reads no more statistics than they do (static).
-        reserved_slots: slots for new tokens (static).
-
-    Raises:
-        ValueError: if the prompt is not complete, or was not scored for what the policy reads.
-
-    Example:
-        >>> import acckv_jax as kv
-        >>> from acckv_jax.testing import tiny_decoder
-        >>> decoder, params, inputs, prompt = tiny_decoder()
-        >>> _, scored = kv.jitted.score(decoder, params, inputs, prompt, (kv.H2O(), kv.SnapKV(window_size=8)))
-        >>> [kv.prune(scored, kv.H2O(budget=budget)).layers[0].slots for budget in (0.5, 16)]
-        [32, 16]
-    """
-    check_policy(policy)
-    policy.check_layers(scored.cache.num_layers)
-    _check_reserved(reserved_slots)
-    if not scored.complete:
-        raise ValueError("only a complete prompt can be pruned: the last call of score needs complete=True.")
-    missing: list[Any] = [queries for queries in policy.queries if queries not in scored.queries]
-    missing += [name for name in policy.needs if name not in scored.inputs[0]]
-    if missing or policy.window > scored.window:
-        raise ValueError(
-            f"{type(policy).__name__} cannot prune by the sums of this prompt: it reads "
-            f"{_listed(policy.queries + policy.needs)}, and the prompt was scored for "
-            f"{_listed(scored.queries + tuple(scored.inputs[0]))}; name the policy when the prompt is scored."
-        )
-    cache, pruned = scored.cache, []
-    modality = cache.stacks[0].modality
-    modality = modality[0] if cache.stacks[0].is_stack else modality
-    carry = _first_carry(policy, modality.max(1))  # equal in all heads; heads may be divided
-    for group in stacks_of(cache.stacks, scored.sums, scored.inputs):
-        layer, sums, inputs = group.entries
-        chosen = tuple(sums[scored.queries.index(queries)] for queries in policy.queries)
-        group = dataclasses.replace(group, entries=(layer, chosen, {name: inputs[name] for name in policy.needs}))
-        capacities = [policy.capacity(layer.slots, group.first + i) for i in range(group.count)]
-        for first, count, capacity in grouped(capacities, scans=True):
-            small, carry = _prune_stack(
-                policy, group.part(first, count), carry, cache, cache.num_layers, capacity, reserved_slots
-            )
-            pruned.append(small)
-    return _owned(dataclasses.replace(cache, stacks=tuple(pruned)))
-
-
-def _owned(cache: KVCache) -> KVCache:
-    """`cache` with buffers of its own: jit hands unchanged inputs on as outputs, and donating these ends the inputs."""
-    return dataclasses.replace(cache, length=jnp.copy(cache.length), delta=jnp.copy(cache.delta))
-
-
-def _prune_layer(
-    policy: CachePolicy,
-    layer: LayerCache,
-    sums: tuple[Array, ...],
-    inputs: dict[str, Array],
-    carry: Any,
-    rows: KVCache,
-    place: tuple[int | Array, int, int],
-    reserved_slots: int,
-) -> tuple[LayerCache, Any]:
-    """One layer, compressed, and the carry for the next one.
-
-    Args:
-        policy: the policy.
-        layer: in full.
-        sums: of the policy's queries.
-        inputs: that it needs.
-        carry: of the layer before.
-        rows: of which only lengths and positions are read.
-        place: the layer's number, how many layers there are, and the capacity.
-        reserved_slots: slots for new tokens.
-    """
-    number, num_layers, capacity = place
-    context = Context(
-        jnp.asarray(number, jnp.int32),
-        rows.length,
-        rows.next_position,
-        policy.row_budget(rows.length, layer.slots, number),
-        sums,
-        carry,
-        inputs,
-        queries=policy.queries,
-        num_layers=num_layers,
-        capacity=capacity,
-    )
-    return _compress(layer, context, policy, reserved_slots)
-
-
-def _prune_stack(
-    policy: CachePolicy,
-    stack: Stack,
-    carry: Any,
-    rows: KVCache,
-    num_layers: int,
-    capacity: int,
-    reserved_slots: int,
-) -> tuple[LayerCache, Any]:
-    """Layers of one capacity, compressed one after the other."""
-    if stack.count == 1:
-        place = (stack.first, num_layers, capacity)
-        layer, sums, inputs = stack.entries
-        return _prune_layer(policy, layer, sums, inputs, carry, rows, place, reserved_slots)
-    rows = dataclasses.replace(rows, stacks=())
-    return _scan_prune(stack, carry, rows, policy, num_layers, capacity, reserved_slots)
-
-
-@functools.partial(jax.jit, static_argnames=("policy", "num_layers", "capacity", "reserved_slots"))
-def _scan_prune(
-    stack: Stack,
-    carry: Any,
-    rows: KVCache,
-    policy: CachePolicy,
-    num_layers: int,
-    capacity: int,
-    reserved_slots: int,
-) -> tuple[LayerCache, Any]:
-    def one(_: tuple[()], number: Array, entries: tuple, carry: Any) -> tuple[tuple[()], LayerCache, Any]:
-        layer, sums, inputs = entries
-        place = (number, num_layers, capacity)
-        return (), *_prune_layer(policy, layer, sums, inputs, carry, rows, place, reserved_slots)
-
-    _, (small,), carry = run_layers(one, (), (stack,), carry)
-    return small, carry
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Room:
-    """What layers that are yet to be read are told: how many slots a policy leaves them (static)."""
-
-    capacity: int = dataclasses.field(metadata={"static": True})
-
-
-@functools.partial(jax.jit, static_argnames=("policy", "reserved_slots"))
-def _compress(layer: LayerCache, context: Context, policy: CachePolicy, reserved_slots: int) -> tuple[LayerCache, Any]:
-    if policy.mass_queries is not None:
-        layer = dataclasses.replace(layer, mass=context.attention_sums(policy.mass_queries))
-    small, carry = _checked(policy, policy.compress(layer, context), layer, context)
-    return jax.tree.map(jnp.copy, (reserve(small, reserved_slots), carry))  # what is kept whole is copied: see `_owned`
-
-
-def _first_carry(policy: CachePolicy, modality: Int[Array, "B S"]) -> Any:
-    """`init_carry`, divided over a mesh as the slots are where it has an entry for each of them."""
-    carry = policy.init_carry(modality)
-    return jax.tree.map(lambda x: sharded_like(x, modality) if jnp.shape(x)[:2] == modality.shape else x, carry)
-
-
-def _checked(policy: CachePolicy, found: Any, layer: LayerCache, context: Context) -> tuple[LayerCache, Any]:
-    """What `compress` returned, after a check; the carry is divided over a mesh as the one before.
-
-    Raises:
-        ValueError: if it is not a layer of the right size and a carry like the one before.
-    """
-    name = f"{type(policy).__name__}.compress"
-    if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[0], LayerCache):
-        raise ValueError(f"{name} returns a LayerCache and the next layer's carry, not {_kinds(found)}.")
-    small, carry = found
-    slots = context.capacity + layer.reserved_slots
-    if small.slots != slots:
-        raise ValueError(
-            f"{name} returned a layer of {small.slots} slots, and not of {slots}, its capacity(bucket, layer) and the "
-            "slots reserved: gather the kept ones by acckv_jax.policy.keep."
-        )
-    if _forms(carry) != _forms(context.carry):
-        raise ValueError(
-            f"{name} returned a carry of {_kinds(carry)} after one of {_kinds(context.carry)}: structure, shapes and "
-            "types are those of init_carry in all layers."
-        )
-    return small, jax.tree.map(lambda x, before: sharded_like(jnp.asarray(x), before), carry, context.carry)
-
-
-def _forms(tree: Any) -> tuple[Any, list[tuple[Any, Any]]]:
-    leaves, structure = jax.tree.flatten(tree)
-    return structure, [(jnp.shape(x), jnp.result_type(x)) for x in leaves]
-
-
-def _kinds(tree: Any) -> str:
-    """A tree with shapes for arrays and names of types for what is no container."""
-
-    def kind(x: Any) -> str:
-        return f"{jnp.result_type(x)}{list(x.shape)}" if hasattr(x, "dtype") else type(x).__name__
-
-    kinds = jax.tree.map(kind, tree, is_leaf=lambda x: isinstance(x, LayerCache))
-    return str(kinds).replace("'", "")
-
-
-def repeat_rows(scored: Scored, times: int) -> Scored:
-    """A prompt of one row as a batch of `times` equal rows, so that as many questions can follow it at once.
-
-    Raises:
-        ValueError: if the prompt has more than one row, or `times` is below 1.
-
-    Example:
-        >>> import acckv_jax as kv
-        >>> from acckv_jax.testing import tiny_decoder
-        >>> decoder, params, inputs, prompt = tiny_decoder()
-        >>> _, scored = kv.jitted.score(decoder, params, inputs, prompt, (kv.H2O(), kv.SnapKV(window_size=8)))
-        >>> kv.repeat_rows(scored, 3).cache.length.tolist()
-        [64, 64, 64]
-    """
-    if times < 1:
-        raise ValueError(f"times must be at least 1, not {times}.")
-    rows = scored.cache.length.shape[0]
-    if rows != 1:
-        raise ValueError(f"only a prompt of one row can be repeated, and this one has {rows}.")
-
-    def repeated(x: Array, axis: int = 0) -> Array:
-        if times == 1 or x.ndim <= axis:
-            return jnp.copy(x)  # of its own, so that donating it does not end `scored`
-        return jnp.concatenate([x] * times, axis)
-
-    stacks, sums, inputs = [], [], []
-    for one, own_sums, own_inputs in zip(scored.cache.stacks, scored.sums, scored.inputs, strict=True):
-        in_stack = functools.partial(repeated, axis=int(one.is_stack))
-        stacks.append(jax.tree.map(in_stack, one))
-        sums.append(jax.tree.map(in_stack, own_sums))
-        inputs.append({name: in_stack(x) if name in TOKENWISE else x for name, x in own_inputs.items()})
-    cache = KVCache(tuple(stacks), repeated(scored.cache.length), repeated(scored.cache.delta))
-    return dataclasses.replace(scored, cache=cache, sums=tuple(sums), inputs=tuple(inputs))
 
 
 def extend(
@@ -544,7 +272,7 @@ def extend(
     """
     check_decoder(decoder)
     check_policy(policy)
-    _check_reserved(reserved_slots)
+    check_reserved(reserved_slots)
     check_positions(positions, prompt, delta)
     _check_rows(prompt, cache)
     queries = _queries(prompt, cache.length, cache.length + prompt.length)
@@ -564,7 +292,15 @@ def extend(
     where = queries.index + cache.delta[:, None] if positions is None else positions
     stacks = stacks_of((stack(cache) if decoder.scans else unstack(cache)).stacks)
     logits, layers, _ = decoder.run(params, inputs, where, stacks, (), attention, prompt.length - 1)
-    return logits, _owned(KVCache(layers, queries.total, cache.delta if delta is None else delta))
+    return logits, owned(KVCache(layers, queries.total, cache.delta if delta is None else delta))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Room:
+    """What layers that are yet to be read are told: how many slots a policy leaves them (static)."""
+
+    capacity: int = dataclasses.field(metadata={"static": True})
 
 
 def _queries(prompt: Prompt, start: Int[Array, " B"], total: Int[Array, " B"]) -> Queries:
@@ -574,15 +310,6 @@ def _queries(prompt: Prompt, start: Int[Array, " B"], total: Int[Array, " B"]) -
 
 def _weights(sets: tuple[QuerySet, ...], queries: Queries) -> tuple[QueryWeights, ...]:
     return tuple(QueryWeights(one.weights(queries), one.exclude_diagonal, one.last) for one in sets)
-
-
-def _listed(sets: tuple[Any, ...]) -> str:
-    return ", ".join(map(str, sets)) or "none"
-
-
-def _check_reserved(reserved_slots: int) -> None:
-    if reserved_slots < 0:
-        raise ValueError(f"reserved_slots is a number of slots, at least 0, not {reserved_slots}.")
 
 
 def _check_rows(prompt: Prompt, cache: KVCache) -> None:

@@ -1,0 +1,208 @@
+"""Pruning a prompt by a policy: layer by layer while it is read, or afterwards what was scored."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from acckv_jax.cache import KVCache, LayerCache, reserve
+from acckv_jax.policy import CachePolicy, Context, check_policy
+from acckv_jax.scored import Scored, listed
+from acckv_jax.sharding import sharded_like
+from acckv_jax.stacks import Stack, grouped, run_layers, stacks_of
+
+
+def prune(scored: Scored, policy: CachePolicy, *, reserved_slots: int = 0) -> KVCache:
+    """Prunes a complete prompt by a policy; `scored` stays as it is, for other budgets and policies.
+
+    Outside jit one compiled program serves all layers of equal size.
+
+    Args:
+        scored: the prompt.
+        policy: one of those given to `score`, or any other that reads no more statistics than they do (static).
+        reserved_slots: slots for new tokens (static).
+
+    Raises:
+        ValueError: if the prompt is not complete, or was not scored for what the policy reads.
+
+    Example:
+        >>> import acckv_jax as kv
+        >>> from acckv_jax.testing import tiny_decoder
+        >>> decoder, params, inputs, prompt = tiny_decoder()
+        >>> _, scored = kv.jitted.score(decoder, params, inputs, prompt, (kv.H2O(), kv.SnapKV(window_size=8)))
+        >>> [kv.prune(scored, kv.H2O(budget=budget)).layers[0].slots for budget in (0.5, 16)]
+        [32, 16]
+    """
+    check_policy(policy)
+    policy.check_layers(scored.cache.num_layers)
+    check_reserved(reserved_slots)
+    if not scored.complete:
+        raise ValueError("only a complete prompt can be pruned: the last call of score needs complete=True.")
+    missing: list[Any] = [queries for queries in policy.queries if queries not in scored.queries]
+    missing += [name for name in policy.needs if name not in scored.inputs[0]]
+    if missing or policy.window > scored.window:
+        raise ValueError(
+            f"{type(policy).__name__} cannot prune by the sums of this prompt: it reads "
+            f"{listed(policy.queries + policy.needs)}, and the prompt was scored for "
+            f"{listed(scored.queries + tuple(scored.inputs[0]))}; name the policy when the prompt is scored."
+        )
+    cache, pruned = scored.cache, []
+    modality = cache.stacks[0].modality
+    modality = modality[0] if cache.stacks[0].is_stack else modality
+    carry = initial_carry(policy, modality.max(1))  # equal in all heads; heads may be divided
+    for group in stacks_of(cache.stacks, scored.sums, scored.inputs):
+        layer, sums, inputs = group.entries
+        chosen = tuple(sums[scored.queries.index(queries)] for queries in policy.queries)
+        group = dataclasses.replace(group, entries=(layer, chosen, {name: inputs[name] for name in policy.needs}))
+        capacities = [policy.capacity(layer.slots, group.first + i) for i in range(group.count)]
+        for first, count, capacity in grouped(capacities, scans=True):
+            small, carry = _prune_stack(
+                policy, group.part(first, count), carry, cache, cache.num_layers, capacity, reserved_slots
+            )
+            pruned.append(small)
+    return owned(dataclasses.replace(cache, stacks=tuple(pruned)))
+
+
+def owned(cache: KVCache) -> KVCache:
+    """`cache` with buffers of its own: jit hands unchanged inputs on as outputs, and donating these ends the inputs."""
+    return dataclasses.replace(cache, length=jnp.copy(cache.length), delta=jnp.copy(cache.delta))
+
+
+def prune_layer(
+    policy: CachePolicy,
+    layer: LayerCache,
+    sums: tuple[Array, ...],
+    inputs: dict[str, Array],
+    carry: Any,
+    rows: KVCache,
+    place: tuple[int | Array, int, int],
+    reserved_slots: int,
+) -> tuple[LayerCache, Any]:
+    """One layer, compressed, and the carry for the next one.
+
+    Args:
+        policy: the policy.
+        layer: in full.
+        sums: of the policy's queries.
+        inputs: that it needs.
+        carry: of the layer before.
+        rows: of which only lengths and positions are read.
+        place: the layer's number, how many layers there are, and the capacity.
+        reserved_slots: slots for new tokens.
+    """
+    number, num_layers, capacity = place
+    context = Context(
+        jnp.asarray(number, jnp.int32),
+        rows.length,
+        rows.next_position,
+        policy.row_budget(rows.length, layer.slots, number),
+        sums,
+        carry,
+        inputs,
+        queries=policy.queries,
+        num_layers=num_layers,
+        capacity=capacity,
+    )
+    return _compress(layer, context, policy, reserved_slots)
+
+
+def _prune_stack(
+    policy: CachePolicy,
+    stack: Stack,
+    carry: Any,
+    rows: KVCache,
+    num_layers: int,
+    capacity: int,
+    reserved_slots: int,
+) -> tuple[LayerCache, Any]:
+    """Layers of one capacity, compressed one after the other."""
+    if stack.count == 1:
+        place = (stack.first, num_layers, capacity)
+        layer, sums, inputs = stack.entries
+        return prune_layer(policy, layer, sums, inputs, carry, rows, place, reserved_slots)
+    rows = dataclasses.replace(rows, stacks=())
+    return _scan_prune(stack, carry, rows, policy, num_layers, capacity, reserved_slots)
+
+
+@functools.partial(jax.jit, static_argnames=("policy", "num_layers", "capacity", "reserved_slots"))
+def _scan_prune(
+    stack: Stack,
+    carry: Any,
+    rows: KVCache,
+    policy: CachePolicy,
+    num_layers: int,
+    capacity: int,
+    reserved_slots: int,
+) -> tuple[LayerCache, Any]:
+    def one(_: tuple[()], number: Array, entries: tuple, carry: Any) -> tuple[tuple[()], LayerCache, Any]:
+        layer, sums, inputs = entries
+        place = (number, num_layers, capacity)
+        return (), *prune_layer(policy, layer, sums, inputs, carry, rows, place, reserved_slots)
+
+    _, (small,), carry = run_layers(one, (), (stack,), carry)
+    return small, carry
+
+
+@functools.partial(jax.jit, static_argnames=("policy", "reserved_slots"))
+def _compress(layer: LayerCache, context: Context, policy: CachePolicy, reserved_slots: int) -> tuple[LayerCache, Any]:
+    if policy.mass_queries is not None:
+        layer = dataclasses.replace(layer, mass=context.attention_sums(policy.mass_queries))
+    small, carry = _checked(policy, policy.compress(layer, context), layer, context)
+    return jax.tree.map(jnp.copy, (reserve(small, reserved_slots), carry))  # what is kept whole is copied: see `owned`
+
+
+def initial_carry(policy: CachePolicy, modality: Int[Array, "B S"]) -> Any:
+    """`init_carry`, divided over a mesh as the slots are where it has an entry for each of them."""
+    carry = policy.init_carry(modality)
+    return jax.tree.map(lambda x: sharded_like(x, modality) if jnp.shape(x)[:2] == modality.shape else x, carry)
+
+
+def _checked(policy: CachePolicy, found: Any, layer: LayerCache, context: Context) -> tuple[LayerCache, Any]:
+    """What `compress` returned, after a check; the carry is divided over a mesh as the one before.
+
+    Raises:
+        ValueError: if it is not a layer of the right size and a carry like the one before.
+    """
+    name = f"{type(policy).__name__}.compress"
+    if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[0], LayerCache):
+        raise ValueError(f"{name} returns a LayerCache and the next layer's carry, not {kinds(found)}.")
+    small, carry = found
+    slots = context.capacity + layer.reserved_slots
+    if small.slots != slots:
+        raise ValueError(
+            f"{name} returned a layer of {small.slots} slots, and not of {slots}, its capacity(bucket, layer) and the "
+            "slots reserved: gather the kept ones by acckv_jax.policy.keep."
+        )
+    if _forms(carry) != _forms(context.carry):
+        raise ValueError(
+            f"{name} returned a carry of {kinds(carry)} after one of {kinds(context.carry)}: structure, shapes and "
+            "types are those of init_carry in all layers."
+        )
+    return small, jax.tree.map(lambda x, before: sharded_like(jnp.asarray(x), before), carry, context.carry)
+
+
+def _forms(tree: Any) -> tuple[Any, list[tuple[Any, Any]]]:
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [(jnp.shape(x), jnp.result_type(x)) for x in leaves]
+
+
+def kinds(tree: Any) -> str:
+    """A tree with shapes for arrays and names of types for what is no container."""
+
+    def kind(x: Any) -> str:
+        return f"{jnp.result_type(x)}{list(x.shape)}" if hasattr(x, "dtype") else type(x).__name__
+
+    return str(jax.tree.map(kind, tree, is_leaf=lambda x: isinstance(x, LayerCache))).replace("'", "")
+
+
+def check_reserved(reserved_slots: int) -> None:
+    """Checks a number of reserved slots.
+
+    Raises:
+        ValueError: if it is negative.
+    """
+    if reserved_slots < 0:
+        raise ValueError(f"reserved_slots is a number of slots, at least 0, not {reserved_slots}.")
