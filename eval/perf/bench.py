@@ -64,9 +64,24 @@ def modalities(tokens: int) -> np.ndarray:
     return np.concatenate([np.zeros(TEXT // 2), body, np.zeros(TEXT // 2)]).astype(np.int8)[None, :tokens]
 
 
+def random_prompt(tokens: int, config: DecoderConfig) -> tuple[jax.Array, Prompt]:
+    """Random token ids [1, tokens], and their modalities."""
+    ids = jax.random.randint(jax.random.key(0), (1, tokens), 0, config.vocab_size)
+    return ids, acckv_jax.make_prompt(modalities(tokens))
+
+
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """A model and a prompt to measure with."""
+    """A model and a prompt to measure with.
+
+    Attributes:
+        decoder: the decoder, which scans.
+        params: its parameters.
+        tokens: [1, T] token ids.
+        prompt: modalities of them.
+        steps: decode steps of a run.
+        repeats: runs of which the fastest counts.
+    """
 
     decoder: acckv_jax.Decoder
     params: Params
@@ -94,10 +109,9 @@ class Bench:
                 f"--context and --steps must be at most {config.max_position_embeddings} together for "
                 f"{model}, not {context + steps}."
             )
-        tokens = jax.random.randint(jax.random.key(0), (1, context), 0, config.vocab_size)
-        prompt = acckv_jax.make_prompt(modalities(context))
         decoder = acckv_jax.Decoder(DecoderStep(graph), config.num_hidden_layers, scans=True)
-        return cls(decoder, with_single_layers(jax.device_put(params)), tokens, prompt, steps, repeats)
+        params = with_single_layers(jax.device_put(params))
+        return cls(decoder, params, *random_prompt(context, config), steps, repeats)
 
     def prefill(self, policy: CachePolicy) -> tuple[tuple[jax.Array, Scored], float]:
         """Logits and the whole prompt with the policy's sums, and seconds."""

@@ -75,19 +75,19 @@ class Row:
     result: Compiled
 
 
-def programs(plan: Plan, policy: CachePolicy, on_cpu: bool) -> Iterator[tuple[str, Program]]:
-    """The programs of a policy, by name, each made when it is called; on CPUs decoding is over single layers."""
+def programs(plan: Plan, policy: CachePolicy) -> Iterator[tuple[str, Program]]:
+    """The programs of a policy, by name, each made when it is called."""
     yield "prefill", lambda: plan.prefill(plan.group, policy).lower()
     yield "score", lambda: plan.score(policy).lower()
     scored = plan.result(plan.score(policy))[1]
     yield "prune", lambda: plan.prune(scored, policy)
     logits, cache = plan.result(plan.prefill(plan.group, policy))
-    yield "decode", lambda: plan.decode(logits, cache, policy, single=on_cpu)
+    yield "decode", lambda: plan.decode(logits, cache, policy, single=plan.on_cpu)
 
 
-def rows_of(plan: Plan, model: str, name: str, policy: CachePolicy, on_cpu: bool) -> Iterator[Row]:
+def rows_of(plan: Plan, model: str, name: str, policy: CachePolicy) -> Iterator[Row]:
     """Compiles one program after the other."""
-    for program, make in programs(plan, policy, on_cpu):
+    for program, make in programs(plan, policy):
         jax.clear_caches()
         start = time.perf_counter()
         lowered = make()
@@ -107,10 +107,9 @@ def all_rows(options: Options, topology: Topology) -> Iterator[Row]:
         for context in options.contexts
     ]
     policies = [policies_for(plan.preset, plan.context, options.policies, options.budget) for _, plan in plans]
-    on_cpu = topology.devices[0].platform == "cpu"
     for (model, plan), named in zip(plans, policies, strict=True):
         for name, policy in named.items():
-            yield from rows_of(plan, model, name, policy, on_cpu)
+            yield from rows_of(plan, model, name, policy)
 
 
 def print_rows(options: Options, topology: Topology, rows: list[Row]) -> None:

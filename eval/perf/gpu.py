@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -22,21 +21,9 @@ from acckv_jax.attention import Implementation
 from eval.perf.aot_report import gib
 from eval.perf.episodes import TOLERANCES, Check, checks
 from eval.perf.gpu_rows import Row, rows_of
-from eval.perf.plan import PRESETS, Preset, find_preset, policies_for
+from eval.perf.plan import Preset, find_preset, policies_for
 from models import command
 from models.errors import UserError
-from models.layers.init import FastRngs
-from models.qwen2_5_omni.config import ThinkerConfig
-from models.qwen2_5_omni.modeling import Thinker
-
-
-def _tiny() -> Preset:
-    config, dtype = ThinkerConfig.tiny(), jnp.dtype(jnp.bfloat16)
-    return Preset("qwen2_5_omni", config.text, lambda: Thinker(config, rngs=FastRngs(0), dtype=dtype), dtype)
-
-
-MODELS = {**PRESETS, "tiny": _tiny}
-"""Those at full size, and a tiny one to rehearse with on a CPU."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +73,7 @@ def chosen(options: Options) -> tuple[Preset, dict[int, dict[str, CachePolicy]]]
     command.check_output(options.json)
     if options.profile is not None and options.profile.is_file():
         raise UserError(f"{options.profile} is a file; name a folder for --profile.")
-    presets = {context: find_preset(options.model, context, options.steps, MODELS) for context in options.contexts}
+    presets = {context: find_preset(options.model, context, options.steps) for context in options.contexts}
     preset = presets[options.contexts[0]]
     most = preset.decoder.num_hidden_layers
     layers = most if options.layers is None else options.layers

@@ -72,8 +72,8 @@ def fitting(run: Callable[[], T]) -> T | None:
 
 def in_two(served: Served, policy: CachePolicy) -> tuple[float, float]:
     """Seconds of reading one row in full with the policy's sums, and of pruning it."""
-    scored, seconds = served.score(policy)
-    return seconds, served.prune(scored, policy)
+    (_, scored), seconds = served.prefill(policy)
+    return seconds, served.prune(scored, policy)[1]
 
 
 def rows_of(
@@ -102,7 +102,7 @@ def rows_of(
     if params is None:
         raise UserError(f"The weights do not fit into this {jax.devices()[0].device_kind}; give fewer --layers.")
     for context, named in policies.items():
-        served = Served.make(preset, params, context, steps=steps, repeats=repeats, attention=attention)
+        served = Served.of(preset, params, context, steps=steps, repeats=repeats, attention=attention)
         plain = fitting(functools.partial(in_two, served, FULL))
         for name, policy in named.items():
             for row in policy_rows(served, policy, Row(name, context, 0), batches, plain and plain[0], bandwidth):
@@ -123,7 +123,7 @@ def policy_rows(
         bandwidth: measured bytes per second.
     """
     device = jax.devices()[0]
-    found = fitting(lambda: served.prefill(policy))
+    found = fitting(lambda: served.prefill_pruned(policy))
     if found is None:
         problem = "out of memory: not even one prompt can be prefilled"
         yield from (dataclasses.replace(row, batch=batch, problem=problem) for batch in batches)
@@ -142,7 +142,7 @@ def policy_rows(
     kv_bytes, largest = step_bytes({}, cache), 0
     for batch in batches:
         row = dataclasses.replace(row, batch=batch, kv_bytes=batch * kv_bytes)
-        decode = fitting(functools.partial(served.decode, logits, cache, policy, batch))
+        decode = fitting(functools.partial(served.decode_batch, logits, cache, policy, batch))
         if decode is None:
             could = f" ({largest} can)" if largest else ""
             problem = f"out of memory: {batch} rows cannot be decoded together{could}"

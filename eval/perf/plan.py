@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -69,8 +69,9 @@ PRESETS: dict[str, Callable[[], Preset]] = {
     "qwen2_5_omni_7b": lambda: _thinker(ThinkerConfig.omni_7b()),
     "qwen2_5_omni_3b": lambda: _thinker(ThinkerConfig.omni_3b()),
     "videollama2_1_7b_av": lambda: _videollama2(VideoLLaMA2Config.videollama2_1_7b_av()),
+    "tiny": lambda: _thinker(ThinkerConfig.tiny()),
 }
-"""Models by name; SmolAV's encoders, of 16 million parameters, are apart from it and not counted."""
+"""Models by name; `tiny` is for rehearsals. SmolAV's encoders, of 16 million parameters, are apart and not counted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +104,11 @@ class Plan:
         del whole["decoder"]
         decoder = acckv_jax.Decoder(DecoderStep(graph), preset.decoder.num_hidden_layers, scans=True)
         return cls(preset, mesh, decoder, params, device_bytes(whole), context, steps)
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the devices are CPUs, which decode over single layers."""
+        return self.mesh.devices.flat[0].platform == "cpu"
 
     @property
     def group(self) -> int:
@@ -189,15 +195,15 @@ def key_value_bytes(cache: KVCache) -> int:
     return device_bytes([(stack.k, stack.v) for stack in cache.stacks])
 
 
-def find_preset(model: str, context: int, steps: int, presets: Mapping[str, Callable[[], Preset]] = PRESETS) -> Preset:
+def find_preset(model: str, context: int, steps: int) -> Preset:
     """A model at full size, by name.
 
     Raises:
         UserError: if there is no such model, or the prompt and the tokens to decode are too few or too many for it.
     """
-    if model not in presets:
-        raise UserError(f"Unknown model {model!r}; choose one of {', '.join(presets)}.")
-    preset = presets[model]()
+    if model not in PRESETS:
+        raise UserError(f"Unknown model {model!r}; choose one of {', '.join(PRESETS)}.")
+    preset = PRESETS[model]()
     most = preset.decoder.max_position_embeddings
     if context <= TEXT or steps < 1 or context + steps > most:
         raise UserError(

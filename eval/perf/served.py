@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 import acckv_jax
-from acckv_jax import CachePolicy, KVCache, Prompt, Scored
+from acckv_jax import CachePolicy, KVCache, Scored
 from acckv_jax.attention import Implementation
 from acckv_jax.generate import for_decoding
-from eval.perf.bench import modalities
+from eval.perf.bench import Bench, random_prompt
 from eval.perf.compiled import needs_of
 from eval.perf.plan import Preset
 from eval.perf.timing import fastest
@@ -76,29 +76,17 @@ class Timed:
 
 
 @dataclasses.dataclass(frozen=True)
-class Served:
-    """A decoder and a prompt.
+class Served(Bench):
+    """A decoder at full size and a prompt; what reads a row in full and prunes it is a `Bench`'s.
 
     Attributes:
         config: sizes of the decoder.
-        decoder: the decoder, which scans.
-        params: its parameters.
-        tokens: [1, T] token ids.
-        prompt: modalities of them.
-        steps: tokens to decode.
-        repeats: runs of which the fastest counts.
     """
 
     config: DecoderConfig
-    decoder: acckv_jax.Decoder
-    params: Params
-    tokens: jax.Array
-    prompt: Prompt
-    steps: int
-    repeats: int
 
     @classmethod
-    def make(
+    def of(
         cls,
         preset: Preset,
         params: Params,
@@ -112,8 +100,7 @@ class Served:
         config = preset.decoder
         graph, _ = _abstract(preset)
         decoder = acckv_jax.Decoder(DecoderStep(graph), config.num_hidden_layers, scans=True, attention=attention)
-        tokens = jax.random.randint(jax.random.key(0), (1, context), 0, config.vocab_size)
-        return cls(config, decoder, params, tokens, acckv_jax.make_prompt(modalities(context)), steps, repeats)
+        return cls(decoder, params, *random_prompt(context, config), steps, repeats, config)
 
     @property
     def weight_bytes(self) -> int:
@@ -122,7 +109,7 @@ class Served:
         parts = [part for name, part in self.params.items() if name not in unread]
         return sum(leaf.nbytes for leaf in jax.tree.leaves(parts))
 
-    def prefill(self, policy: CachePolicy) -> tuple[jax.Array, KVCache, Timed]:
+    def prefill_pruned(self, policy: CachePolicy) -> tuple[jax.Array, KVCache, Timed]:
         """Logits and the cache of one row, each layer pruned before the next one runs."""
         given = self.params, self.tokens, self.prompt
         reserved = policy.reserved_slots(self.steps)
@@ -130,18 +117,7 @@ class Served:
         (logits, cache), seconds = fastest(lambda: program(*given), self.repeats)
         return logits, cache, Timed(seconds, needs_of(program.memory_analysis()))
 
-    def score(self, policy: CachePolicy) -> tuple[Scored, float]:
-        """One row in full with the column sums of a policy, and seconds."""
-        run = functools.partial(acckv_jax.jitted.score, self.decoder, self.params, self.tokens, self.prompt, (policy,))
-        (_, scored), seconds = fastest(run, self.repeats)
-        return scored, seconds
-
-    def prune(self, scored: Scored, policy: CachePolicy) -> float:
-        """Seconds of pruning one row that was read in full."""
-        reserved = policy.reserved_slots(self.steps)
-        return fastest(lambda: acckv_jax.prune(scored, policy, reserved_slots=reserved), self.repeats)[1]
-
-    def decode(self, logits: jax.Array, cache: KVCache, policy: CachePolicy, rows: int) -> Timed:
+    def decode_batch(self, logits: jax.Array, cache: KVCache, policy: CachePolicy, rows: int) -> Timed:
         """A decode loop of `steps` steps over the cache of one row, repeated to a batch."""
 
         def fresh() -> tuple[Params, acckv_jax.DecodeState]:

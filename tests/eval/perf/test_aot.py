@@ -18,26 +18,18 @@ from rich.console import Console
 from eval.perf.aot import Options, chosen, main
 from eval.perf.aot_report import Row, capacities, print_report
 from eval.perf.compiled import Compiled, Moved, collectives, compiled, too_large
-from eval.perf.plan import PRESETS, Plan, Preset, device_bytes
+from eval.perf.plan import PRESETS, Plan, device_bytes
 from eval.perf.topologies import GIB, Topology, find_topology, make_mesh
 from models.errors import UserError
-from models.layers.init import FastRngs
-from models.qwen2_5_omni.config import ThinkerConfig
-from models.qwen2_5_omni.modeling import Thinker
 
 SMALL = ["--topology", "cpu:8", "--context", "128", "--batch", "8", "--steps", "2", "--budget", "0.75"]
 SLOT = 2 * 3 * 2 * 16 * 2
 """Bytes of K and V of a token of the tiny thinker: layers, KV heads, head size, bfloat16."""
 
 
-def tiny() -> Preset:
-    config = ThinkerConfig.tiny()
-    return Preset("qwen2_5_omni", config.text, lambda: Thinker(config, rngs=FastRngs(0), dtype=jnp.dtype(jnp.bfloat16)))
-
-
 @pytest.fixture
 def tiny_7b(monkeypatch):
-    monkeypatch.setitem(PRESETS, "qwen2_5_omni_7b", tiny)
+    monkeypatch.setitem(PRESETS, "qwen2_5_omni_7b", PRESETS["tiny"])
 
 
 @pytest.mark.complete
@@ -72,7 +64,7 @@ def test_programs_of_a_tiny_model(tiny_7b, capsys):
 
 def test_weights_and_towers_are_those_of_the_shards():
     mesh = make_mesh(find_topology("cpu:8"), "data=1,fsdp=4,tensor=2", 2)
-    plan = Plan.make(tiny(), mesh, 128, 2)
+    plan = Plan.make(PRESETS["tiny"](), mesh, 128, 2)
     assert plan.group == 4
     whole = sum(leaf.size * 2 for leaf in jax.tree.leaves(plan.params))
     assert whole / 8 < device_bytes(plan.params) < whole / 7  # norms and biases are on all

@@ -8,27 +8,23 @@ import pytest
 
 import acckv_jax
 from eval.perf.compile import main, programs
-from eval.perf.plan import PRESETS, Preset, planned
+from eval.perf.plan import PRESETS, planned
 from eval.perf.topologies import find_topology
-from models.layers.init import FastRngs
-from models.qwen2_5_omni.config import ThinkerConfig
-from models.qwen2_5_omni.modeling import Thinker
 
 SMALL = ["--topology", "cpu:8", "--contexts", "128", "--steps", "2", "--budget", "0.75", "--policies", "snapkv"]
 BYTES = jnp.dtype(jnp.bfloat16).itemsize
 
 
-@pytest.fixture
-def tiny(monkeypatch):
-    config = ThinkerConfig.tiny()
-    preset = Preset("qwen2_5_omni", config.text, lambda: Thinker(config, rngs=FastRngs(0), dtype=jnp.dtype("bfloat16")))
-    monkeypatch.setitem(PRESETS, "tiny", lambda: preset)
+@pytest.fixture(autouse=True)
+def _cache_of_programs():
+    """The command does without; other tests do not."""
     before = jax.config.jax_enable_compilation_cache
-    yield config.text
+    yield
     jax.config.update("jax_enable_compilation_cache", before)
 
 
-def test_all_programs_of_a_policy(tiny, capsys):
+def test_all_programs_of_a_policy(capsys):
+    tiny = PRESETS["tiny"]().decoder
     assert main(["--models", "tiny", *SMALL, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     rows = {row["program"]: row for row in found["programs"]}
@@ -38,14 +34,14 @@ def test_all_programs_of_a_policy(tiny, capsys):
     assert rows["score"]["result"]["outputs"] - rows["prefill"]["result"]["outputs"] > kv > 0
 
 
-def test_cpus_decode_over_single_layers(tiny):
+def test_cpus_decode_over_single_layers():
     """Without copying each out of a stack; accelerators read the stack."""
     plan = planned("tiny", find_topology("cpu:8"), None, 128, 2)
-    policy = acckv_jax.SnapKV(budget=0.75)
-    stacked = f"<{tiny.num_hidden_layers}x{tiny.hidden_size}x{tiny.intermediate_size}xbf16>"
-    for on_cpu in (True, False):
-        decode = dict(programs(plan, policy, on_cpu))["decode"]().as_text()
-        assert (stacked in decode) == (not on_cpu)
+    policy, config = acckv_jax.SnapKV(budget=0.75), plan.preset.decoder
+    stacked = f"<{config.num_hidden_layers}x{config.hidden_size}x{config.intermediate_size}xbf16>"
+    assert stacked not in dict(programs(plan, policy))["decode"]().as_text()
+    logits, cache = plan.result(plan.prefill(plan.group, policy))
+    assert stacked in plan.decode(logits, cache, policy).as_text()
 
 
 @pytest.mark.parametrize(

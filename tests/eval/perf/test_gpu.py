@@ -11,6 +11,7 @@ import acckv_jax
 from eval.perf import episodes, gpu, gpu_rows
 from eval.perf.flops import prefill_flops
 from eval.perf.gpu import Options, main
+from eval.perf.plan import PRESETS
 from models.decoder import DecoderConfig
 
 SMALL = ["--model", "tiny", "--contexts", "128", "--steps", "2", "--repeats", "1", "--budget", "0.75"]
@@ -99,7 +100,7 @@ def test_rows(quick, capsys, tmp_path):
     found = json.loads(out.read_text())
     (row,) = found["rows"]
     assert (row["policy"], row["context"], row["batch"], row["problem"]) == ("snapkv", 128, 2, None)
-    config = gpu.MODELS["tiny"]().decoder
+    config = PRESETS["tiny"]().decoder
     kv_slot = 2 * 2 * config.num_key_value_heads * config.head_dim * 2  # K and V, layers, bfloat16
     assert row["kv_bytes"] == 2 * (96 + 2) * kv_slot
     assert row["tokens_per_second"] == pytest.approx(2e3 / row["decode_ms"])
@@ -115,14 +116,14 @@ def test_rows(quick, capsys, tmp_path):
 @pytest.mark.complete
 def test_a_batch_that_does_not_fit(quick, monkeypatch, capsys, tmp_path):
     """The others are measured, and traced."""
-    whole = gpu_rows.Served.decode
+    whole = gpu_rows.Served.decode_batch
 
     def decode(self, logits, cache, policy, rows):
         if rows == 8:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.")
         return whole(self, logits, cache, policy, rows)
 
-    monkeypatch.setattr(gpu_rows.Served, "decode", decode)
+    monkeypatch.setattr(gpu_rows.Served, "decode_batch", decode)
     arguments = ["--skip-checks", "--batches", "8", "1", "--policies", "full", "--profile", str(tmp_path)]
     assert main([*SMALL, *arguments]) == 0
     shown = capsys.readouterr().out
