@@ -124,7 +124,8 @@ def _evict(cache: KVCache, policy: CachePolicy) -> KVCache:
     def evict(layer: LayerCache, number: int | Array) -> LayerCache:
         return between_steps(policy, layer, cache, number, cache.num_layers)
 
-    after_each = (each_layer(evict, layer, number) for layer, number in numbered(cache))
+    alike = jax.jit(evict)  # traced once for all layers of one size
+    after_each = (each_layer(alike, layer, number) for layer, number in numbered(cache))
     return dataclasses.replace(cache, stacks=tuple(after_each))
 
 

@@ -29,6 +29,7 @@ from models.interface import AVModel
 
 Found = TypeVar("Found")
 Report = Callable[[str], None]
+TIMED_STEPS = 16  # decode steps that are timed: fewer than one program takes, which is told as a number, not a shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Timing:
     Attributes:
         prefill_seconds: running the prompt once, pruning not included; shared by questions and policies.
         prune_seconds: pruning alone (0 where layers are pruned in the prefill).
-        decode_tokens_per_second: over as many steps as one program takes.
+        decode_tokens_per_second: over `TIMED_STEPS` steps.
         roofline: least possible time of a decode step, by measured bandwidth, over its measured time.
     """
 
@@ -159,9 +160,9 @@ def _tokens_per_second(model: AVModel, reading: Reading, sampler: Sampler, *, co
 
     def run(state: kv.DecodeState) -> tuple[jax.Array, jax.Array, kv.DecodeState]:
         never = (-1,) * len(model.stop_token_ids)
-        more = {"limit": jnp.int32(CHUNK), "sampler": sampler, "stop_token_ids": never}
+        more = {"limit": jnp.int32(TIMED_STEPS), "sampler": sampler, "stop_token_ids": never}
         return kv.jitted.decode(
             model.decoder, model.params, state, reading.policy.while_decoding(), steps=CHUNK, **more
         )
 
-    return CHUNK / fastest(run, 1, fresh, compiled=compiled)[1]
+    return TIMED_STEPS / fastest(run, 1, fresh, compiled=compiled)[1]

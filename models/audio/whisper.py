@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from models.hub.weights import fetch
 from models.layers.attention import attend
-from models.layers.init import Params, abstract_params
+from models.layers.init import FastRngs, Params, abstract_params
 from models.layers.linear import Linear
 from models.layers.norm import LayerNorm
 from models.layers.stacked import run_stacked, stacked
@@ -127,7 +127,7 @@ def load_whisper_tiny_en() -> tuple[nnx.GraphDef, Params]:
     Raises:
         UserError: if the weights cannot be fetched or read.
     """
-    graph, _ = abstract_params(lambda: WhisperEncoder(WhisperEncoderConfig.tiny_en(), rngs=nnx.Rngs(0)))
+    graph, _ = abstract_params(lambda: WhisperEncoder(WhisperEncoderConfig.tiny_en(), rngs=FastRngs(0)))
     return graph, whisper_params(read_ctranslate2(fetch("whisper-tiny-en")), WhisperEncoderConfig.tiny_en())
 
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from models.errors import UserError
-from models.layers.init import Params, abstract_params
+from models.layers.init import FastRngs, Params, abstract_params
 from models.readers.json_object import read_object
 from models.smolav.config import SmolAVConfig
 from models.smolav.lora import init_lora, merge_lora
@@ -39,7 +39,7 @@ def load_smolav(folder: Path = FOLDER) -> tuple[SmolAVConfig, nnx.GraphDef, Para
     decoder, language_model = load_smollm2()
     if decoder != config.decoder:
         raise UserError(f"{folder / CONFIG} is for another language model than SmolLM2-135M-Instruct; train it anew.")
-    graph, _ = abstract_params(lambda: SmolAV(config, rngs=nnx.Rngs(0)))
+    graph, _ = abstract_params(lambda: SmolAV(config, rngs=FastRngs(0)))
     merged = merge_lora(language_model, trained["lora"], config.lora_scale)
     return config, graph, {"decoder": merged, "media": trained["media"]}
 
@@ -61,7 +61,7 @@ def read_config(folder: Path) -> SmolAVConfig:
 
 def trained_shapes(config: SmolAVConfig) -> Params:
     """The trained parameters as shapes: {"media": the embedder's, "lora": the low-rank updates}."""
-    _, media = abstract_params(lambda: MediaEmbedder(config, rngs=nnx.Rngs(0)))
+    _, media = abstract_params(lambda: MediaEmbedder(config, rngs=FastRngs(0)))
     lora = jax.eval_shape(lambda key: init_lora(key, config.decoder, config.lora_rank), jax.random.key(0))
     return {"media": media, "lora": lora}
 

@@ -18,7 +18,7 @@ from models.hf.load import joined_shape
 from models.hf.tensors import Path, Tensors, batch_norm, conv, depthwise_conv, linear
 from models.hub.weights import fetch
 from models.layers.conv import ConvStyle, folded
-from models.layers.init import Params, abstract_params
+from models.layers.init import FastRngs, Params, abstract_params
 from models.readers.legacy_pickle import read_legacy_state_dict
 from models.vision.classification import check_stem
 from models.vision.inverted_residuals import Block, InvertedResidualNet, Plan, Stem, chained, round_to_8
@@ -136,7 +136,7 @@ def load_efficientnet_lite0() -> tuple[nnx.GraphDef, Params]:
         UserError: if the weights cannot be fetched or read.
     """
     config = EfficientNetLiteConfig.lite0()
-    graph, _ = abstract_params(lambda: EfficientNetLite(config, rngs=nnx.Rngs(0)))
+    graph, _ = abstract_params(lambda: EfficientNetLite(config, rngs=FastRngs(0)))
     return graph, folded(read_efficientnet_lite0(), EPSILON)
 
 
@@ -147,7 +147,7 @@ def read_efficientnet_lite0() -> Params:
         UserError: if the weights cannot be fetched or read.
     """
     config = dataclasses.replace(EfficientNetLiteConfig.lite0(), normed=True)
-    _, shapes = abstract_params(lambda: EfficientNetLite(config, rngs=nnx.Rngs(0)))
+    _, shapes = abstract_params(lambda: EfficientNetLite(config, rngs=FastRngs(0)))
     wanted: dict[Any, Any] = flatten_dict(shapes)
     state = read_legacy_state_dict(fetch("efficientnet-lite0"))
     found = {}
