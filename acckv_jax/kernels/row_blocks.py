@@ -17,6 +17,8 @@ from acckv_jax.queries import QueryWeights, Sums
 CPU_BLOCK, BLOCK = 64, 256
 """Rows of a block: few on CPUs, whose caches hold their weights, more where a matrix unit wants work (not measured)."""
 SEGMENTS = 8
+NARROW = 16
+"""Queries of a KV head up to which keys come first in the product: CPUs copy the second factor, transposed."""
 
 
 def attend(
@@ -92,9 +94,7 @@ def _rows(
     """Attention of one block of rows over the slots of all `layers` together, and its share of the column sums."""
     parts, ages = [], []
     for layer in layers:
-        logits = (
-            jnp.einsum("bkgth,bksh->bkgts", q, layer.keys, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-        )
+        logits = _products(q, layer.keys) * q.shape[-1] ** -0.5
         if log_multiplicity:
             logits = logits + jnp.log(jnp.maximum(layer.multiplicity, 1.0))[:, :, None, None, :]
         age = q_index[:, None, :, None] - layer.index[:, :, None, :]  # [B, K, T, S]
@@ -115,6 +115,14 @@ def _rows(
     )
     out = (out / total[..., None]).astype(layers[0].values.dtype)
     return out, tuple(_column_sums(stat, weights, total, jnp.concatenate(ages, axis=-1)) for stat in statistics)
+
+
+def _products(q: Float[Array, "B K G T H"], k: Float[Array, "B K S H"]) -> Float[Array, "B K G T S"]:
+    """Of every query and key, in float32."""
+    if q.shape[2] * q.shape[3] > NARROW:
+        return jnp.einsum("bkgth,bksh->bkgts", q, k, preferred_element_type=jnp.float32)
+    products = jnp.einsum("bksh,bkgth->bksgt", k, q, preferred_element_type=jnp.float32)
+    return products.transpose(0, 1, 3, 4, 2)
 
 
 def _column_sums(
