@@ -46,7 +46,8 @@ class Options:
     follow_up: bool = False
     """Each question follows the answer to the one before, on the pruned cache: one conversation."""
     model: str = "smolav"
-    """smolav, or the folder of a checkpoint: an exported SmolAV, Qwen2.5-Omni, VideoLLaMA2.1-AV."""
+    """smolav, the folder of a checkpoint (an exported SmolAV, Qwen2.5-Omni, VideoLLaMA2.1-AV), or OWNER/NAME of the
+    Hugging Face hub."""
     policy: str | None = None
     """How to prune the cache, alone or in wrappers, such as 'protected(snapkv)'; the default is the measured best,
     acckv_plus. See --compare for all."""

@@ -18,7 +18,7 @@ import tyro
 from models import command
 from models.errors import UserError
 from models.hf.export import save_params
-from models.registry import open_source
+from models.registry import CHECKPOINTS, checkpoint_folder, open_source
 from models.smolav.params import FOLDER, save_smolav, trained_shapes
 from train.checkpoint import manager, restore
 from train.log import plot_metrics
@@ -38,8 +38,8 @@ class Options:
     """The run's configuration."""
     workdir: Path = Path("runs/smolav")
     """The run's folder."""
-    model: Path | None = None
-    """A checkpoint folder in Hugging Face's format, to be written anew to --out instead."""
+    model: str | None = None
+    """A checkpoint folder in Hugging Face's format, or OWNER/NAME of its hub, to be written anew to --out instead."""
     out: Path | None = None
     """Where the model is written: for a run models/smolav unless given, for --model a new folder."""
     dtype: Literal["bf16", "fp32"] | None = None
@@ -126,7 +126,7 @@ def _export(options: Options) -> None:
     if not options.max_shard_gb > 0:
         raise UserError(f"--max-shard-gb must be above 0, not {options.max_shard_gb}.")
     dtype = DTYPES[options.dtype] if options.dtype else None
-    rewrite(options.model, options.out, dtype, options.max_shard_gb * 1e9)
+    rewrite(checkpoint_folder(options.model, CHECKPOINTS), options.out, dtype, options.max_shard_gb * 1e9)
     print(f"wrote {options.model} to {options.out}")
 
 
