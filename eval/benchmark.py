@@ -31,6 +31,7 @@ from eval.tasks.registry import TASKS
 from models import command
 from models.acckv_tau import TAU
 from models.errors import UserError
+from models.files import write_text
 
 Policies = dict[Variant, CachePolicy]
 Loader = Callable[[str, str, Path | None], Task]
@@ -267,9 +268,9 @@ def run(options: Options, load: Loader = load_task) -> None:
         UserError: on any mistake in the options or the file of answers.
     """
     result = summary(measure(options, options.answers or Path(f"{options.task}.jsonl"), load))
-    print_summary(Console(), result)
     if options.out:
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+        write_text(options.out, json.dumps(result, indent=1) + "\n")
+    print_summary(Console(), result)
 
 
 def main(arguments: list[str] | None = None) -> int:

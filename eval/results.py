@@ -5,11 +5,13 @@ The first line says whose answers they are, and each further line is one answer,
 
 import contextlib
 import fcntl
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
+from models import files
 from models.errors import UserError
 
 Row = dict[str, Any]
@@ -30,8 +32,8 @@ class Variant(NamedTuple):
 class Results:
     """Answers, each once."""
 
-    def __init__(self, file: BinaryIO | None = None) -> None:
-        """Keeps answers in memory, and appends them to `file` if there is one."""
+    def __init__(self, file: io.FileIO | None = None) -> None:
+        """Keeps answers in memory, and appends them to `file`, which is unbuffered, if there is one."""
         self._file = file
         self._answers: dict[tuple[str, Variant], dict[int, Row]] = {}
         self.errors: dict[str, str] = {}
@@ -50,11 +52,14 @@ class Results:
         return [row for _, row in sorted(self._answers.get((example, variant), {}).items())]
 
     def add(self, rows: Iterable[Row]) -> None:
-        """Adds those rows that are not there yet, to the file too."""
+        """Adds those rows that are not there yet, to the file too.
+
+        Raises:
+            OSError: if the file cannot take them; it keeps what it had, and a later run continues there.
+        """
         new = [row for row in rows if self._keep(row)]
         if self._file:
-            self._file.write(b"".join(_line(row) for row in new))
-            self._file.flush()
+            files.append(self._file, b"".join(_line(row) for row in new))
 
     def _keep(self, row: Row) -> bool:
         if "error" in row:
@@ -75,12 +80,15 @@ def opened(path: Path | None, about: Mapping[str, Any]) -> Iterator[Results]:
 
     Raises:
         UserError: if the file holds something else, another run is writing to it, or it cannot be opened.
+        OSError: if nothing can be written to it.
     """
     if path is None:
         yield Results()
         return
+    if path.exists() and not path.is_file():  # of a device there may be no end to read
+        raise UserError(f"{path} is no file that a later run could continue; name another for the answers.")
     try:
-        file = path.open("a+b")
+        file = path.open("a+b", buffering=0)
     except OSError as error:
         raise UserError(f"{path} cannot be opened for answers: {error.strerror}.") from error
     with file:
@@ -99,7 +107,7 @@ def opened(path: Path | None, about: Mapping[str, Any]) -> Iterator[Results]:
         rows = [_parsed(path, number, line) for number, line in enumerate(lines, 2)]
         file.truncate(len(whole + end))
         if not end:
-            file.write(_line(about))
+            files.append(file, _line(about))
         for row in rows:
             results._keep(row)
         yield results

@@ -1,15 +1,28 @@
 """What every command does alike."""
 
+import errno
 import io
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 import jax
 from rich.console import Console
 
 from models.errors import UserError
 from models.hub.package_index import cache_root
+
+ADVICE = {
+    errno.ENOSPC: "make room there, or name another place",
+    errno.EDQUOT: "make room in your quota, or name another place",
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f), or name another place",
+    errno.EROFS: "name a place that can be written",
+    errno.EACCES: "change its permissions, or name another place",
+    errno.EPERM: "change its permissions, or name another place",
+}
+"""What helps where the operating system refuses a file."""
 
 
 def run(body: Callable[[], None], *, keep_programs: bool = False) -> int:
@@ -21,7 +34,8 @@ def run(body: Callable[[], None], *, keep_programs: bool = False) -> int:
             JAX_COMPILATION_CACHE_DIR says.
 
     Returns:
-        The exit status: 0, or 2 after a `UserError`, whose sentence is printed to standard error.
+        The exit status: 0; 2 after a `UserError`, or where a file or the standard output is refused for a reason of
+        `ADVICE`, of which a sentence is printed to standard error; 1 where the reader of a pipe has gone.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -33,10 +47,40 @@ def run(body: Callable[[], None], *, keep_programs: bool = False) -> int:
             # A command has dozens of small programs, too, which take seconds together.
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         body()
+        sys.stdout.flush()
     except UserError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        return 2
+        return _fail(f"{error}")
+    except BrokenPipeError:  # as under `| head`
+        _discard_output()
+        return 1
+    except OSError as error:
+        if error.errno not in ADVICE:
+            raise
+        where = error.filename or ("standard output" if _refuses(sys.stdout) else "a file")
+        if _refuses(sys.stdout):
+            _discard_output()
+        return _fail(f"{where}: {os.strerror(error.errno)}; {ADVICE[error.errno]}.")
     return 0
+
+
+def _fail(sentence: str) -> int:
+    Console(stderr=True).print(f"error: {sentence}", markup=False, highlight=False, soft_wrap=True)
+    return 2
+
+
+def _refuses(stream: TextIO) -> bool:
+    """Whether a stream still holds what it could not write."""
+    try:
+        stream.flush()
+    except OSError:
+        return True
+    return False
+
+
+def _discard_output() -> None:
+    """Lets nothing more be written, which the interpreter would try at its end."""
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def moved(new: str) -> int:
@@ -52,9 +96,13 @@ def check_output(out: Path | None) -> None:
     """Checks before the work that its result can be written.
 
     Raises:
-        UserError: if the folder of `out` does not exist, or `out` is a folder.
+        UserError: if the folder of `out` does not exist, `out` is a folder, or either may not be written.
     """
     if out is not None and not out.absolute().parent.is_dir():
         raise UserError(f"There is no folder {out.parent} to write {out.name} into; make it first.")
     if out is not None and out.is_dir():
         raise UserError(f"{out} is a folder; name a file in it.")
+    if out is not None:
+        place = out if out.exists() else out.absolute().parent
+        if not os.access(place, os.W_OK):
+            raise UserError(f"{place} may not be written; change its permissions, or name another place.")

@@ -1,9 +1,11 @@
 """Measurements of a run: one CSV, and a plot of it."""
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from models import files
 from models.errors import UserError
 
 COLUMNS: list[str] = ["step", "stage", "kind", "loss", "exact", "tokens_per_second"]
@@ -17,17 +19,17 @@ class MetricsLog:
         self.path = path
         self.columns = columns
         kept = [row for row in read_metrics(path) if int(row["step"]) <= resumed_at] if path.exists() else []
-        draft = path.with_name(f"{path.name}.part")
-        with draft.open("w", newline="") as file:
+        with files.replacing(path) as draft, draft.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(kept)
-        draft.replace(path)
 
     def write(self, **values: object) -> None:
         """Appends a row."""
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, self.columns).writerow(values)
+        row = io.StringIO(newline="")
+        csv.DictWriter(row, self.columns).writerow(values)
+        with self.path.open("ab", buffering=0) as file:
+            files.append(file, row.getvalue().encode())
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
@@ -63,4 +65,5 @@ def plot_metrics(path: Path, picture: Path) -> None:
         axis.grid(alpha=0.3)
         axis.legend()
     axis.set_xlabel("step")
-    figure.savefig(picture, dpi=120)
+    with files.replacing(picture) as draft:
+        figure.savefig(draft, dpi=120)

@@ -13,6 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from models.errors import UserError
+from models.files import naming
 from models.hf.load import checkpoint_shape
 from models.hf.tensors import Tensor, Tensors
 from models.layers.init import Params
@@ -70,20 +71,22 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
     Raises:
         UserError: if `folder` has contents or is a file, or its parent does not exist.
+        OSError: if it cannot be written; it names `folder`.
     """
     folder = folder.absolute()
     if not folder.parent.is_dir():
         raise UserError(f"There is no folder {folder.parent} to make {folder.name} in; make it first.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists already; name a new folder, or delete it first.")
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        yield draft
-        draft.chmod(0o755)  # mkdtemp lets no one else in
-        draft.replace(folder)
-    except BaseException:
-        shutil.rmtree(draft)
-        raise
+    with naming(folder):
+        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            yield draft
+            draft.chmod(0o755)  # mkdtemp lets no one else in
+            draft.replace(folder)
+        except BaseException:
+            shutil.rmtree(draft)
+            raise
 
 
 def _shards(sizes: Mapping[str, int], most: float) -> dict[str, list[str]]:
