@@ -56,8 +56,9 @@ def run(body: Callable[[], None], *, keep_programs: bool = False) -> int:
     except OSError as error:
         if error.errno not in ADVICE:
             raise
-        where = error.filename or ("standard output" if _refuses(sys.stdout) else "a file")
-        if _refuses(sys.stdout):
+        where = error.filename or "a file"
+        if not error.filename and _refuses(sys.stdout):
+            where = "standard output"
             _discard_output()
         return _fail(f"{where}: {os.strerror(error.errno)}; {ADVICE[error.errno]}.")
     return 0
@@ -69,8 +70,9 @@ def _fail(sentence: str) -> int:
 
 
 def _refuses(stream: TextIO) -> bool:
-    """Whether a stream still holds what it could not write."""
+    """Whether not even the end of a line can be written; a stream without a buffer does not say it otherwise."""
     try:
+        stream.write("\n")
         stream.flush()
     except OSError:
         return True

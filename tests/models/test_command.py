@@ -48,10 +48,12 @@ def test_other_errors_are_not_hidden() -> None:
 
 
 @pytest.mark.packaging
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("lines", [1, 100_000])  # written at the end, and in between
-def test_a_full_standard_output(lines: int) -> None:
+def test_a_full_standard_output(lines: int, unbuffered: str) -> None:
     with open("/dev/full", "wb") as full:
-        done = ended(f"for i in range({lines}): print('x' * 10)", stdout=full)
+        environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+        done = ended(f"for i in range({lines}): print('x' * 10)", stdout=full, env=environment)
     sentence = "error: standard output: No space left on device; make room there, or name another place.\n"
     assert (done.returncode, done.stderr) == (2, sentence)
 
