@@ -3,6 +3,7 @@
 Without arguments it answers the bundled clip's questions with the full cache and with every policy.
 """
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -25,6 +26,7 @@ from eval.report import answer_tables, summary
 from models import command
 from models.acckv_tau import TAU
 from models.answering import EncodedClip, checked_key, question_prompt
+from models.devices import Devices, OnDevices
 from models.errors import UserError
 from models.interface import AVModel
 from models.media.paths import clip_path
@@ -70,6 +72,7 @@ class Options:
     """Answer with the full cache and with every policy, measure them, and print a table."""
     json: bool = False
     """Print one JSON object per answer, and nothing else, to standard output."""
+    devices: OnDevices = Devices()
 
 
 DEFAULT_POLICY = "acckv_plus"
@@ -98,9 +101,10 @@ def run(options: Options, out: Console, err: Console, load: Loader = models.load
     budget, sampler = choose_budget(options), choose_sampler(options)
     choose_policies(options, budget, compare=compare)  # mistakes are reported before a large model is loaded
     clips = [clip_path(text) for text in (clip, *options.clip_too)]
-    with progress_bar(err) as progress:
+    with contextlib.ExitStack() as on_devices, progress_bar(err) as progress:
         report = reporter(progress)
         report(f"loading {options.model}")
+        on_devices.enter_context(options.devices.placed(models.kv_heads(options.model), options.model))
         model = load(options.model, download_reporter(progress))
         policies = choose_policies(options, budget, compare=compare, tau=TAU[model.family])
         several = len(policies) > 1 or (len(questions) > 1 and not options.follow_up)
@@ -275,7 +279,9 @@ def download_reporter(progress: Progress) -> Callable[[str, int, int | None], No
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; 0, or 2 after a user's mistake."""
     options = tyro.cli(Options, args=arguments, prog="python -m eval.answer", description=__doc__)
-    return command.run(lambda: run(options, Console(), Console(stderr=True)), keep_programs=True)
+    return command.run(
+        lambda: run(options, Console(), Console(stderr=True)), keep_programs=True, devices=options.devices
+    )
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from models.hub.package_index import DownloadProgress
 from models.interface import AVModel
 from models.qwen2_5_omni.model import QwenOmniModel
 from models.qwen2_5_omni.params import open_thinker
+from models.smolav.config import SmolAVConfig
 from models.smolav.model import SmolAVModel
 from models.videollama2.model import VideoLLaMA2Model
 from models.videollama2.params import open_videollama2
@@ -48,6 +49,14 @@ def load(name: str, progress: DownloadProgress | None = None) -> AVModel:
     """
     if name in NAMED:
         return NAMED[name](progress)
+    folder = _folder(name)
+    config = read_config(folder)
+    if config.has("decoder"):  # of the supported models SmolAV alone says so, and has no model_type
+        return SmolAVModel.load(folder, progress)
+    return AV_MODELS[model_type(config, AV_MODELS)](folder)
+
+
+def _folder(name: str) -> Path:
     folder = Path(name)
     if folder.is_file():
         raise UserError(f"{folder} is a file; name the folder of the checkpoint that it belongs to.")
@@ -58,10 +67,22 @@ def load(name: str, progress: DownloadProgress | None = None) -> AVModel:
         )
     if not name or not folder.is_dir():
         raise UserError(f"Unknown model {name!r}; give one of {', '.join(NAMED)}, or the folder of a checkpoint.")
-    config = read_config(folder)
-    if config.has("decoder"):  # of the supported models SmolAV alone says so, and has no model_type
-        return SmolAVModel.load(folder, progress)
-    return AV_MODELS[model_type(config, AV_MODELS)](folder)
+    return folder
+
+
+def kv_heads(name: str) -> int:
+    """KV heads K of the decoder that `load` would load; reads its configuration alone.
+
+    Raises:
+        UserError: as `load`.
+    """
+    if name in NAMED:
+        return SmolAVConfig.smollm2_135m().decoder.num_key_value_heads
+    config = read_config(_folder(name))
+    names = ("decoder",) if config.has("decoder") else ("thinker_config", "text_config")
+    for name in names:
+        config = config.section(name) if config.has(name) else config
+    return max(1, config.get("num_key_value_heads", int, 1))  # `load` says what is wrong with a configuration
 
 
 def open_source(folder: Path) -> Source:
