@@ -20,6 +20,7 @@ import models
 from acckv_jax import POLICIES, CachePolicy
 from acckv_jax.sampling import Sampler
 from eval.answering import Answered, measure
+from eval.many import Settings, answer_all, read_questions
 from eval.perf.roofline import measured_bandwidth
 from eval.policies import build_policy, parse_budget
 from eval.report import answer_tables, summary
@@ -70,6 +71,12 @@ class Options:
     """Measure prefill, pruning and decoding, for which all is run a second time, and print a table."""
     compare: bool = False
     """Answer with the full cache and with every policy, measure them, and print a table."""
+    batch: Path | None = None
+    """Answer the questions in a file of JSON lines, {"id": ..., "clip": ..., "question": ...}, greedily."""
+    out: Path | None = None
+    """With --batch, the file of the answers, a JSON object per line; if it has some already, the rest is answered."""
+    rows: int = 8
+    """With --batch, questions that run at once."""
     json: bool = False
     """Print one JSON object per answer, and nothing else, to standard output."""
     devices: OnDevices = Devices()
@@ -85,6 +92,9 @@ def run(options: Options, out: Console, err: Console, load: Loader = models.load
     Raises:
         UserError: on any mistake in the arguments or the clip.
     """
+    if options.batch is not None or options.out is not None:
+        run_batch(options, err, load)
+        return
     clip, questions, compare = options.clip, options.questions, options.compare
     if clip is None:
         clip, compare = str(DEMO / "demo.mp4"), options.policy is None
@@ -128,6 +138,57 @@ def run(options: Options, out: Console, err: Console, load: Loader = models.load
         out.print(answer_tables(answers, ", ".join(path.name for path in clips)))
         for note in encoded.notes:
             out.print(note, markup=False, highlight=False)
+
+
+def run_batch(options: Options, err: Console, load: Loader) -> None:
+    """Answers the questions of a file.
+
+    Raises:
+        UserError: on any mistake in the arguments or the files.
+    """
+    if options.batch is None or options.out is None:
+        raise UserError("--batch, the file of questions, and --out, the file of answers, belong together.")
+    alone = {
+        "CLIP": options.clip,
+        "--clip-too": options.clip_too,
+        "--follow-up": options.follow_up,
+        "--stats": options.stats,
+        "--compare": options.compare,
+        "--json": options.json,
+        "--temperature": options.temperature,
+        "--top-k": options.top_k,
+    }
+    if given := [name for name, value in alone.items() if value]:
+        raise UserError(f"--batch reads clips and questions from a file, greedily; leave out {', '.join(given)}.")
+    if options.max_new_tokens < 1 or options.rows < 1:
+        raise UserError("--max-new-tokens and --rows must be at least 1.")
+    budget = choose_budget(options)
+    choose_policies(options, budget, compare=False)  # mistakes are reported before a large model is loaded
+    command.check_output(options.out)
+    questions = read_questions(options.batch)
+    with contextlib.ExitStack() as on_devices, progress_bar(err) as progress:
+        on_devices.enter_context(options.devices.placed(models.kv_heads(options.model), options.model))
+        task = progress.add_task("answers", total=len(questions))
+        download = download_reporter(progress)
+        settings = Settings(options.layout, options.max_new_tokens, options.rows)
+        about = {
+            "model": options.model,
+            "policy": options.policy or DEFAULT_POLICY,
+            "budget": 1.0 if options.policy == "full" else budget,
+            "options": list(options.option),
+            "layout": options.layout,
+            "max_new_tokens": options.max_new_tokens,
+        }
+
+        def loaded() -> tuple[AVModel, CachePolicy]:
+            model = load(options.model, download)
+            (policy,) = choose_policies(options, budget, compare=False, tau=TAU[model.family]).values()
+            return model, policy
+
+        def report(done: int, all: int) -> None:
+            progress.update(task, completed=done, total=all)
+
+        answer_all(loaded, questions, options.out, settings, about, report)
 
 
 def ask(

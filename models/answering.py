@@ -396,10 +396,15 @@ def check_finite(model: AVModel, logits: jax.Array, cache: kv.KVCache) -> None:
         UserError: if not.
     """
     if not (np.isfinite(on_host(logits).astype(np.float32)).all() and finite_rows(cache).all()):
-        raise UserError(
-            f"{model.name} computes values that are not finite (NaN or infinite): its weights are damaged, or too "
-            "large for their type; copy the checkpoint again."
-        )
+        raise UserError(not_finite(model))
+
+
+def not_finite(model: AVModel) -> str:
+    """What is wrong with a model that does not compute numbers."""
+    return (
+        f"{model.name} computes values that are not finite (NaN or infinite): its weights are damaged, or too large "
+        "for their type; copy the checkpoint again."
+    )
 
 
 def _slot_bytes(cache: kv.KVCache) -> int:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import math
 import re
 import socket
@@ -10,7 +11,9 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import jax
+import numpy as np
 import tyro
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh
 
 from models.errors import UserError
@@ -52,9 +55,7 @@ class Devices:
         """
         given = (self.coordinator, self.processes, self.process)
         if self.distributed and given != (None, None, None):
-            raise UserError(
-                "--distributed finds the other processes by itself; leave it out where --coordinator is given."
-            )
+            raise UserError("--distributed finds the other processes by itself; leave it out beside --coordinator.")
         if not self.several and given != (None, None, None):
             raise UserError("--processes and --process need --coordinator, the HOST:PORT of process 0.")
         if not self.several:
@@ -78,9 +79,7 @@ class Devices:
         if found is None or not 0 < int(found["port"]) < 2**16:
             raise UserError(f"--coordinator {coordinator!r} is no HOST:PORT such as 10.0.0.2:8476.")
         if self.processes is None or self.process is None:
-            raise UserError(
-                "--coordinator needs --processes, how many there are, and --process, the number of this one."
-            )
+            raise UserError("--coordinator needs --processes, how many there are, and --process, this one's number.")
         if not 0 <= self.process < self.processes:
             raise UserError(f"--process {self.process} is none of {self.processes} processes; they count from 0.")
         if self.process:
@@ -154,6 +153,16 @@ def make_mesh(devices: Sequence[Any], axes: str | None, kv_heads: int, where: st
 def is_first() -> bool:
     """Whether this process prints, and writes what all share."""
     return jax.process_index() == 0
+
+
+def from_first(value: Any) -> Any:
+    """What process 0 gives, in all processes; ready for JSON."""
+    if jax.process_count() == 1:
+        return value
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8) if is_first() else np.zeros(0, np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
+    sent = multihost_utils.broadcast_one_to_all(data if is_first() else np.zeros(length, np.uint8))
+    return json.loads(np.asarray(sent).tobytes())
 
 
 def _parsed(axes: str) -> dict[str, int]:

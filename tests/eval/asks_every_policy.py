@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import sys
-from typing import Annotated
 
 import tyro
 
