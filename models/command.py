@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -45,6 +46,11 @@ def run(body: Callable[[], None], *, keep_programs: bool = False, devices: Devic
         if devices.several:
             leave(2)
         return 2
+    except BaseException:
+        if not devices.several:
+            raise
+        traceback.print_exc()
+        leave(1)
     return 0
 
 
