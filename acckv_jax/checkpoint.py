@@ -91,9 +91,8 @@ def save_cache(
     orbax = _orbax()
     folder = _on_file_system(folder)
     if not isinstance(cache, KVCache | DecodeState | Scored | Generation):
-        raise ValueError(
-            f"save_cache takes a KVCache, DecodeState, Scored or Generation, not a {type(cache).__name__}."
-        )
+        kind = type(cache).__name__
+        raise ValueError(f"save_cache takes a KVCache, a DecodeState, a Scored or a Generation, and not a {kind}.")
     arrays: Arrays = {}
     index = {
         "format": FORMAT,

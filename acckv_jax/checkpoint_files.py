@@ -31,9 +31,9 @@ def new_folder(folder: Path, index: dict[str, Any]) -> Iterator[Path]:
     partial = folder.with_name(f".{folder.name}.partial")  # one name, so that the next save removes what a kill left
 
     def begin() -> None:
+        if os.path.lexists(folder):
+            raise ValueError(f"{folder} exists already: choose another folder, or remove it.")
         with _in_a_sentence(folder):
-            if os.path.lexists(folder):
-                raise ValueError(f"{folder} exists already: choose another folder, or remove it.")
             if partial.exists():
                 shutil.rmtree(partial)
             partial.mkdir(parents=True)
@@ -125,14 +125,13 @@ def in_first_process(work: Callable[[], None]) -> None:
 
 @contextlib.contextmanager
 def _in_a_sentence(folder: Path) -> Iterator[None]:
-    """Raises the system's errors as ValueErrors that name the folder and the reason."""
+    """Raises what writing fails with as a ValueError that names the folder and the reason."""
     try:
         yield
-    except (OSError, ValueError) as error:
-        found = _SYSTEM_ERROR.search(str(error))  # TensorStore's are ValueErrors of a page each
-        if isinstance(error, ValueError) and not found:
-            raise
-        reason = os.strerror(int(found[1])) if found else error.strerror if isinstance(error, OSError) else error
+    except (OSError, ValueError) as error:  # TensorStore's are ValueErrors of a page each
+        code = _SYSTEM_ERROR.search(str(error))
+        reason = os.strerror(int(code[1])) if code else error.strerror if isinstance(error, OSError) else None
+        reason = reason or str(error).partition(" [tensorstore_spec=")[0]
         raise ValueError(f"the cache cannot be written to {folder}: {reason}.") from error
 
 
@@ -141,7 +140,7 @@ def _damaged(path: Path) -> str:
 
 
 def _sealed(index: dict[str, Any]) -> str:
-    return json.dumps(index | {"checksum": _own_checksum(index)}, indent=1) + "\n"
+    return json.dumps(index | {"checksum": _own_checksum(index)}, indent=1)
 
 
 def _own_checksum(index: dict[str, Any]) -> int:
