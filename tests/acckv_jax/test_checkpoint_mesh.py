@@ -1,6 +1,11 @@
 """A cache that is pruned on one mesh and decoded on another gives the tokens of one device and of no saving."""
 
 import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -66,10 +71,10 @@ def pruned_on(kind: str, name: str) -> kv.DecodeState:
         return kv.start_decoding(jnp.asarray(logits), cache, jax.random.key(1), sampler=SAMPLER)
 
 
-def decoded_on(kind: str, name: str, state: kv.DecodeState) -> np.ndarray:
+def decoded_on(kind: str, name: str, state: kv.DecodeState) -> jax.Array:
     params = params_of() if MESHES[kind] is None else place_params(params_of())
     tokens, _, _ = kv.jitted.decode(DECODER, params, state, CONTRACT[name], steps=STEPS, sampler=SAMPLER)
-    return np.asarray(tokens)
+    return tokens
 
 
 @pytest.mark.parametrize(
@@ -100,3 +105,38 @@ def test_shardings_of_a_prompt_that_was_scored(tmp_path):
     assert_equal(jax.device_get(loaded), jax.device_get(scored))
     for one, other in zip(jax.tree.leaves(loaded), jax.tree.leaves(placed), strict=True):
         assert jax.typeof(one).sharding.spec == jax.typeof(other).sharding.spec
+
+
+@pytest.mark.complete
+@pytest.mark.packaging
+def test_two_processes_save_and_load(tmp_path):
+    """Two processes of four devices each: saved from one mesh, loaded onto another, errors raised in both."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.acckv_jax.checkpoint_processes", str(number), str(port), str(tmp_path)],
+            cwd=ROOT,
+            env=os.environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    try:
+        name = "quantized_h2o_every_4"
+        expected = decoded_on("one device", name, pruned_on("one device", name)).tolist()
+        outputs = [process.communicate(timeout=600) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    assert [process.returncode for process in started] == [0, 0], outputs
+    for out, _ in outputs:
+        told = json.loads(out.splitlines()[-1])
+        assert told["saved"] == told["loaded"] == expected
+        assert "clip exists already" in told["exists"] and "call jax.set_mesh" in told["without a mesh"]
+        assert "_METADATA is damaged" in told["damaged"]
+    assert [path.name for path in tmp_path.iterdir()] == ["clip"]
