@@ -13,8 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 import acckv_jax as kv
+from acckv_jax.checkpoint_tree import placement
 from acckv_jax.sharding import mesh_spec
 from tests.acckv_jax.contract_cases import (
     CONTRACT,
@@ -105,6 +107,19 @@ def test_shardings_of_a_prompt_that_was_scored(tmp_path):
     assert_equal(jax.device_get(loaded), jax.device_get(scored))
     for one, other in zip(jax.tree.leaves(loaded), jax.tree.leaves(placed), strict=True):
         assert jax.typeof(one).sharding.spec == jax.typeof(other).sharding.spec
+
+
+def test_axes_of_arrays():
+    """By name; of stacks too, over axes of other names, and where rows or heads do not divide."""
+    with on("2x4"):
+        place = placement(4, kv.ShardingRules())
+        assert place("inputs.0.unrotated_q", (3, 2, 9, 8, 4)).spec == P(None, "data", None, "tensor", None)
+        assert place("inputs.0.output_weights", (8, 4, 16)).spec == P("tensor", None, None)
+        assert place("cache.stacks.1.k.scale", (1, 4, 1, 8)).spec == P(None, "tensor", None, None)
+        assert place("cache.stacks.0.next_slot", (3,)).spec == place("key", (2,)).spec == P(None)
+        assert placement(3, kv.ShardingRules())("cache.stacks.0.k", (2, 3, 9, 8)).spec == P("data", None, None, None)
+        swapped = placement(4, kv.ShardingRules(batch=("tensor", "none"), heads="data"))
+        assert swapped("cache.stacks.0.sums.1", (3, 4, 4, 9)).spec == P(None, "tensor", "data", None)
 
 
 @pytest.mark.complete
