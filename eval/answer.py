@@ -20,7 +20,6 @@ from acckv_jax import POLICIES, CachePolicy
 from acckv_jax.sampling import Sampler
 from eval.answering import Answered, measure
 from eval.perf.roofline import measured_bandwidth
-from eval.policies import build_policy, parse_budget
 from eval.report import answer_tables, summary
 from models import command
 from models.acckv_tau import TAU
@@ -28,6 +27,7 @@ from models.answering import EncodedClip, checked_key, question_prompt
 from models.errors import UserError
 from models.interface import AVModel
 from models.media.paths import clip_path
+from models.policies import build_policy, parse_budget
 
 Loader = Callable[[str, Callable[[str, int, int | None], None]], AVModel]
 DEMO = Path(__file__).parent.parent / "models" / "smolav" / "demo"

@@ -24,13 +24,14 @@ from rich.table import Table
 from acckv_jax import POLICIES, CachePolicy
 from eval import results
 from eval.intervals import mean_interval
-from eval.policies import BudgetError, build_policy, parse_budget, split_variant
+from eval.policies import BudgetError, split_variant
 from eval.results import Results, Row, Variant
 from eval.tasks.interface import Example, Task
 from eval.tasks.registry import TASKS
 from models import command
 from models.acckv_tau import TAU
 from models.errors import UserError
+from models.policies import build_policy, parse_budget
 
 Policies = dict[Variant, CachePolicy]
 Loader = Callable[[str, str, Path | None], Task]
