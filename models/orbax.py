@@ -54,7 +54,7 @@ def restore_orbax(folder: Path, shapes: Params) -> Params:
 
     alone = SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or alone), shapes)
-    stored, wanted = _stored(folder), {".".join(path): x for path, x in flatten_dict(shapes).items()}
+    stored, wanted = _stored(folder), _by_path(shapes)
     problems = [f"{name} is missing" for name in sorted(wanted.keys() - stored.keys())]
     problems += [f"{name} is unknown" for name in sorted(stored.keys() - wanted.keys())]
     problems += [
@@ -83,7 +83,12 @@ def _stored(folder: Path) -> dict[str, Any]:
 
     with _one_sentence(folder, "is damaged", "export it again"), ocp.StandardCheckpointer() as checkpointer:
         tree = checkpointer.metadata((folder / FOLDER).absolute()).item_metadata.tree
-        return {".".join(path): array for path, array in flatten_dict(tree).items()}
+        return _by_path(tree)
+
+
+def _by_path(tree: Params) -> dict[str, Any]:
+    flat: dict[Any, Any] = flatten_dict(tree)
+    return {".".join(path): leaf for path, leaf in flat.items()}
 
 
 @contextlib.contextmanager

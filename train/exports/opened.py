@@ -16,6 +16,7 @@ from models.layers.init import Params
 from models.readers.json_object import read_object
 from models.registry import CHECKPOINTS, NAMED, open_source
 from models.smolav.params import FOLDER, load_smolav
+from models.smolav.preprocess import Chat
 from models.text.chatml import ChatML
 from models.text.tokenizers import load_smollm2_tokenizer, load_tokenizer
 
@@ -93,8 +94,8 @@ def _open_smolav(folder: Path) -> Opened:
     def load(dtype: np.dtype | None) -> Params:
         return jax.tree.map(lambda x: jax.device_put(np.asarray(x, dtype)), params)
 
-    stop = (load_smollm2_tokenizer().token_to_id("<|im_end|>"),)
-    return Opened(config.decoder, "smolav", stop, dataclasses.asdict(config), (), load)
+    stop = Chat.smollm2(lambda text: load_smollm2_tokenizer().encode(text).ids).end
+    return Opened(config.decoder, "smolav", (stop,), dataclasses.asdict(config), (), load)
 
 
 def _open_checkpoint(folder: Path) -> Opened:

@@ -14,11 +14,12 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 from jax import export
 from safetensors.numpy import save_file
 
@@ -39,12 +40,12 @@ BUDGET = "0.2"
 HOW = (
     "Every program takes and returns flat tuples of arrays in the order listed here.",
     f"The inputs params.* are the tensors of {WEIGHTS}, prompt.* describe the prompt: embeddings [B, T, D] or tokens "
-    "[B, T], padded on the right; modality [B, T] (0 text, 1 video, 2 audio); length [B], the real tokens; where listed, "
-    "positions [A, B, T] and delta [B], the position of the first new token minus its index.",
-    "Every other input is the newest output of that name of the programs before: prefill, prune, then decode repeatedly.",
+    "[B, T], padded on the right; modality [B, T] (0 text, 1 video, 2 audio); length [B], the real tokens; where "
+    "listed, positions [A, B, T] and delta [B], the position of the first new token minus its index.",
+    "Every other input is the newest output of that name: run prefill, prune, and then decode repeatedly.",
     "Before the first decode, token [B] is the argmax of logits, and active [B] is false where it is a stop token.",
-    "decode returns tokens [B, steps], of which the first `number` were made; it makes fewer than `steps` when every row "
-    "has ended or no slot is free. Rows that have ended repeat their last token.",
+    "decode returns tokens [B, steps], of which the first `number` were made: fewer than `steps` when every row has ended or "
+    "no slot is free. Rows that have ended repeat their last token.",
     "The inputs of prune (scored.*) and the caches of decode (cache.*) may be donated.",
     "A cache whose *.finite is false has met a NaN or infinity in that row; its tokens mean nothing.",
 )
@@ -64,8 +65,8 @@ class ProgramOptions:
     """A policy, or one inside wrappers such as 'protected(snapkv)'."""
     budget: str | None = None
     """Fraction of the prompt, such as 0.2, or number of slots, such as 512, to keep; 0.2 unless given."""
-    option: tuple[str, ...] = ()
-    """Options of the policy as NAME=VALUE."""
+    option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """An option of the policy as NAME=VALUE; may be repeated."""
     steps: int = 16
     """Most tokens that one call of decode makes."""
     new_tokens: int = 64
@@ -270,7 +271,7 @@ def _policy(options: ProgramOptions, tau: float | None) -> kv.CachePolicy:
 
 
 def _check_fits(options: ProgramOptions, policy: kv.CachePolicy, model: Opened) -> None:
-    """Checks lengths against the model's, and the budget against a whole prompt of media, the least that can be asked."""
+    """Checks lengths against the model's, and the budget against a prompt of media alone, which asks least of it."""
     longest, wanted = model.decoder.max_position_embeddings, options.length + options.new_tokens
     if wanted > longest:
         raise UserError(
