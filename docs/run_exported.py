@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import export
 from safetensors.flax import load_file
@@ -22,9 +23,10 @@ def run(name):
     arrays.update({one["name"]: x for one, x in zip(programs[name]["outputs"], found, strict=True)})
 
 
-run("prefill"), run("prune")
-arrays["token"] = np.argmax(arrays["logits"], -1).astype(np.int32)
-arrays["active"] = ~np.isin(arrays["token"], manifest["stop_token_ids"])
+run("prefill")
+run("prune")
+arrays["token"] = jnp.argmax(arrays["logits"], -1).astype(jnp.int32)
+arrays["active"] = ~jnp.isin(arrays["token"], jnp.array(manifest["stop_token_ids"], jnp.int32))
 tokens = np.asarray(arrays["token"])[:, None]
 while tokens.shape[1] < manifest["new_tokens"] and np.any(arrays["active"]):
     run("decode")

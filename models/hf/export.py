@@ -93,10 +93,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     try:
         with _writing(folder):
             yield draft
-            for path in draft.rglob("*"):
-                if path.is_file():
-                    _flush(path)
-            draft.chmod(0o755)  # mkdtemp lets no one else in
+            for path in filter(Path.is_file, draft.rglob("*")):
+                _flush(path)
+                path.chmod(0o644)  # safetensors lets no one else read
+            draft.chmod(0o755)  # nor does mkdtemp
             draft.replace(folder)
     except BaseException:
         shutil.rmtree(draft)

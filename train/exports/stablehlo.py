@@ -44,8 +44,8 @@ HOW = (
     "listed, positions [A, B, T] and delta [B], the position of the first new token minus its index.",
     "Every other input is the newest output of that name: run prefill, prune, and then decode repeatedly.",
     "Before the first decode, token [B] is the argmax of logits, and active [B] is false where it is a stop token.",
-    "decode returns tokens [B, steps], of which the first `number` were made: fewer than `steps` when every row has ended or "
-    "no slot is free. Rows that have ended repeat their last token.",
+    "decode returns tokens [B, steps], of which the first `number` were made: fewer than `steps` when every row has "
+    "ended or no slot is free. Rows that have ended repeat their last token.",
     "The inputs of prune (scored.*) and the caches of decode (cache.*) may be donated.",
     "A cache whose *.finite is false has met a NaN or infinity in that row; its tokens mean nothing.",
 )
@@ -82,7 +82,7 @@ class Program:
     """A function over named trees of arrays.
 
     Attributes:
-        run: takes the trees by name, and returns others by name.
+        run: takes the trees by name, and returns others by name; jax orders those by name.
         takes: their shapes, in order.
     """
 
@@ -94,7 +94,7 @@ class Program:
         left = iter(arrays)
         parts = {name: jax.tree.flatten(tree) for name, tree in self.takes.items()}
         trees = {name: jax.tree.unflatten(kind, itertools.islice(left, len(x))) for name, (x, kind) in parts.items()}
-        return tuple(jax.tree.leaves(tuple(self.run(**trees).values())))
+        return tuple(jax.tree.leaves(self.run(**trees)))
 
     @property
     def gives(self) -> Trees:
