@@ -88,7 +88,7 @@ def _stored(folder: Path) -> dict[str, Any]:
 
 def _by_path(tree: Params) -> dict[str, Any]:
     flat: dict[Any, Any] = flatten_dict(tree)
-    return {".".join(path): leaf for path, leaf in flat.items()}
+    return {".".join(map(str, path)): leaf for path, leaf in flat.items()}
 
 
 @contextlib.contextmanager
