@@ -9,12 +9,13 @@ import jax
 import numpy as np
 from flax import nnx
 
+from models.acckv_tau import TAU
 from models.decoder import Decoder, DecoderConfig
 from models.errors import UserError
 from models.hf.config import model_type, read_config
 from models.layers.init import Params
 from models.readers.json_object import read_object
-from models.registry import CHECKPOINTS, NAMED, open_source
+from models.registry import AV_MODELS, CHECKPOINTS, NAMED, open_source
 from models.smolav.params import FOLDER, load_smolav
 from models.smolav.preprocess import Chat
 from models.text.chatml import ChatML
@@ -22,12 +23,6 @@ from models.text.tokenizers import load_smollm2_tokenizer, load_tokenizer
 
 COMPANIONS = (".json", ".txt", ".jinja", ".model")
 """Suffixes of files beside the tensors (tokenizer, preprocessing, generation) that a written checkpoint keeps."""
-FAMILIES = {
-    "qwen2_5_omni": "qwen2_5_omni",
-    "qwen2_5_omni_thinker": "qwen2_5_omni",
-    "videollama2_qwen2": "videollama2",
-}
-"""Family (`AVModel.family`) of the model_types that read media."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,15 +31,17 @@ class Opened:
 
     Attributes:
         decoder: sizes of the decoder.
-        family: as `AVModel.family`; None for a decoder by itself, which reads token ids.
+        reads_media: whether it is an audio-video model, and no decoder by itself.
+        tau: threshold of AccKV's gate for its family, if it is known.
         stop_token_ids: tokens that end an answer.
         config: what a config.json says of the model.
         companions: files that belong beside the tensors.
-        load: all parameters in a type, or in their own; the decoder's lie below "decoder" unless it is by itself.
+        load: all parameters in a type, or in their own; those of an audio-video model's decoder lie below "decoder".
     """
 
     decoder: DecoderConfig
-    family: str | None
+    reads_media: bool
+    tau: float | None
     stop_token_ids: tuple[int, ...]
     config: Mapping[str, Any]
     companions: tuple[Path, ...]
@@ -95,22 +92,24 @@ def _open_smolav(folder: Path) -> Opened:
         return jax.tree.map(lambda x: jax.device_put(np.asarray(x, dtype)), params)
 
     stop = Chat.smollm2(lambda text: load_smollm2_tokenizer().encode(text).ids).end
-    return Opened(config.decoder, "smolav", (stop,), dataclasses.asdict(config), (), load)
+    return Opened(config.decoder, True, TAU["smolav"], (stop,), dataclasses.asdict(config), (), load)
 
 
 def _open_checkpoint(folder: Path) -> Opened:
     source = open_source(folder)
-    family = FAMILIES.get(model_type(read_config(folder), CHECKPOINTS))
+    kind = model_type(read_config(folder), CHECKPOINTS)
+    media = kind in AV_MODELS
+    tau = next((value for family, value in TAU.items() if kind.startswith(family)), None)
     module: Any = nnx.eval_shape(lambda: source.make(np.dtype(np.float32)))
-    decoder: Decoder = module.decoder if family else module
-    stop = ChatML(load_tokenizer(folder), decoder.config.vocab_size).stop_token_ids if family else _end_tokens(folder)
+    decoder: Decoder = module.decoder if media else module
+    stop = ChatML(load_tokenizer(folder), decoder.config.vocab_size).stop_token_ids if media else _end_tokens(folder)
     # Written out, so that it need not be inferred from which tensors there are.
     config = {**source.config, "tie_word_embeddings": decoder.config.tie_word_embeddings}
 
     def load(dtype: np.dtype | None) -> Params:
         return source.load(dtype or source.dtype())[1]
 
-    return Opened(decoder.config, family, stop, config, companions_of(folder), load)
+    return Opened(decoder.config, media, tau, stop, config, companions_of(folder), load)
 
 
 def _end_tokens(folder: Path) -> tuple[int, ...]:

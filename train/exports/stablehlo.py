@@ -24,7 +24,6 @@ from jax import export
 from safetensors.numpy import save_file
 
 import acckv_jax as kv
-from models.acckv_tau import TAU
 from models.errors import UserError
 from models.hf.export import whole_folder
 from models.layers.init import Params
@@ -118,13 +117,12 @@ def export_stablehlo(name: str, out: Path, options: ProgramOptions, dtype: np.dt
         UserError: if there is no such model or policy, a number does not fit, or `out` is in use or cannot be written.
     """
     _check_numbers(options)
-    policy = _policy(options, None)  # mistakes are reported before a large model is loaded
+    _policy(options, None)  # mistakes are reported before a large model is opened
     model = open_model(name)
-    if model.family:
-        policy = _policy(options, TAU[model.family])
+    policy = _policy(options, model.tau)
     _check_fits(options, policy, model)
     whole = model.load(dtype)
-    params = whole["decoder"] if model.family else whole
+    params = whole["decoder"] if model.reads_media else whole
     with whole_folder(out) as draft:
         made = programs(model, params, policy, options)
         save_file({key: np.asarray(x) for key, x in named({"params": params}).items()}, draft / WEIGHTS)
@@ -149,7 +147,7 @@ def programs(model: Opened, params: Params, policy: kv.CachePolicy, options: Pro
     c, decoder = model.decoder, decoder_of(model.decoder)
     rows, tokens, shape = options.batch, options.length, jax.ShapeDtypeStruct
     weights = jax.tree.map(lambda x: shape(x.shape, x.dtype), params)
-    kind = options.inputs or ("embeddings" if model.family else "tokens")
+    kind = options.inputs or ("embeddings" if model.reads_media else "tokens")
     embedded = shape((rows, tokens, c.hidden_size), weights["tokens"]["embedding"].dtype)
     prompt: Trees = {kind: embedded if kind == "embeddings" else shape((rows, tokens), jnp.int32)}
     prompt |= {"modality": shape((rows, tokens), jnp.int8), "length": shape((rows,), jnp.int32)}
