@@ -22,7 +22,6 @@ from acckv_jax.sampling import Sampler
 from eval.answering import Answered, measure
 from eval.many import Settings, answer_all, read_questions
 from eval.perf.roofline import measured_bandwidth
-from eval.policies import build_policy, parse_budget
 from eval.report import answer_tables, summary
 from models import command
 from models.acckv_tau import TAU
@@ -31,6 +30,7 @@ from models.devices import Devices, OnDevices
 from models.errors import UserError
 from models.interface import AVModel
 from models.media.paths import clip_path
+from models.policies import build_policy, parse_budget
 
 Loader = Callable[[str, Callable[[str, int, int | None], None]], AVModel]
 DEMO = Path(__file__).parent.parent / "models" / "smolav" / "demo"

@@ -26,7 +26,7 @@ import models
 from acckv_jax import POLICIES, CachePolicy
 from eval import results
 from eval.intervals import mean_interval
-from eval.policies import BudgetError, build_policy, parse_budget, split_variant
+from eval.policies import BudgetError, split_variant
 from eval.results import Results, Row, Variant
 from eval.tasks.interface import Example, Task
 from eval.tasks.registry import TASKS
@@ -34,6 +34,7 @@ from models import command
 from models.acckv_tau import TAU
 from models.devices import Devices, OnDevices, is_first
 from models.errors import UserError
+from models.policies import build_policy, parse_budget
 
 Policies = dict[Variant, CachePolicy]
 Loader = Callable[[str, str, Path | None], Task]

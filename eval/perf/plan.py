@@ -16,7 +16,7 @@ from acckv_jax import CachePolicy, KVCache, Prompt, Scored, ShardingRules
 from acckv_jax.sharding import axis_size, mesh_spec
 from eval.perf.bench import TEXT, modalities
 from eval.perf.topologies import Topology
-from eval.policies import build_policy, check_layers, check_policies
+from eval.policies import check_layers, check_policies
 from models.acckv_tau import TAU
 from models.decoder import Decoder, DecoderConfig
 from models.devices import make_mesh
@@ -24,6 +24,7 @@ from models.errors import UserError
 from models.layers.init import FastRngs, Params
 from models.over_decoder import SINGLE, DecoderStep
 from models.placement import abstract_params_on
+from models.policies import build_policy
 from models.qwen2_5_omni.config import ThinkerConfig
 from models.qwen2_5_omni.modeling import Thinker
 from models.smolav.config import SmolAVConfig

@@ -8,9 +8,9 @@ import tyro
 
 import models
 from acckv_jax import POLICIES
-from eval.policies import build_policy
 from models import command
 from models.devices import Devices, OnDevices
+from models.policies import build_policy
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,9 +10,9 @@ from rich.console import Console
 import models
 from eval.answer import Options, main, run
 from eval.many import read_questions
-from eval.policies import build_policy
 from models.errors import UserError
 from models.media.clip_writer import write_clip
+from models.policies import build_policy
 
 BUDGET = 40
 
