@@ -49,7 +49,8 @@ class Options:
     follow_up: bool = False
     """Each question follows the answer to the one before, on the pruned cache: one conversation."""
     model: str = "smolav"
-    """smolav, or the folder of a checkpoint: an exported SmolAV, Qwen2.5-Omni, VideoLLaMA2.1-AV."""
+    """smolav, the folder of a checkpoint (an exported SmolAV, Qwen2.5-Omni, VideoLLaMA2.1-AV), or OWNER/NAME of the
+    Hugging Face hub."""
     policy: str | None = None
     """How to prune the cache, alone or in wrappers, such as 'protected(snapkv)'; the default is the measured best,
     acckv_plus. See --compare for all."""
@@ -114,8 +115,9 @@ def run(options: Options, out: Console, err: Console, load: Loader = models.load
     with contextlib.ExitStack() as on_devices, progress_bar(err) as progress:
         report = reporter(progress)
         report(f"loading {options.model}")
-        on_devices.enter_context(options.devices.placed(models.kv_heads(options.model), options.model))
-        model = load(options.model, download_reporter(progress))
+        download = download_reporter(progress)
+        on_devices.enter_context(options.devices.placed(models.kv_heads(options.model, download), options.model))
+        model = load(options.model, download)
         policies = choose_policies(options, budget, compare=compare, tau=TAU[model.family])
         several = len(policies) > 1 or (len(questions) > 1 and not options.follow_up)
         encoded = read_clips(clips, options.layout, model, several, progress, report)
@@ -167,9 +169,9 @@ def run_batch(options: Options, err: Console, load: Loader) -> None:
     command.check_output(options.out)
     questions = read_questions(options.batch)
     with contextlib.ExitStack() as on_devices, progress_bar(err) as progress:
-        on_devices.enter_context(options.devices.placed(models.kv_heads(options.model), options.model))
-        task = progress.add_task("answers", total=len(questions))
         download = download_reporter(progress)
+        on_devices.enter_context(options.devices.placed(models.kv_heads(options.model, download), options.model))
+        task = progress.add_task("answers", total=len(questions))
         settings = Settings(options.layout, options.max_new_tokens, options.rows)
         about = {
             "model": options.model,

@@ -55,7 +55,7 @@ class Options:
     first: int = 0
     """Number of the first of them: variants are chosen on other examples than they are reported on."""
     model: str | None = None
-    """A model's name or folder; default: the task's."""
+    """A model's name, its folder, or OWNER/NAME of the Hugging Face hub; default: the task's."""
     data: Path | None = None
     """Folder of the task's data, if it reads any."""
     answers: Path | None = None

@@ -19,6 +19,7 @@ import tyro
 from models import command
 from models.errors import UserError
 from models.hf.export import check_new_folder
+from models.registry import CHECKPOINTS, NAMED, checkpoint_folder
 from models.smolav.params import FOLDER, save_smolav, trained_shapes
 from train.checkpoint import manager, restore
 from train.exports.hf import export_hf
@@ -41,7 +42,8 @@ class Options:
     workdir: Path = Path("runs/smolav")
     """The run's folder."""
     model: str | None = None
-    """A model's name (smolav) or a checkpoint folder, to be written to --out instead of a run."""
+    """A model's name (smolav), a checkpoint folder, or OWNER/NAME of the Hugging Face hub, to be written to --out instead
+    of a run."""
     to: Literal["hf", "orbax", "stablehlo"] = "hf"
     """With --model, the format: safetensors as Hugging Face has them, an Orbax checkpoint, or compiled programs."""
     out: Path | None = None
@@ -96,12 +98,13 @@ def _export(options: Options) -> None:
         raise UserError(f"--max-shard-gb must be above 0, not {options.max_shard_gb}.")
     check_new_folder(options.out)
     dtype = DTYPES[options.dtype] if options.dtype else None
+    model = options.model if options.model in NAMED else str(checkpoint_folder(options.model, CHECKPOINTS))
     if options.to == "hf":
-        export_hf(options.model, options.out, dtype, options.max_shard_gb * 1e9)
+        export_hf(model, options.out, dtype, options.max_shard_gb * 1e9)
     elif options.to == "orbax":
-        export_orbax(options.model, options.out, dtype)
+        export_orbax(model, options.out, dtype)
     else:
-        _report(export_stablehlo(options.model, options.out, options.programs, dtype))
+        _report(export_stablehlo(model, options.out, options.programs, dtype))
     print(f"wrote {options.model} to {options.out}")
 
 

@@ -66,12 +66,22 @@ def _read(path: Path) -> dict[str, StoredArray]:
     return read_safetensors(path) if path.suffix == ".safetensors" else read_torch_zip(path)
 
 
-def _shards(index: Path) -> list[Path]:
+def shard_names(index: Path) -> list[str]:
+    """Names of the files that an index divides the tensors over.
+
+    Raises:
+        UserError: if it is no such index.
+    """
     files = read_object(index).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
         raise UserError(f"{index} has no weight_map from tensors to files; copy it again.")
+    return sorted(set(files.values()))
+
+
+def _shards(index: Path) -> list[Path]:
+    names = shard_names(index)
     try:
-        shards = [index.with_name(name) for name in sorted(set(files.values()))]
+        shards = [index.with_name(name) for name in names]
     except ValueError as error:
         raise UserError(f"{index} names a shard that is no file of its folder ({error}); copy it again.") from error
     if missing := [shard.name for shard in shards if not shard.is_file()]:
