@@ -28,6 +28,7 @@ FORMAT = 1
 ARRAY = b".zarray"
 """Endings of the keys that describe an array."""
 REASON_BYTES = 300
+ABSENT = "absent"
 
 
 def manager(folder: Path, keep: int, *, read_only: bool = False) -> ocp.CheckpointManager:
@@ -144,28 +145,41 @@ def restore(
     """
     while (step := checkpoints.latest_step()) is not None:
         folder = Path(checkpoints.directory, str(step))
-        damage = _agreed(_damage(checkpoints, step) if jax.process_index() == 0 else "")
-        if not damage:
-            _check_description(folder, checkpoints.metadata(step).custom_metadata or {}, like, settings)
-            args = ocp.args.StandardRestore(jax.tree.map(_placed, like))
-            return step, dict(checkpoints.restore(step, args=args))
-        if not skip_damaged:
-            earlier = [other for other in checkpoints.all_steps() if other < step]
-            way = f"train with --skip-damaged to continue from step {max(earlier)}" if earlier else "train anew"
-            raise UserError(f"The checkpoint {folder} is damaged ({damage}); move it away and {way}.")
+        try:
+            return step, _restore(checkpoints, step, like, settings)
+        except _DamagedError as damage:
+            if not skip_damaged:
+                earlier = [other for other in checkpoints.all_steps() if other < step]
+                way = f"train with --skip-damaged to continue from step {max(earlier)}" if earlier else "train anew"
+                raise UserError(f"The checkpoint {folder} is damaged ({damage}); move it away and {way}.") from damage
         _move_away(folder)
         checkpoints.reload()
     return None
 
 
-def _damage(checkpoints: ocp.CheckpointManager, step: int) -> str:
-    """What is damaged in a checkpoint; empty if nothing is."""
+class _DamagedError(Exception):
+    """Why a checkpoint cannot be read."""
+
+
+def _restore(checkpoints: ocp.CheckpointManager, step: int, like: Params, settings: Mapping[str, Any]) -> Params:
+    folder = Path(checkpoints.directory, str(step))
+    described = checkpoints.metadata(step)
+    if described.init_timestamp_nsecs is None:  # what Orbax gives for a file that is missing or damaged
+        raise _DamagedError("its description cannot be read")
+    _check_description(folder, described.custom_metadata or {}, like, settings)
+    if damage := _agreed(_damage(folder / "default") if jax.process_index() == 0 else ""):
+        raise _DamagedError(damage)
     try:
-        if checkpoints.metadata(step).init_timestamp_nsecs is None:
-            return "its description is missing"
-        _read_arrays(Path(checkpoints.directory, str(step), "default"))
-        checkpoints.item_metadata(step)
-    except Exception as problem:  # a damaged file may fail anywhere
+        return dict(checkpoints.restore(step, args=ocp.args.StandardRestore(jax.tree.map(_placed, like))))
+    except Exception as problem:  # it fits, and its arrays are whole: one of Orbax's own files is damaged
+        raise _DamagedError(_reason(problem)) from problem
+
+
+def _damage(folder: Path) -> str:
+    """What is damaged in the arrays of a checkpoint; empty if nothing is."""
+    try:
+        _read_arrays(folder)
+    except Exception as problem:  # TensorStore has no class of its own for it
         return _reason(problem)
     return ""
 
@@ -173,8 +187,7 @@ def _damage(checkpoints: ocp.CheckpointManager, step: int) -> str:
 def _read_arrays(folder: Path) -> None:
     """Reads every array once, one after the other, and fails at the first that is damaged.
 
-    Orbax reads them all at once and gives up at the first, too, but then it cannot be told what is damaged from what
-    does not fit.
+    Orbax reads them all at once and gives up at the first, too, but then other processes would wait for one of them.
     """
     store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/"}}
     for key in tensorstore.KvStore.open(store).result().list().result():
@@ -210,10 +223,10 @@ def _check_description(folder: Path, held: Mapping[str, Any], like: Params, sett
     for what, wanted in (("settings", settings), ("arrays", _arrays(like))):
         stored, asked = dict(_flat(held[what])), dict(_flat(wanted))
         for key in sorted(stored.keys() | asked.keys()):
-            if stored.get(key) != asked.get(key):
+            if stored.get(key, ABSENT) != asked.get(key, ABSENT):
                 raise UserError(
-                    f"The checkpoint {folder} is of another run: its {key} is {stored.get(key)}, not "
-                    f"{asked.get(key)}; name another --workdir, or repeat that run's settings."
+                    f"The checkpoint {folder} is of another run: its {key} is {stored.get(key, ABSENT)}, not "
+                    f"{asked.get(key, ABSENT)}; name another --workdir, or repeat that run's settings."
                 )
 
 
@@ -235,7 +248,7 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
     """Shape and type of a leaf, and where it is to lie."""
-    mesh, sharding = jax.sharding.get_mesh(), leaf.sharding
+    mesh, sharding = jax.sharding.get_mesh(), getattr(leaf, "sharding", None)
     if isinstance(sharding, NamedSharding) and not isinstance(sharding.mesh, jax.sharding.Mesh):
         sharding = NamedSharding(mesh, sharding.spec)  # of the abstract mesh that tracing knows
     elif sharding is None:

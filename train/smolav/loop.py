@@ -127,15 +127,14 @@ def train(run: Run, trained: Callable[[], Params], stop_at: int | None = None, *
                 rows.write(step=done, stage=stage.name, kind="validation", **values)
                 run.log(f"step {done} {stage.name} validation loss {values['loss']:.3f} exact {values['exact']:.3f}")
                 clock = time.perf_counter()
-            stop = preempted(done) and done < last
-            if done % config.save_every == 0 or done == last or stop:
+            check(checkpoints)
+            if preempted(done) and done < last:
                 save(checkpoints, done, state, config.identity())
-            if stop:
                 finish(checkpoints)
                 raise stopped(f"after step {done}, which is saved")
             if done % config.save_every == 0 or done == last:
                 plot_metrics(rows.path, run.workdir / "metrics.png")
-            check(checkpoints)
+                save(checkpoints, done, state, config.identity())
     finish(checkpoints)
     checkpoints.close()
     return state["trained"]
