@@ -246,7 +246,8 @@ def report(kills: list[Kill], seed: int, steps: int, length: float, difference: 
         "# Killed trainings",
         "",
         f"`python -m tests.kill_training --kills {len(kills)} --seed {seed}`, with Orbax {version('orbax-checkpoint')}",
-        f"and JAX {jax.__version__}. One training of {steps} steps saves after every {SAVE_EVERY}, while it continues, and",
+        f"and JAX {jax.__version__}. "
+        f"One training of {steps} steps saves after every {SAVE_EVERY}, while it continues, and",
         f"keeps {KEEP} checkpoints. SIGKILL comes up to {LONGER} usual lengths of a save ({1000 * length:.0f} ms here)",
         "after a checkpoint's folder has appeared under its temporary name; then the same command is given again.",
         "",
