@@ -4,11 +4,13 @@ They are written while the training continues, the last few are kept, and each i
 and renames. A checkpoint says which run it is of; it is restored onto the devices of today, whichever wrote it.
 """
 
+import contextlib
 import importlib.metadata
 import logging
 import os
 import re
 import shutil
+import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,7 +44,8 @@ def manager(folder: Path, keep: int, *, read_only: bool = False) -> ocp.Checkpoi
     Raises:
         UserError: if the folder cannot be written.
     """
-    logging.getLogger("absl").addFilter(_not_of_orbax)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_not_of_orbax)
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep, create=not read_only, cleanup_tmp_directories=not read_only, read_only=read_only
     )
@@ -53,8 +56,10 @@ def manager(folder: Path, keep: int, *, read_only: bool = False) -> ocp.Checkpoi
 
 
 def _not_of_orbax(record: logging.LogRecord) -> bool:
-    """Orbax prints the traceback of every error that it raises, once for each of its threads."""
-    return f"{os.sep}orbax{os.sep}" not in record.pathname
+    """Orbax prints the traceback of every error that it raises, once for each of its threads and futures."""
+    frames = traceback.extract_tb(record.exc_info[2]) if record.exc_info else []
+    files = (record.pathname, *(frame.filename for frame in frames))
+    return not any(f"{os.sep}orbax{os.sep}" in file for file in files)
 
 
 def save(checkpoints: ocp.CheckpointManager, step: int, state: Params, settings: Mapping[str, Any]) -> None:
@@ -100,6 +105,15 @@ def finish(checkpoints: ocp.CheckpointManager) -> None:
         checkpoints.wait_until_finished()
     except Exception as problem:
         raise _not_written(checkpoints, problem) from problem
+
+
+@contextlib.contextmanager
+def finishing(checkpoints: ocp.CheckpointManager) -> Iterator[None]:
+    """Finishes the save under way when its context ends, be it by an error: see `finish`."""
+    try:
+        yield
+    finally:
+        finish(checkpoints)
 
 
 def _not_written(checkpoints: ocp.CheckpointManager, problem: Exception) -> UserError:

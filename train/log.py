@@ -90,5 +90,7 @@ def plot_metrics(path: Path, picture: Path) -> None:
         axis.grid(alpha=0.3)
         axis.legend()
     axis.set_xlabel("step")
+    draft = picture.with_name(f"{picture.name}.part")
     with _told(picture):
-        figure.savefig(picture, dpi=120)
+        figure.savefig(draft, format="png", dpi=120)
+        draft.replace(picture)

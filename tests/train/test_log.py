@@ -50,8 +50,6 @@ def test_a_full_disk(tmp_path: Path) -> None:
     log = MetricsLog(path, 0)
     path.unlink()
     path.symlink_to("/dev/full")
-    message = (
-        r"metrics.csv cannot be written \(No space left on device\); make room, and continue the run with"
-    )
+    message = r"metrics.csv cannot be written \(No space left on device\); make room, and continue the run with"
     with pytest.raises(UserError, match=message):
         log.write(**_row(10, 1.0))

@@ -14,7 +14,7 @@ import numpy as np
 from mergenet_jax import check_finite
 from models.errors import UserError
 from models.readers.json_object import read_object
-from train.checkpoint import finish, manager
+from train.checkpoint import finish, finishing, manager
 from train.log import MetricsLog
 from train.mergenet.arms import SOURCE, TARGET, check_direction, find_arm
 from train.mergenet.checkpoint import check_claim, claim, restore_state, save_state
@@ -72,10 +72,8 @@ def train(run: Run, stop_at: int | None = None, *, skip_damaged: bool = False) -
     last = min(recipe.epochs, stop_at or recipe.epochs)
     with preemption() as preempted:
         for epoch in range(start, last):
-            try:
+            with finishing(checkpoints):  # the epoch before, meanwhile
                 state, best = _epoch(run, trainer, rows, epoch, state, best, preempted)
-            finally:
-                finish(checkpoints)  # the epoch before was being saved meanwhile
             save_state(checkpoints, epoch + 1, (state, best))
             plot(rows.path, run.workdir / "metrics.png", panels(trainer.metrics))
     finish(checkpoints)

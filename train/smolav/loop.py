@@ -13,7 +13,7 @@ from flax import nnx
 
 from models.layers.init import Params
 from models.smolav.params import trained_shapes
-from train.checkpoint import check, finish, manager, restore, save
+from train.checkpoint import check, finish, finishing, manager, restore, save
 from train.log import MetricsLog, plot_metrics
 from train.preemption import preemption, stopped
 from train.smolav.batches import Batch, BatchMaker
@@ -108,7 +108,7 @@ def train(run: Run, trained: Callable[[], Params], stop_at: int | None = None, *
     step_fn = make_step(config, run.graph, optimizer(config, state["trained"]))
     evaluate = make_evaluate(config, run.graph)
     tokens, clock = 0, time.perf_counter()
-    with preemption() as preempted:
+    with finishing(checkpoints), preemption() as preempted:
         for step, batch in _numbered(run.batches, start, last):
             stage = config.stage_at(step)
             state, metrics = step_fn(state, run.frozen, batch)
@@ -118,8 +118,8 @@ def train(run: Run, trained: Callable[[], Params], stop_at: int | None = None, *
                 values = {name: round(float(value), 5) for name, value in metrics.items()}
                 speed = round(tokens / (time.perf_counter() - clock))
                 rows.write(step=done, stage=stage.name, kind="train", tokens_per_second=speed, **values)
-                found = f"loss {values['loss']:.3f} exact {values['exact']:.2f}"
-                run.log(f"step {done} {stage.name} {found} {speed} tokens/s")
+                shown = f"loss {values['loss']:.3f} exact {values['exact']:.2f}"
+                run.log(f"step {done} {stage.name} {shown} {speed} tokens/s")
                 tokens, clock = 0, time.perf_counter()
             if done % config.validate_every == 0 or done == last:
                 values = validate(evaluate, state["trained"], run.frozen, run.validation[stage.validate])
@@ -135,7 +135,6 @@ def train(run: Run, trained: Callable[[], Params], stop_at: int | None = None, *
             if done % config.save_every == 0 or done == last:
                 plot_metrics(rows.path, run.workdir / "metrics.png")
                 save(checkpoints, done, state, config.identity())
-    finish(checkpoints)
     checkpoints.close()
     return state["trained"]
 
