@@ -64,11 +64,9 @@ def export(config: TrainConfig, workdir: Path, out: Path) -> int:
     Raises:
         UserError: if the run has no checkpoint.
     """
-    if not (workdir / "checkpoints").is_dir():  # the manager would make it
-        raise UserError(f"{workdir} holds no checkpoint; train first, or name another --workdir.")
     like = jax.eval_shape(lambda parts: fresh_state(config, parts), trained_shapes(config.model))
-    with manager(workdir / "checkpoints", config.keep) as checkpoints:
-        found = restore(checkpoints, like)
+    with manager(workdir / "checkpoints", config.keep, read_only=True) as checkpoints:
+        found = restore(checkpoints, like, config.identity())
     if found is None:
         raise UserError(f"{workdir} holds no checkpoint; train first, or name another --workdir.")
     step, state = found

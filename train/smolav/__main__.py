@@ -3,7 +3,7 @@
     python -m train.smolav --config train/configs/smolav.py --workdir runs/smolav
 
 Killed at any moment and started again with the same arguments, it resumes at its newest checkpoint and gives the
-same losses as if it had not been killed.
+same losses as if it had not been killed. SIGTERM ends it after the running step, with a checkpoint and exit status 143.
 """
 
 import dataclasses
@@ -47,6 +47,8 @@ class Options:
     """Where checkpoints, metrics.csv and the plot are written."""
     stop_at: int | None = None
     """Stop after so many steps of the whole run."""
+    skip_damaged: bool = False
+    """Move damaged checkpoints to WORKDIR/damaged, and resume at the newest whole one."""
 
 
 def open_pools(config: TrainConfig, encoders: Encoders) -> tuple[dict[str, ClipPool], dict[str, PictureFeatures]]:
@@ -81,7 +83,7 @@ def validation_batches(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; 0, or 2 after a user's mistake."""
+    """Runs the command; 0, 2 after a user's mistake, or 143 after SIGTERM (as SystemExit)."""
     options = tyro.cli(Options, args=arguments, prog="python -m train.smolav", description=__doc__)
     log = functools.partial(print, flush=True)
     return command.run(lambda: _train(options, log), keep_programs=True)
@@ -94,11 +96,17 @@ def _train(options: Options, log: Callable[[str], None]) -> None:
     decoder, params = load_smollm2()
     if decoder != config.model.decoder:
         raise UserError("The language model's sizes are not those of the configuration; correct `model.decoder`.")
-    run_training(config, params, options.workdir, options.stop_at, log)
+    run_training(config, params, options.workdir, options.stop_at, log, skip_damaged=options.skip_damaged)
 
 
 def run_training(
-    config: TrainConfig, decoder: Params, workdir: Path, stop_at: int | None, log: Callable[[str], None]
+    config: TrainConfig,
+    decoder: Params,
+    workdir: Path,
+    stop_at: int | None,
+    log: Callable[[str], None],
+    *,
+    skip_damaged: bool = False,
 ) -> None:
     """Prepares the features and trains.
 
@@ -108,8 +116,15 @@ def run_training(
         workdir: folder for checkpoints, metrics and the plot.
         stop_at: stops after so many steps of the whole run.
         log: prints a line.
+        skip_damaged: moves damaged checkpoints away and resumes at the newest whole one.
+
+    Raises:
+        UserError: if the folder cannot be written, or holds no checkpoint to resume at but damaged or another run's.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise UserError(f"{workdir} cannot be written ({problem.strerror}); name another --workdir.") from problem
     encoders = Encoders.load(config.model)
     pools, pictures = open_pools(config, encoders)
     tokenizer = load_smollm2_tokenizer()
@@ -122,7 +137,11 @@ def run_training(
     graph, _ = abstract_params(lambda: MediaEmbedder(config.model, rngs=nnx.Rngs(0)))
     run = Run(config, graph, language_model.freeze(decoder), batches, validation, workdir, log)
     embeddings, unseen = decoder["tokens"]["embedding"], pictures["validation"]
-    train(run, lambda: initial(config, graph, encode, embeddings, batches, unseen, log), stop_at)
+
+    def begin() -> Params:
+        return initial(config, graph, encode, embeddings, batches, unseen, log)
+
+    train(run, begin, stop_at, skip_damaged=skip_damaged)
 
 
 def initial(

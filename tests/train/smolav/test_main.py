@@ -93,7 +93,7 @@ def test_a_trained_model_is_exported_as_it_was_trained(tmp_path: Path) -> None:
     assert read_config(out) == CONFIG.model
     like = jax.eval_shape(lambda parts: fresh_state(CONFIG, parts), trained_shapes(CONFIG.model))
     with manager(workdir / "checkpoints", CONFIG.keep) as checkpoints:
-        found = restore(checkpoints, like)
+        found = restore(checkpoints, like, CONFIG.identity())
     assert found is not None
     exported = read_trained(out, CONFIG.model)
     jax.tree.map(np.testing.assert_array_equal, exported, jax.tree.map(np.asarray, found[1]["trained"]))
