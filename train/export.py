@@ -42,7 +42,7 @@ class Options:
     workdir: Path = Path("runs/smolav")
     """The run's folder."""
     model: str | None = None
-    """A model's name (smolav), a checkpoint folder, or OWNER/NAME of the Hugging Face hub, to be written to --out instead
+    """A model (smolav), a checkpoint folder, or OWNER/NAME of the Hugging Face hub, to be written to --out instead
     of a run."""
     to: Literal["hf", "orbax", "stablehlo"] = "hf"
     """With --model, the format: safetensors as Hugging Face has them, an Orbax checkpoint, or compiled programs."""
