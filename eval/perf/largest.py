@@ -69,7 +69,7 @@ def largest_fitting(needs: Callable[[int], int], room: int) -> int:
 def largest_batch(plan: Plan, memory: int, policy: CachePolicy) -> Largest:
     """Compiles a prefill, and decoding for a few batches.
 
-    Rows are prefilled in groups of one row for each data shard while the other rows' caches wait in the device's memory,
+    Rows are prefilled in groups of one row for each data shard, while the other rows' caches wait in memory,
     and decoded together. The towers that read the media stay in memory too.
 
     Args:

@@ -149,14 +149,22 @@ def read_rows(path: Path) -> list[Row]:
         raise UserError(f"{path} holds no rows of eval.perf.planning; name another file.") from error
 
 
-def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Writes all rows beside the file, which then takes its place."""
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text beside the file, which then takes its place.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
     beside = path.with_name(f".{path.name}.new")
-    with beside.open("w") as file:
-        file.write(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    try:
+        with beside.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -209,7 +217,7 @@ def run(options: Options) -> None:
     rows, progress = read_rows(options.out), Console(stderr=True)
     for row in rows_of(options, rows):
         rows.append(row)
-        write_rows(options.out, rows)
+        write_whole(options.out, json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
         case, found = row.case, row.largest
         progress.print(
             f"{case.model}, {case.topology}, {case.context:,} tokens, {case.policy} {case.budget:g}: {found.batch:,} "
