@@ -139,10 +139,10 @@ def read_rows(path: Path) -> list[Row]:
         UserError: if it holds something else.
     """
     try:
-        return [
-            Row(**row | {"case": Case(**row["case"]), "largest": Largest(**row["largest"])})
-            for row in json.loads(path.read_text())
-        ]
+        rows = json.loads(path.read_text())
+        if not isinstance(rows, list):
+            raise TypeError
+        return [Row(**row | {"case": Case(**row["case"]), "largest": Largest(**row["largest"])}) for row in rows]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError, KeyError) as error:

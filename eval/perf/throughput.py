@@ -210,23 +210,35 @@ def _repeated(x: jax.Array, times: int, axis: int) -> jax.Array:
     return jax.shard_map(several, mesh=x.sharding.mesh, in_specs=spec, out_specs=spec)(x)
 
 
-def loaded(model: str) -> tuple[str, DecoderConfig, acckv_jax.Decoder, Params]:
+def loaded(model: str, tokens: int) -> tuple[str, DecoderConfig, acckv_jax.Decoder, Params]:
     """Family, sizes, decoder and parameters of a model, on the current mesh.
 
+    Args:
+        model: as in the options.
+        tokens: that a row will hold.
+
     Raises:
-        UserError: if there is no such model.
+        UserError: if there is no such model, or rows are too long for it.
     """
-    if model == "qwen2" or model in PRESETS:
-        if model == "qwen2":
-            family, config, dtype = "qwen2_5_omni", QWEN2, jnp.dtype(jnp.float32)
-        else:
-            preset = PRESETS[model]()
-            family, config, dtype = preset.family, preset.decoder, preset.dtype
-        return family, config, decoder_of(config, dtype), random_params(config, dtype)
-    found = models.load(model)
-    if not isinstance(found, OverDecoder):
-        raise UserError(f"{model} is not built on models.decoder, so that random tokens cannot be read; give another.")
-    return found.family, found.decoder_config, found.decoder, found.params
+    if model == "qwen2":
+        family, config, dtype = "qwen2_5_omni", QWEN2, jnp.dtype(jnp.float32)
+    elif model in PRESETS:
+        preset = PRESETS[model]()
+        family, config, dtype = preset.family, preset.decoder, preset.dtype
+    else:
+        found = models.load(model)
+        if not isinstance(found, OverDecoder):
+            raise UserError(f"{model} is not built on models.decoder, whose random tokens are measured; give another.")
+        _check_length(model, found.decoder_config, tokens)
+        return found.family, found.decoder_config, found.decoder, found.params
+    _check_length(model, config, tokens)
+    return family, config, decoder_of(config, dtype), random_params(config, dtype)
+
+
+def _check_length(model: str, config: DecoderConfig, tokens: int) -> None:
+    most = config.max_position_embeddings
+    if tokens > most:
+        raise UserError(f"--context and --steps must be at most {most} together for {model}, not {tokens}.")
 
 
 def group_prompt(context: int, vocabulary: int) -> tuple[jax.Array, Prompt]:
@@ -257,12 +269,7 @@ def measure(options: Options) -> Iterator[Row]:
             f"--batches {odd[0]} cannot be divided over the {group} shards of rows; give multiples of {group}."
         )
     command.check_output(options.out)
-    family, config, decoder, params = loaded(options.model)
-    if options.context + options.steps > config.max_position_embeddings:
-        raise UserError(
-            f"--context and --steps must be at most {config.max_position_embeddings} together for {options.model}, not "
-            f"{options.context + options.steps}."
-        )
+    family, config, decoder, params = loaded(options.model, options.context + options.steps)
     policies = [
         (name, build_policy(name, budget, tau=TAU[family]))
         for name in options.policies
