@@ -8,9 +8,6 @@ from acckv_jax import CachePolicy
 from eval.perf.compiled import Compiled, compiled
 from eval.perf.plan import Plan, device_bytes
 
-SECOND = 8
-"""Groups of the second program: with the first, of one group, it gives a line."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Largest:
@@ -20,9 +17,8 @@ class Largest:
         batch: most rows that are decoded together; 0 if not even one group fits.
         limit: what leaves no room for more rows: decoding, or the prefill of a group beside the other rows' caches.
         prefill: what the prefill of one group needs, weights included.
-        decode: what decoding `batch` rows needs, or one group if none fits, weights included; None if no group can be
-            prefilled.
-        row: the cache of one row of each data shard, padding and slots to decode into included; None if none fits.
+        decode: what decoding `batch` rows needs, weights included; None if nothing fits.
+        row: the cache of one row of each data shard, metadata and slots to decode into included.
         compiled: programs that were compiled.
         seconds: that compiling took.
     """
@@ -31,39 +27,33 @@ class Largest:
     limit: Literal["prefill", "decode"]
     prefill: int
     decode: int | None
-    row: int | None
+    row: int
     compiled: int
     seconds: float
 
 
-def largest_fitting(needs: Callable[[int], int], room: int) -> int:
-    """The largest number whose needs are at most `room`; 0 if 1 needs more.
+def largest_fitting(needs: Callable[[int], int], room: int, nothing: int, most: int) -> int:
+    """The largest number up to `most` whose needs are at most `room`; 0 if there is none.
 
     Args:
         needs: grows nearly in proportion, and is expensive to ask.
         room: what there is.
+        nothing: at most what 0 needs; the nearer, the fewer are asked.
+        most: asked first.
 
     Returns:
-        A number whose needs were asked. By the line through the two asked numbers around it (or the two largest) one
-        more does not fit.
+        0, or a number whose needs were asked. One more does not fit, by the line through the asked numbers around it.
     """
-    asked: dict[int, int] = {}
-    number, low = 1, 0
+    asked, number = {0: nothing}, most
     while number not in asked:
         asked[number] = needs(number)
         low = max((n for n, size in asked.items() if size <= room), default=0)
-        if low == 0:
-            return 0
         high = min((n for n, size in asked.items() if size > room), default=None)
-        if len(asked) == 1:
-            number = SECOND
-            continue
-        other = high or max(n for n in asked if n != low)
-        each = (asked[other] - asked[low]) / (other - low)
-        number = low + int((room - asked[low]) / each)
-        if high is not None:
-            number = min(number, high - 1)
-    return low
+        if high is None:
+            return low
+        each = (asked[high] - asked[low]) / (high - low)
+        number = min(low + int((room - asked[low]) / each), high - 1)
+    return number
 
 
 def largest_batch(plan: Plan, memory: int, policy: CachePolicy) -> Largest:
@@ -78,9 +68,10 @@ def largest_batch(plan: Plan, memory: int, policy: CachePolicy) -> Largest:
         policy: prunes each layer before the next one runs.
     """
     room = memory - plan.towers
-    prefill = compiled(plan.prefill(plan.group, policy).lower())
-    if not prefill.fits or prefill.needs > room:
-        return Largest(0, "prefill", prefill.needs, None, None, 1, prefill.seconds)
+    traced = plan.prefill(plan.group, policy)
+    row = device_bytes(plan.result(traced)[1])
+    prefill = compiled(traced.lower())
+    most = 1 + (room - prefill.needs) // row if prefill.fits else 0
     programs: dict[int, Compiled] = {}
 
     def needs(groups: int) -> int:
@@ -88,19 +79,12 @@ def largest_batch(plan: Plan, memory: int, policy: CachePolicy) -> Largest:
         found = programs[groups] = compiled(plan.decode(logits, cache, policy))
         return found.needs if found.fits else max(found.needs, room + 1)
 
-    groups, limit = largest_fitting(needs, room), "decode"
-    row = None
-    if groups:
-        row = ((programs[groups].arguments or 0) - device_bytes(plan.params)) // groups
-        waiting = 1 + (room - prefill.needs) // row
-        if waiting < groups:
-            groups, limit = waiting, "prefill"
-            needs(groups)
+    groups = largest_fitting(needs, room, device_bytes(plan.params), max(most, 0))
     return Largest(
         batch=groups * plan.group,
-        limit=limit,
+        limit="prefill" if groups == max(most, 0) else "decode",
         prefill=prefill.needs,
-        decode=programs[max(groups, 1)].needs,
+        decode=programs[groups].needs if groups else None,
         row=row,
         compiled=1 + len(programs),
         seconds=prefill.seconds + sum(program.seconds for program in programs.values()),

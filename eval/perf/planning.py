@@ -111,7 +111,8 @@ def cases(options: Options) -> Iterator[tuple[Case, Plan, CachePolicy]]:
                 find_preset(model, context, options.steps)
                 policies = [("full", FULL)]
                 for budget in options.budgets:
-                    policies += policies_for(plan.preset, context, options.policies, budget).items()
+                    names = [each for each in options.policies if each != "full"]
+                    policies += policies_for(plan.preset, context, names, budget).items()
                 for policy_name, policy in policies:
                     about = (model, name, mesh, context, policy_name, float(policy.budget), options.steps, memory)
                     yield Case(*about), dataclasses.replace(plan, context=context), policy
@@ -190,7 +191,7 @@ def markdown(rows: Sequence[Row]) -> str:
                 policy,
                 f"{gib(row.weights)} + {gib(row.towers)}",
                 gib(found.prefill),
-                "" if found.row is None else f"{found.row / 2**20:,.1f}",
+                f"{found.row / 2**20:,.1f}",
                 gib(found.decode),
                 f"{found.batch:,}",
                 f"{found.batch / whole:.1f}" if whole else "",

@@ -12,18 +12,19 @@ from tests.docs.pages import ROOT
 SMALL = ["--models", "tiny", "--topologies", "cpu:8", "--contexts", "128", "--steps", "2", "--budgets", "0.75"]
 
 
+@pytest.mark.parametrize("nothing", [0, 90, 100])
 @pytest.mark.parametrize(
-    ("room", "largest"), [(99, 0), (109, 0), (110, 1), (119, 1), (150, 5), (1105, 100), (1110, 101)]
+    ("room", "largest"), [(99, 0), (109, 0), (110, 1), (150, 5), (1105, 100), (1110, 101), (3000, 200)]
 )
-def test_search_along_a_line(room, largest):
+def test_search_along_a_line(room, largest, nothing):
     asked = []
 
     def needs(number: int) -> int:
         asked.append(number)
         return 100 + 10 * number
 
-    assert largest_fitting(needs, room) == largest
-    assert len(asked) <= 4 and (largest == 0 or largest in asked)
+    assert largest_fitting(needs, room, nothing, 200) == largest
+    assert len(asked) <= 7 and (largest == 0 or largest in asked)
 
 
 @pytest.mark.parametrize("room", range(1100, 3000, 97))
@@ -33,9 +34,13 @@ def test_search_along_steps(room):
     def needs(number: int) -> int:
         return 1000 + 8 * -(-number // 8) * 10 + number
 
-    found = largest_fitting(needs, room)
+    found = largest_fitting(needs, room, 1000, 300)
     assert needs(found) <= room if found else needs(1) > room
     assert needs(found + 9) > room  # at most one step below
+
+
+def test_nothing_is_asked_where_nothing_can_fit():
+    assert largest_fitting(lambda number: pytest.fail("asked"), 1000, 100, 0) == 0
 
 
 def row(policy: str, context: int, batch: int) -> Row:
