@@ -7,6 +7,9 @@ are pages of the site too, and links between them are the same here and in the r
 import tomllib
 from pathlib import Path
 
+from docutils import nodes
+from sphinx.util.matching import patfilter
+
 ROOT = Path(__file__).resolve().parents[1]
 
 project = "acckv_jax"
@@ -21,6 +24,7 @@ include_patterns = [
     "README.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
+    "models/README.md",
     "models/**/README.md",
     "train/**/README.md",
     "tests/**/README.md",
@@ -36,7 +40,6 @@ myst_enable_extensions = ["colon_fence"]
 nb_execution_mode = "cache"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 900
-nb_execution_excludepatterns = ["README.md"]
 
 # The API, from docstrings. Names in single backticks are code.
 default_role = "code"
@@ -44,8 +47,12 @@ autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 napoleon_use_ivar = True
 napoleon_use_rtype = False
+napoleon_attr_annotations = False  # the signature has them
 # There is no inventory of other projects without a network.
-nitpick_ignore_regex = [("py:.*", r"(jax|jaxlib|jaxtyping|flax|nnx|numpy|np|optax|collections|pathlib|typing)(\..*)?")]
+nitpick_ignore_regex = [
+    ("py:.*", r"(jax|jaxlib|jaxtyping|flax|nnx|numpy|np|optax|PIL|collections|pathlib|typing)(\..*)?"),
+    ("py:class", r"models\.(answering\.Prefill|decoder\.DecoderConfig|media\.clip\.Outline)"),  # not for users
+]
 
 html_theme = "sphinx_book_theme"
 html_title = project
@@ -55,15 +62,23 @@ html_show_sourcelink = False
 html_theme_options = {"use_download_button": False, "use_fullscreen_button": False, "show_toc_level": 2}
 
 
-def shown(text: str) -> str:
-    """Annotations as they are written in the code: Float[Array, "B T"] without its modules."""
-    return text.replace("~jaxtyping.", "").replace("jaxtyping.", "").replace("jaxlib._jax.Array", "Array")
+def without_empty_globs(app, name, source):
+    """Drops patterns of the contents that match no page yet, of which Sphinx would warn."""
+    if name == root_doc:
+        lines = source[0].splitlines()
+        kept = [x for x in lines if not x.endswith("*") or patfilter(app.env.found_docs, f"docs/{x}".split("docs//")[-1])]
+        source[0] = "\n".join(kept)
+
+
+def as_written(app, doctree):
+    """Shows annotations as the code has them: Float[Array, "B T"] without its modules."""
+    for node in list(doctree.findall(nodes.Text)):
+        short = node.replace("jaxtyping.", "").replace("jaxlib._jax.", "")
+        if short != node:
+            node.parent.replace(node, nodes.Text(short))
 
 
 def setup(app):
-    """Changes signatures as they are read."""
-
-    def signature(app, what, name, thing, options, arguments, returned):
-        return arguments and shown(arguments), returned and shown(returned)
-
-    app.connect("autodoc-process-signature", signature)
+    """Connects the functions above."""
+    app.connect("source-read", without_empty_globs)
+    app.connect("doctree-read", as_written)
