@@ -14,7 +14,6 @@ ROOT = Path(__file__).resolve().parents[1]
 
 project = "acckv_jax"
 release = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-project_copyright = ""
 html_show_copyright = False
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_nb"]
@@ -34,7 +33,6 @@ nitpicky = True
 
 # Pages: MyST, with GitHub's anchors.
 myst_heading_anchors = 4
-myst_enable_extensions = ["colon_fence"]
 
 # Notebooks are executed; a second build finds the outputs of those that did not change.
 nb_execution_mode = "cache"
@@ -66,8 +64,7 @@ def without_empty_globs(app, name, source):
     """Drops patterns of the contents that match no page yet, of which Sphinx would warn."""
     if name == root_doc:
         lines = source[0].splitlines()
-        kept = [x for x in lines if not x.endswith("*") or patfilter(app.env.found_docs, f"docs/{x}".split("docs//")[-1])]
-        source[0] = "\n".join(kept)
+        source[0] = "\n".join(x for x in lines if not x.endswith("*") or patfilter(app.env.found_docs, f"docs/{x}"))
 
 
 def as_written(app, doctree):

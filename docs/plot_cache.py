@@ -1,4 +1,4 @@
-"""Draws docs/cache.svg: the slots of the cache through prefill, score, prune and decode. `python docs/plot_cache.py`."""
+"""Draws cache.svg, the slots of the cache through prefill, score, prune and decode: `python docs/plot_cache.py`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +24,7 @@ STYLE = """
 
 
 def text(x: float, y: float, words: str, kind: str = "") -> str:
+    """Words whose baseline begins at x, y."""
     chosen = f' class="{kind}"' if kind else ""
     return f'<text x="{x:g}" y="{y:g}"{chosen}>{escape(words)}</text>'
 

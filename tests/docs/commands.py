@@ -12,8 +12,8 @@ NEEDS = ("cloud account", "gpu", "hours")
 """What a page may say that a block or paragraph needs, in a comment just above it: <!-- needs: gpu -->."""
 
 PROGRAMS = frozenset(
-    "python python3 python3.11 pytest pip ruff bash source for gcloud gsutil kubectl xpk docker sbatch srun ssh scp curl "
-    "git npm pre-commit sphinx-build".split()
+    "python python3 python3.11 pytest pip ruff bash source for gcloud gsutil kubectl xpk docker sbatch srun ssh scp "
+    "curl git npm pre-commit sphinx-build".split()
 )
 MARK = re.compile(r"<!--\s*needs:\s*(.*?)\s*-->")
 FENCE = re.compile(r"^\s*(`{3,}|:{3,})\s*([^`]*)$")

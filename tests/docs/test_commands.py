@@ -1,14 +1,13 @@
 """Every command of the pages is one that there is, and a test runs it at smoke size, or the page says what it needs.
 
-A command on a page needs one of: its program in `SMOKE`, its text in `OTHERS`, or a mark in the page, directly above the
-block or paragraph: `<!-- needs: cloud account -->`, `<!-- needs: gpu -->` or `<!-- needs: hours -->`.
+A command on a page needs one of: its program in `SMOKE`, its text in `OTHERS`, or a mark in the page, directly above
+the block or paragraph: `<!-- needs: cloud account -->`, `<!-- needs: gpu -->` or `<!-- needs: hours -->`.
 """
 
 import argparse
 import ast
 import importlib
 import importlib.util
-import itertools
 import os
 import re
 import shlex
@@ -66,7 +65,7 @@ OTHERS = {
 }
 """The test, or CI's file, that runs a command which is no single Python program."""
 
-YOURS = {"python -m pytest tests/models/tiny", "python -m pytest tests/acckv_jax -k keydiff -m \"\""}
+YOURS = {"python -m pytest tests/models/tiny", 'python -m pytest tests/acckv_jax -k keydiff -m ""'}
 """Tests that the page's reader writes."""
 
 COMMANDS = all_commands()
@@ -123,7 +122,10 @@ def test_what_runs_it_is_there(name):
 
 
 def test_nothing_is_listed_that_no_page_has():
-    texts, used = {command.text for command in COMMANDS}, {(n, word) for c in COMMANDS for n, a in calls(c) for word in a}
+    texts, used = (
+        {command.text for command in COMMANDS},
+        {(n, word) for c in COMMANDS for n, a in calls(c) for word in a},
+    )
     assert OTHERS.keys() | YOURS <= texts
     assert {name for name in SMOKE if " " not in name} == set(PROGRAMS)
     assert {tuple(name.split(" ")) for name in SMOKE if " " in name} <= used

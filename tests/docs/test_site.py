@@ -35,7 +35,9 @@ def public(library) -> set[str]:
 
 @pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.__name__)
 def test_public_names_are_in_the_api_pages(library):
-    listed = re.findall(r"^\.\. (?:auto\w+|py:data):: (\S+)$", (API / f"{library.__name__}.md").read_text(), re.MULTILINE)
+    listed = re.findall(
+        r"^\.\. (?:auto\w+|py:data):: (\S+)$", (API / f"{library.__name__}.md").read_text(), re.MULTILINE
+    )
     assert len(listed) == len(set(listed))
     assert public(library) <= set(listed)
 
