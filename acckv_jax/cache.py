@@ -120,7 +120,7 @@ class KVCache:
 
     @property
     def layers(self) -> tuple[LayerCache, ...]:
-        """Every layer by itself: slices of the stacks."""
+        """Every layer by itself, as slices of the stacks."""
         return tuple(layer for stack in self.stacks for layer in _layers_of(stack))
 
     @property
