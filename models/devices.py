@@ -91,12 +91,13 @@ class Devices:
         }
 
     @contextlib.contextmanager
-    def placed(self, kv_heads: int, model: str) -> Iterator[None]:
+    def placed(self, kv_heads: int, model: str, kind: AxisType = AxisType.Explicit) -> Iterator[None]:
         """Runs what is inside on the mesh; without --mesh and with one device there is none.
 
         Args:
             kv_heads: K of the model.
             model: its name.
+            kind: of the mesh's axes.
 
         Raises:
             UserError: if the mesh fits neither the devices nor the model.
@@ -106,7 +107,7 @@ class Devices:
         if self.mesh is None and one:
             yield
             return
-        mesh = make_mesh(devices, self.mesh, kv_heads)
+        mesh = make_mesh(devices, self.mesh, kv_heads, kind=kind)
         tensor = mesh.shape.get("tensor", 1)
         if kv_heads % tensor:
             fitting = [str(n) for n in range(1, kv_heads + 1) if kv_heads % n == 0 and len(devices) % n == 0]
@@ -122,14 +123,21 @@ OnDevices = Annotated[Devices, tyro.conf.arg(name="")]
 """As a field of a program's options: its fields are options of their own."""
 
 
-def make_mesh(devices: Sequence[Any], axes: str | None, kv_heads: int, where: str = "This machine") -> Mesh:
-    """An Explicit mesh of all devices, of the axes that are longer than 1.
+def make_mesh(
+    devices: Sequence[Any],
+    axes: str | None,
+    kv_heads: int,
+    where: str = "This machine",
+    kind: AxisType = AxisType.Explicit,
+) -> Mesh:
+    """A mesh of all devices, of the axes that are longer than 1.
 
     Args:
         devices: the devices.
         axes: sizes such as "data=2,tensor=4"; None: "tensor" as large as the KV heads can be divided, the rest "data".
         kv_heads: K.
         where: name of the devices together.
+        kind: of its axes.
 
     Raises:
         UserError: if `axes` cannot be read, or does not multiply to the number of devices.
@@ -146,7 +154,7 @@ def make_mesh(devices: Sequence[Any], axes: str | None, kv_heads: int, where: st
         raise UserError(f"{where} has {number} device{plural}, but --mesh {product} is {math.prod(sizes.values())}.")
     # An axis of one device divides nothing, yet JAX may refuse to reshape along it.
     sizes = {axis: size for axis, size in sizes.items() if size > 1} or {"data": 1}
-    kinds = (AxisType.Explicit,) * len(sizes)
+    kinds = (kind,) * len(sizes)
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds, devices=devices)
 
 

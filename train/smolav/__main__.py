@@ -16,8 +16,10 @@ import jax
 import numpy as np
 import tyro
 from flax import nnx
+from jax.sharding import AxisType
 
 from models import command
+from models.devices import Devices, OnDevices
 from models.errors import UserError
 from models.layers.init import Params, abstract_params
 from models.smolav.config import LAYOUTS
@@ -49,6 +51,7 @@ class Options:
     """Stop after so many steps of the whole run."""
     skip_damaged: bool = False
     """Move damaged checkpoints to WORKDIR/damaged, and resume at the newest whole one."""
+    devices: OnDevices = Devices()
 
 
 def open_pools(config: TrainConfig, encoders: Encoders) -> tuple[dict[str, ClipPool], dict[str, PictureFeatures]]:
@@ -86,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command; 0, 2 after a user's mistake, or 143 after SIGTERM (as SystemExit)."""
     options = tyro.cli(Options, args=arguments, prog="python -m train.smolav", description=__doc__)
     log = functools.partial(print, flush=True)
-    return command.run(lambda: _train(options, log), keep_programs=True)
+    return command.run(lambda: _train(options, log), keep_programs=True, devices=options.devices)
 
 
 def _train(options: Options, log: Callable[[str], None]) -> None:
@@ -96,7 +99,8 @@ def _train(options: Options, log: Callable[[str], None]) -> None:
     decoder, params = load_smollm2()
     if decoder != config.model.decoder:
         raise UserError("The language model's sizes are not those of the configuration; correct `model.decoder`.")
-    run_training(config, params, options.workdir, options.stop_at, log, skip_damaged=options.skip_damaged)
+    with options.devices.placed(1, "SmolAV", AxisType.Auto):  # its losses leave shardings to the compiler
+        run_training(config, params, options.workdir, options.stop_at, log, skip_damaged=options.skip_damaged)
 
 
 def run_training(

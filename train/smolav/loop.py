@@ -11,7 +11,9 @@ import numpy as np
 import optax
 from flax import nnx
 
+from models.devices import is_first
 from models.layers.init import Params
+from models.placement import divided
 from models.smolav.params import trained_shapes
 from train.checkpoint import check, finish, finishing, manager, restore, save
 from train.log import MetricsLog, plot_metrics
@@ -104,17 +106,17 @@ def train(run: Run, trained: Callable[[], Params], stop_at: int | None = None, *
     else:
         start, state = found
         run.log(f"resumed at step {start}")
-    rows = MetricsLog(run.workdir / "metrics.csv", start)
+    rows = MetricsLog(run.workdir / "metrics.csv", start) if is_first() else None
     step_fn = make_step(config, run.graph, optimizer(config, state["trained"]))
     evaluate = make_evaluate(config, run.graph)
     tokens, clock = 0, time.perf_counter()
     with finishing(checkpoints), preemption() as preempted:
         for step, batch in _numbered(run.batches, start, last):
             stage = config.stage_at(step)
-            state, metrics = step_fn(state, run.frozen, batch)
+            state, metrics = step_fn(state, run.frozen, divided(batch))
             tokens += int(np.sum(batch["segment"] >= 0))
             done = step + 1
-            if done % config.log_every == 0:
+            if rows is not None and done % config.log_every == 0:
                 values = {name: round(float(value), 5) for name, value in metrics.items()}
                 speed = round(tokens / (time.perf_counter() - clock))
                 rows.write(step=done, stage=stage.name, kind="train", tokens_per_second=speed, **values)
@@ -124,7 +126,8 @@ def train(run: Run, trained: Callable[[], Params], stop_at: int | None = None, *
             if done % config.validate_every == 0 or done == last:
                 values = validate(evaluate, state["trained"], run.frozen, run.validation[stage.validate])
                 values = {name: round(value, 5) for name, value in values.items()}
-                rows.write(step=done, stage=stage.name, kind="validation", **values)
+                if rows is not None:
+                    rows.write(step=done, stage=stage.name, kind="validation", **values)
                 run.log(f"step {done} {stage.name} validation loss {values['loss']:.3f} exact {values['exact']:.3f}")
                 clock = time.perf_counter()
             check(checkpoints)
@@ -133,7 +136,8 @@ def train(run: Run, trained: Callable[[], Params], stop_at: int | None = None, *
                 finish(checkpoints)
                 raise stopped(f"after step {done}, which is saved")
             if done % config.save_every == 0 or done == last:
-                plot_metrics(rows.path, run.workdir / "metrics.png")
+                if rows is not None:
+                    plot_metrics(rows.path, run.workdir / "metrics.png")
                 save(checkpoints, done, state, config.identity())
     checkpoints.close()
     return state["trained"]
