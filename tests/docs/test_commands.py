@@ -86,7 +86,8 @@ def runner(command: Command) -> str | None:
 
 
 def _installs(text: str) -> bool:
-    return re.fullmatch(r"(python3\.11 -m venv \.venv && \.venv/bin/)?pip install -e '\.\[[\w,]+\]'", text) is not None
+    ours = r"-e '\.\[[\w,]+\]'|'acckv-jax\[[\w,]+\]'|'jax\[k8s\]'"
+    return re.fullmatch(rf"(python3\.11 -m venv \.venv && \.venv/bin/)?pip install ({ours})", text) is not None
 
 
 def expanded(command: Command) -> list[str]:
