@@ -37,6 +37,7 @@ SMOKE = {
     "eval.perf.compile": "tests/eval/perf/test_compile.py::test_all_programs_of_a_policy",
     "eval.perf.decode": "tests/eval/perf/test_decode.py::test_rows",
     "eval.perf.gpu": "tests/docs/test_commands.py::test_rehearsal_of_the_gpu",
+    "eval.perf.planning": "tests/eval/perf/test_planning.py::test_a_tiny_model",
     "eval.perf.loading": "tests/eval/perf/test_loading.py::test_table",
     "eval.perf.mergenet": "tests/eval/perf/test_mergenet.py::test_times",
     "eval.perf.mergenet --topology": "tests/eval/perf/test_mergenet.py::test_memory",
@@ -56,6 +57,8 @@ SMOKE = {
 """The test that runs a program at smoke size; one that runs it with an option stands apart."""
 
 OTHERS = {
+    "examples/two_processes.sh": "tests/eval/test_processes.py::test_the_example_of_two_processes",
+    "pip install jax flatbuffers safetensors": "tests/train/exports/test_stablehlo.py",
     "pip install .": "tests/test_wheel.py",
     "python3.11 -m venv .venv && .venv/bin/pip install -e '.[run]' && .venv/bin/python -m eval.answer": (
         "tests/docs/test_commands.py::test_readmes_command"
