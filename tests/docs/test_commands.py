@@ -45,6 +45,7 @@ SMOKE = {
     "models.hub.weights": "tests/models/hub/test_weights.py::test_command",
     "sphinx": "tests/docs/test_site.py::test_pages_are_there",
     "tests.fuzz_media": "tests/test_fuzz_media.py::test_damaged_clips_are_read_or_refused",
+    "tests.kill_training": "tests/test_kill_training.py::test_kills_within_saves_cost_no_whole_checkpoint",
     "train.data.sources.pack_digits": "tests/train/data/test_sources.py::test_packing_digits",
     "train.export": "tests/train/test_export.py::test_written_anew",
     "train.export --workdir": "tests/train/smolav/test_main.py::test_a_trained_model_is_exported_as_it_was_trained",
@@ -59,6 +60,7 @@ SMOKE = {
 OTHERS = {
     "examples/two_processes.sh": "tests/eval/test_processes.py::test_the_example_of_two_processes",
     "pip install jax flatbuffers safetensors": "tests/train/exports/test_stablehlo.py",
+    "python run_exported.py FOLDER prompt.safetensors": "tests/train/exports/test_stablehlo.py",
     "pip install .": "tests/test_wheel.py",
     "python3.11 -m venv .venv && .venv/bin/pip install -e '.[run]' && .venv/bin/python -m eval.answer": (
         "tests/docs/test_commands.py::test_readmes_command"

@@ -92,7 +92,7 @@ def run_here(out: Path, prompt: Path, monkeypatch, capsys) -> list[list[int]]:
 
 
 def run_alone(out: Path, prompt: Path) -> list[list[int]]:
-    command = [sys.executable, "-I", "-c", BLOCKED, str(SCRIPT), str(out), str(prompt)]
+    command = [sys.executable, "-c", BLOCKED, str(SCRIPT), str(out), str(prompt)]
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=600).stdout)
 
 
