@@ -66,7 +66,7 @@ class Options:
     json: bool = False
     """Print one JSON object per row instead of the table."""
     out: Path | None = None
-    """Also write all rows to this file, as JSON."""
+    """Also write the rows to this file, as JSON, anew after each one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -337,11 +337,11 @@ def run(options: Options) -> None:
         rows.append(row)
         if options.json:
             print(json.dumps(dataclasses.asdict(row)), flush=True)
-    if options.out is not None:
-        devices = jax.devices()
-        about = {"options": dataclasses.asdict(options), "device": devices[0].device_kind, "devices": len(devices)}
-        result = about | {"jax": jax.__version__, "rows": [dataclasses.asdict(row) for row in rows]}
-        write_whole(options.out, json.dumps(result, indent=1, default=str) + "\n")
+        if options.out is not None:
+            devices = jax.devices()
+            about = {"options": dataclasses.asdict(options), "device": devices[0].device_kind, "devices": len(devices)}
+            result = about | {"jax": jax.__version__, "rows": [dataclasses.asdict(row) for row in rows]}
+            write_whole(options.out, json.dumps(result, indent=1, default=str) + "\n")
     if not options.json:
         Console(width=140).print(table(rows, options))
 
