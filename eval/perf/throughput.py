@@ -33,13 +33,14 @@ from eval.perf.plan import PRESETS, device_bytes
 from eval.perf.planning import write_whole
 from eval.perf.served import decoder_of, random_params
 from eval.perf.timing import fastest
-from eval.policies import build_policy, check_layers, check_policies
+from eval.policies import check_layers, check_policies
 from models import command
 from models.acckv_tau import TAU
 from models.decoder import DecoderConfig
 from models.errors import UserError
 from models.layers.init import Params
 from models.over_decoder import SINGLE, OverDecoder
+from models.policies import build_policy
 
 
 @dataclasses.dataclass(frozen=True)
