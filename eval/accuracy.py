@@ -25,6 +25,7 @@ from eval.metrics import CUT_OFF
 from eval.results import Row
 from models import command
 from models.errors import UserError
+from models.files import write_text
 from models.smolav.config import LAYOUTS
 from models.smolav.params import FOLDER
 from train.data.questions import ANSWERS
@@ -109,9 +110,9 @@ def run(options: Options, load: benchmark.Loader = benchmark.load_task) -> None:
     measured = benchmark.measure(asked, options.answers, load)
     [full] = measured.variants
     result = summary(measured.rows(full), options.clips - len(measured.errors))
-    print_summary(Console(), result)
     if options.out:
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+        write_text(options.out, json.dumps(result, indent=1) + "\n")
+    print_summary(Console(), result)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -34,6 +34,7 @@ from models import command
 from models.acckv_tau import TAU
 from models.devices import Devices, OnDevices, is_first
 from models.errors import UserError
+from models.files import write_text
 from models.policies import build_policy, parse_budget
 
 Policies = dict[Variant, CachePolicy]
@@ -275,9 +276,9 @@ def run(options: Options, load: Loader = load_task) -> None:
         UserError: on any mistake in the options or the file of answers.
     """
     result = summary(measure(options, options.answers or Path(f"{options.task}.jsonl"), load))
-    print_summary(Console(), result)
     if options.out and is_first():
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+        write_text(options.out, json.dumps(result, indent=1) + "\n")
+    print_summary(Console(), result)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -2,11 +2,13 @@
 
 import contextlib
 import fcntl
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from models import files
 from models.errors import UserError
 
 
@@ -14,13 +16,11 @@ class Lines:
     """An open file.
 
     Attributes:
-        path: where it is.
         before: the whole lines that it held when it was opened.
         torn: what followed the last of them: a line that a killed run did not finish. The first `append` drops it.
     """
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
-        self.path = path
+    def __init__(self, file: io.FileIO) -> None:
         self._file = file
         file.seek(0)
         whole, end, self.torn = file.read().rpartition(b"\n")
@@ -28,12 +28,15 @@ class Lines:
         self._length = len(whole + end)
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Appends rows, all of them or, if the disk is full, none."""
-        self._file.truncate(self._length)
-        new = b"".join(as_line(row) for row in rows)
-        self._file.write(new)
-        self._file.flush()
-        self._length += len(new)
+        """Appends rows: all of them, or none.
+
+        Raises:
+            OSError: if the file cannot take them; it names the file.
+        """
+        if self.torn:
+            self._file.truncate(self._length)
+            self.torn = b""
+        files.append(self._file, b"".join(as_line(row) for row in rows))
 
 
 def as_line(row: Mapping[str, Any]) -> bytes:
@@ -50,10 +53,12 @@ def opened(path: Path, what: str) -> Iterator[Lines]:
         what: its lines are.
 
     Raises:
-        UserError: if it cannot be opened, or another run is writing to it.
+        UserError: if it cannot be opened, is no file but a device, or another run is writing to it.
     """
+    if path.exists() and not path.is_file():  # of a device there may be no end to read
+        raise UserError(f"{path} is no file that a later run could continue; name another for the {what}.")
     try:
-        file = path.open("a+b")
+        file = path.open("a+b", buffering=0)
     except OSError as error:
         raise UserError(f"{path} cannot be opened for {what}: {error.strerror}.") from error
     with file:
@@ -61,4 +66,4 @@ def opened(path: Path, what: str) -> Iterator[Lines]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(f"Another run is writing to {path}; wait for it, or name another file.") from error
-        yield Lines(path, file)
+        yield Lines(file)

@@ -24,6 +24,7 @@ from rich.console import Console
 from eval.mergenet_report import draw, summary, table
 from models import command
 from models.errors import UserError
+from models.files import write_text
 from models.readers.json_object import read_object
 from train.log import read_metrics
 from train.mergenet.arms import ARMS, SOURCE, TARGET
@@ -155,7 +156,7 @@ def _main(options: Options) -> None:
     found = results(options)
     Console(width=None if sys.stdout.isatty() else WIDE).print(table(found))
     if options.out is not None:
-        options.out.with_suffix(".json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+        write_text(options.out.with_suffix(".json"), json.dumps(found, indent=1, allow_nan=False) + "\n")
         draw(found, options.out.with_suffix(".png"))
 
 

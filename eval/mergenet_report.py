@@ -11,6 +11,7 @@ from rich.console import Group
 from rich.table import Table
 
 from eval.intervals import Interval, detectable, mean_interval, paired_difference
+from models.files import replacing
 from train.mergenet.arms import ARMS
 
 RIVAL = "dkd"
@@ -121,4 +122,5 @@ def draw(results: Mapping[str, Any], picture: Path) -> None:
         axis.grid(alpha=0.3)
     for axis in (left, right):
         axis.invert_yaxis()
-    figure.savefig(picture, dpi=110)
+    with replacing(picture) as draft:
+        figure.savefig(draft, dpi=110)

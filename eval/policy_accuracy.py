@@ -26,6 +26,7 @@ from eval.held_out import GROUPS, MOST
 from eval.policies import split_variant
 from models import command
 from models.errors import UserError
+from models.files import write_text
 
 TURNS = {"first": 1, "second": 2}
 
@@ -106,6 +107,8 @@ def run(options: Options, load: benchmark.Loader = benchmark.load_task) -> None:
         UserError: on any mistake in the options.
     """
     result = summary(measure(options, load))
+    if options.out:
+        write_text(options.out, json.dumps(result, indent=1) + "\n")
     table = Table(title=f"{result['clips']} held-out clips, exact answers", padding=(0, 0), pad_edge=False)
     for name in ("policy", "budget", "question", *GROUPS, "all"):
         table.add_column(name, no_wrap=True)
@@ -113,8 +116,6 @@ def run(options: Options, load: benchmark.Loader = benchmark.load_task) -> None:
         shown = [f"{row[g]['accuracy']:.3f}" if row[g]["asked"] else "-" for g in GROUPS]
         table.add_row(row["policy"], f"{row['budget']:g}", row["question"], *shown, f"{row['all']:.3f}")
     Console().print(table)
-    if options.out:
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,13 +1,14 @@
 """What every command does alike."""
 
 import contextlib
+import errno
 import io
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import jax
 from rich.console import Console
@@ -15,6 +16,16 @@ from rich.console import Console
 from models.devices import Devices, is_first
 from models.errors import UserError
 from models.hub.package_index import cache_root
+
+ADVICE = {
+    errno.ENOSPC: "make room there, or name another place",
+    errno.EDQUOT: "make room in your quota, or name another place",
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f), or name another place",
+    errno.EROFS: "name a place that can be written",
+    errno.EACCES: "change its permissions, or name another place",
+    errno.EPERM: "change its permissions, or name another place",
+}
+"""What helps where the operating system refuses a file."""
 
 
 def run(body: Callable[[], None], *, keep_programs: bool = False, devices: Devices = Devices()) -> int:
@@ -27,7 +38,8 @@ def run(body: Callable[[], None], *, keep_programs: bool = False, devices: Devic
         devices: joins the other processes before the command runs; only the first one writes to standard output.
 
     Returns:
-        The exit status: 0, or 2 after a `UserError`, whose sentence is printed to standard error.
+        The exit status: 0; 2 after a `UserError`, or where a file or the standard output is refused for a reason of
+        `ADVICE`, of which a sentence is printed to standard error; 1 where the reader of a pipe has gone.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -39,35 +51,67 @@ def run(body: Callable[[], None], *, keep_programs: bool = False, devices: Devic
             # A command has dozens of small programs, too, which take seconds together.
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         devices.join()
-        with _output_of_the_first() if devices.several else contextlib.nullcontext():
+        with _several() if devices.several else contextlib.nullcontext():
             body()
+            sys.stdout.flush()
     except UserError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        if devices.several:
-            leave(2)
-        return 2
-    except BaseException:
-        if not devices.several:
+        return _fail(f"{error}", devices)
+    except BrokenPipeError:  # as under `| head`
+        _discard_output()
+        return 1
+    except OSError as error:
+        if error.errno not in ADVICE:
             raise
-        traceback.print_exc()
-        leave(1)
+        where = error.filename or ("standard output" if _refuses(sys.stdout) else "a file")
+        if _refuses(sys.stdout):
+            _discard_output()
+        return _fail(f"{where}: {os.strerror(error.errno)}; {ADVICE[error.errno]}.", devices)
     return 0
 
 
-def leave(status: int) -> NoReturn:
-    """Ends one of several processes at once: an orderly end would wait for those that still compute with it."""
+@contextlib.contextmanager
+def _several() -> Iterator[None]:
+    """Lets the first of several processes print, and ends this one at once where it fails."""
+    try:
+        if is_first():
+            yield
+        else:
+            with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+                yield
+    except (UserError, OSError, SystemExit):
+        raise
+    except BaseException:
+        traceback.print_exc()
+        _leave(1)
+
+
+def _leave(status: int) -> NoReturn:
+    """Ends one of several processes: an orderly end would wait for those that still compute with it."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
-@contextlib.contextmanager
-def _output_of_the_first() -> Iterator[None]:
-    if is_first():
-        yield
-        return
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
-        yield
+def _fail(sentence: str, devices: Devices) -> int:
+    Console(stderr=True).print(f"error: {sentence}", markup=False, highlight=False, soft_wrap=True)
+    if devices.several:
+        _leave(2)
+    return 2
+
+
+def _refuses(stream: TextIO) -> bool:
+    """Whether a stream still holds what it could not write."""
+    try:
+        stream.flush()
+    except OSError:
+        return True
+    return False
+
+
+def _discard_output() -> None:
+    """Lets nothing more be written, which the interpreter would try at its end."""
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def moved(new: str) -> int:
@@ -83,9 +127,13 @@ def check_output(out: Path | None) -> None:
     """Checks before the work that its result can be written.
 
     Raises:
-        UserError: if the folder of `out` does not exist, or `out` is a folder.
+        UserError: if the folder of `out` does not exist, `out` is a folder, or either may not be written.
     """
     if out is not None and not out.absolute().parent.is_dir():
         raise UserError(f"There is no folder {out.parent} to write {out.name} into; make it first.")
     if out is not None and out.is_dir():
         raise UserError(f"{out} is a folder; name a file in it.")
+    if out is not None:
+        place = out if out.exists() else out.absolute().parent
+        if not os.access(place, os.W_OK):
+            raise UserError(f"{place} may not be written; change its permissions, or name another place.")

@@ -2,10 +2,11 @@
 
 import contextlib
 import csv
-import os
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from models import files
 from models.errors import UserError
 
 COLUMNS: list[str] = ["step", "stage", "kind", "loss", "exact", "tokens_per_second"]
@@ -23,14 +24,10 @@ class MetricsLog:
         self.path = path
         self.columns = columns
         kept = [row for row in read_metrics(path) if int(row["step"]) <= resumed_at] if path.exists() else []
-        draft = path.with_name(f"{path.name}.part")
-        with _told(path), draft.open("w", newline="") as file:
+        with _told(path), files.replacing(path) as draft, draft.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(kept)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
 
     def write(self, **values: object) -> None:
         """Appends a row.
@@ -38,8 +35,10 @@ class MetricsLog:
         Raises:
             UserError: if it cannot be written.
         """
-        with _told(self.path), self.path.open("a", newline="") as file:
-            csv.DictWriter(file, self.columns).writerow(values)
+        row = io.StringIO(newline="")
+        csv.DictWriter(row, self.columns).writerow(values)
+        with _told(self.path), self.path.open("ab", buffering=0) as file:
+            files.append(file, row.getvalue().encode())
 
 
 @contextlib.contextmanager
@@ -90,7 +89,5 @@ def plot_metrics(path: Path, picture: Path) -> None:
         axis.grid(alpha=0.3)
         axis.legend()
     axis.set_xlabel("step")
-    draft = picture.with_name(f"{picture.name}.part")
-    with _told(picture):
+    with _told(picture), files.replacing(picture) as draft:
         figure.savefig(draft, format="png", dpi=120)
-        draft.replace(picture)

@@ -21,6 +21,7 @@ import tyro
 from eval.mergenet_smolav.run import Run, run
 from eval.mergenet_smolav.table import sentences, table
 from models import command
+from models.files import write_text
 from train.mergenet.av.config import AV_ARMS, PREFIX, Recipe
 from train.mergenet.command_line import parse
 
@@ -56,8 +57,8 @@ def _main(arguments: list[str] | None, log: Callable[[str], None]) -> None:
     )
     results = run(Run(options.settings, options.arms, options.seeds, options.workdir, log=log))
     text = "\n".join([table(results), "", *sentences(results)])
-    (options.workdir / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    (options.workdir / "results.md").write_text(text + "\n")
+    write_text(options.workdir / "results.json", json.dumps(results, indent=1) + "\n")
+    write_text(options.workdir / "results.md", text + "\n")
     log(text)
 
 

@@ -15,6 +15,7 @@ from flax import nnx
 from eval.mergenet_smolav.materials import Materials
 from mergenet_jax import check_finite, export
 from models.errors import UserError
+from models.files import write_text
 from models.layers.init import abstract_params
 from models.readers.json_object import read_object
 from models.smolav.modeling import MediaEmbedder
@@ -170,6 +171,4 @@ def _one(materials: Materials, setup: Setup, everything: Examples, seed: int) ->
 
 def _write(path: Path, found: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".part")
-    draft.write_text(json.dumps(found, indent=1) + "\n")
-    draft.replace(path)
+    write_text(path, json.dumps(found, indent=1) + "\n")

@@ -24,6 +24,7 @@ from eval.perf.gpu_rows import Row, rows_of
 from eval.perf.plan import Preset, find_preset, policies_for
 from models import command
 from models.errors import UserError
+from models.files import write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +183,7 @@ def run(options: Options) -> bool:
     def keep(kind: str, one: Check | Row) -> None:
         result[kind].append(dataclasses.asdict(one))
         if options.json is not None:
-            options.json.write_text(json.dumps(result, indent=1) + "\n")
+            write_text(options.json, json.dumps(result, indent=1) + "\n")
         progress.print(f"{kind} {len(result[kind])}: {one.policy}", soft_wrap=True, highlight=False)
 
     found: list[Check] = []

@@ -10,9 +10,10 @@ import numpy as np
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from models.errors import UserError
+from models.files import replacing, write_text
 from models.layers.init import FastRngs, Params, abstract_params
 from models.orbax import holds_orbax, restore_orbax
 from models.readers.json_object import read_object
@@ -101,5 +102,6 @@ def save_smolav(folder: Path, config: SmolAVConfig, trained: Params) -> None:
     """Writes the trained tensors (float32) and the configuration into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     flat = flatten_dict(trained, sep=SEPARATOR)
-    save_file({name: np.asarray(leaf, np.float32) for name, leaf in flat.items()}, folder / TENSORS)
-    (folder / CONFIG).write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    with replacing(folder / TENSORS) as draft:
+        draft.write_bytes(save({name: np.asarray(leaf, np.float32) for name, leaf in flat.items()}))
+    write_text(folder / CONFIG, json.dumps(dataclasses.asdict(config), indent=2) + "\n")

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from eval.benchmark import Options, main, measure, run, summary
 from eval.metrics import METRICS
 from eval.tasks.registry import TASKS
 from tests.eval.tasks.letters import BROKEN, Letters
+from tests.tiers import quick_first
 
 POLICIES = ("snapkv", "protected(h2o):first=2,last=2")
 BUDGETS = ("0.5", "24")
@@ -206,6 +208,43 @@ def test_a_conversation_too_long_for_the_model_is_left_out(monkeypatch, tmp_path
         monkeypatch.setattr(task.model, "max_context", 40)
         ask(tmp_path / "letters.jsonl", task, examples=1)
     assert "the model can tell 40 apart" in lines(tmp_path / "letters.jsonl")[1]["error"]
+
+
+def limit(size):
+    """No file of this process may become larger, as on a disk that is full."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+@pytest.mark.parametrize("size", quick_first((3000, 10, 400, 6001)))
+def test_a_full_disk_ends_the_run_with_a_sentence_and_it_continues(size, whole, tmp_path, monkeypatch, capsys):
+    """Whole lines alone stay in the file, and what was not written is asked again."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(TASKS, "letters", Letters)
+    asked = ["--task", "letters", "--policies", *POLICIES, "--budgets", *BUDGETS, "--first", "11", "--examples", "3"]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        limit(size)
+        assert main(asked) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    shown = capsys.readouterr()
+    assert "letters.jsonl: File too large; raise the limit" in shown.err.splitlines()[-1] and shown.out == ""
+    kept = (tmp_path / "letters.jsonl").read_bytes()
+    assert len(kept) <= size and (not kept or kept.endswith(b"\n"))
+    assert kept.count(b'"error"') <= 1  # of the example that cannot be read; no other is blamed for the disk
+    assert main(asked) == 0
+    assert (tmp_path / "letters.jsonl").read_bytes() == whole.read_bytes()
+
+
+def test_a_summary_that_cannot_be_written(whole, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "letters.jsonl").write_bytes(whole.read_bytes())
+    asked = ["--task", "letters", "--policies", "snapkv", "--budgets", *BUDGETS, "--first", "11", "--examples", "3"]
+    assert main([*asked, "--out", "/dev/full"]) == 2
+    sentence = "error: /dev/full: No space left on device; make room there, or name another place."
+    assert capsys.readouterr().err.splitlines()[-1] == sentence
+    assert main([*asked, "--answers", "/dev/full"]) == 2
+    assert "/dev/full is no file that a later run could continue" in capsys.readouterr().err
 
 
 @pytest.mark.complete

@@ -1,6 +1,7 @@
 """`python -m train.export --model`: a checkpoint written anew, and every mistake in one sentence."""
 
 import json
+import resource
 
 import jax.numpy as jnp
 import numpy as np
@@ -102,6 +103,17 @@ def test_nothing_half_written(tmp_path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(KeyError):
         save_params(tmp_path / "a", {}, norm("n", ("n",)), {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_no_folder(model, tmp_path, capsys):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        assert main(["--model", str(model), "--out", str(tmp_path / "a")]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'a'} cannot be written (File too large); make room")
     assert not list(tmp_path.iterdir())
 
 

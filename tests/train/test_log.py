@@ -1,5 +1,6 @@
 """The metrics file of a resumed run."""
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,20 @@ def test_resuming_drops_what_will_be_measured_again(tmp_path: Path) -> None:
     assert [(row["step"], row["loss"]) for row in read_metrics(path)] == [("10", "1.0"), ("20", "2.0"), ("30", "9.0")]
     plot_metrics(path, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_row_that_does_not_fit_on_a_disk_leaves_no_part(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    log = MetricsLog(path, 0)
+    log.write(**_row(10, 1.0))
+    content, before = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) + 5, before[1]))
+    try:
+        with pytest.raises(OSError, match="metrics.csv"):
+            log.write(**_row(20, 2.0))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_bytes() == content
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import numpy as np
 
 from mergenet_jax import check_finite
 from models.errors import UserError
+from models.files import write_text
 from models.readers.json_object import read_object
 from train.checkpoint import finish, finishing, manager
 from train.log import MetricsLog
@@ -186,9 +187,7 @@ def _finish(run: Run, recipe: AnyRecipe, trainer: Trainer, best: Best) -> dict[s
             trainer.export(folder / name, name, of["params"], of["stats"])
     result = {"recipe": dataclasses.asdict(recipe), "parameters": trainer.sizes, "seeds": seeds}
     result["source"] = run.source and str(run.source)
-    draft = run.workdir / f"{RESULT}.part"
-    draft.write_text(json.dumps(result, indent=2) + "\n")
-    draft.replace(run.workdir / RESULT)
+    write_text(run.workdir / RESULT, json.dumps(result, indent=2) + "\n")
     for seed, found in seeds.items():
         for name, of in found.items():
             shown = ", ".join(f"{label} {of[f'test_{metric}']:.4f}" for metric, label in trainer.metrics[name].items())

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from models.files import replacing
 from train.log import read_metrics
 
 TITLES = {"top1": "share right"}
@@ -73,4 +74,5 @@ def plot(path: Path, picture: Path, titles: Mapping[str, str]) -> None:
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     figure.axes[-1].set_xlabel("epoch")
-    figure.savefig(picture, dpi=120)
+    with replacing(picture) as draft:
+        figure.savefig(draft, dpi=120)

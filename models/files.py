@@ -1,0 +1,69 @@
+"""Files that are written whole or not at all; where that fails, an OSError names the file, for `models.command.run`."""
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Gives the name of `path` to an OSError: one of a full disk has none, one of a draft that of the draft."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A draft beside `path` to be written, which takes its name when it is on disk, and is deleted if anything fails.
+
+    What is no file but a device or a pipe is written itself.
+
+    Raises:
+        OSError: if it cannot be written; it names `path`.
+    """
+    if path.exists() and not path.is_file():
+        with naming(path):
+            yield path
+        return
+    target = Path(os.path.realpath(path))  # a link stays one
+    draft = target.with_name(f".{os.getpid()}.{target.name}")
+    try:
+        with naming(path):
+            yield draft
+            with draft.open("rb") as file:
+                os.fsync(file.fileno())
+            draft.replace(target)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, whole or not at all.
+
+    Raises:
+        OSError: if it cannot be written; it names `path`, whose old content stays.
+    """
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+def append(file: io.FileIO, data: bytes) -> None:
+    """Appends bytes to a file that was opened unbuffered ("ab", 0); where not all can be written, none stay.
+
+    Raises:
+        OSError: if they cannot be written; it names the file.
+    """
+    end = file.seek(0, os.SEEK_END)
+    try:
+        with naming(Path(file.name)):
+            while data:
+                data = data[file.write(data) :]
+    except OSError:
+        file.truncate(end)
+        raise
