@@ -9,7 +9,7 @@ from acckv_jax.selection import add_to_slots
 
 
 def unit(x: Float[Array, "*B H"]) -> Float[Array, "*B H"]:
-    """X / |x| in float32 (a zero vector stays zero)."""
+    """Vectors of length one, in float32 (a zero vector stays zero)."""
     x = x.astype(jnp.float32)
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
 

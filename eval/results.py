@@ -4,14 +4,14 @@ The first line says whose answers they are, and each further line is one answer,
 """
 
 import contextlib
-import fcntl
-import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from models import files
+from eval import json_lines
+from eval.json_lines import Lines, as_line
+from models.devices import from_first
 from models.errors import UserError
 
 Row = dict[str, Any]
@@ -32,9 +32,9 @@ class Variant(NamedTuple):
 class Results:
     """Answers, each once."""
 
-    def __init__(self, file: io.FileIO | None = None) -> None:
-        """Keeps answers in memory, and appends them to `file`, which is unbuffered, if there is one."""
-        self._file = file
+    def __init__(self, lines: Lines | None = None) -> None:
+        """Keeps answers in memory, and appends them to a file if there is one."""
+        self._lines = lines
         self._answers: dict[tuple[str, Variant], dict[int, Row]] = {}
         self.errors: dict[str, str] = {}
         """Sentences by example that cannot be asked."""
@@ -58,8 +58,14 @@ class Results:
             OSError: if the file cannot take them; it keeps what it had, and a later run continues there.
         """
         new = [row for row in rows if self._keep(row)]
-        if self._file:
-            files.append(self._file, b"".join(_line(row) for row in new))
+        if self._lines is not None:
+            self._lines.append(new)
+
+    def share(self) -> None:
+        """In several processes: adds what the first one has."""
+        rows = [row for answers in self._answers.values() for row in answers.values()]
+        for row in from_first([*rows, *({"example": id, "error": text} for id, text in self.errors.items())]):
+            self._keep(row)
 
     def _keep(self, row: Row) -> bool:
         if "error" in row:
@@ -85,29 +91,14 @@ def opened(path: Path | None, about: Mapping[str, Any]) -> Iterator[Results]:
     if path is None:
         yield Results()
         return
-    if path.exists() and not path.is_file():  # of a device there may be no end to read
-        raise UserError(f"{path} is no file that a later run could continue; name another for the answers.")
-    try:
-        file = path.open("a+b", buffering=0)
-    except OSError as error:
-        raise UserError(f"{path} cannot be opened for answers: {error.strerror}.") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until the file is closed, or the process ends
-        except OSError as error:
-            raise UserError(f"Another run is writing to {path}; wait for it, or name another file.") from error
-        file.seek(0)
-        content = file.read()
-        whole, end, torn = content.rpartition(b"\n")
-        first, *lines = (whole + end).splitlines() or [_line(about)]
-        if not end and not first.startswith(torn):
+    with json_lines.opened(path, "answers") as lines:
+        first, *rest = lines.before or [as_line(about)]
+        if not lines.before and not first.startswith(lines.torn):
             raise UserError(f"{path} holds no answers of a benchmark; name another file.")
         _check_about(path, first, about)
-        results = Results(file)
-        rows = [_parsed(path, number, line) for number, line in enumerate(lines, 2)]
-        file.truncate(len(whole + end))
-        if not end:
-            files.append(file, _line(about))
+        rows = [_parsed(path, number, line) for number, line in enumerate(rest, 2)]
+        lines.append([] if lines.before else [about])
+        results = Results(lines)
         for row in rows:
             results._keep(row)
         yield results
@@ -120,7 +111,7 @@ def _check_about(path: Path, line: bytes, about: Mapping[str, Any]) -> None:
         found = None
     if not isinstance(found, dict) or "task" not in found:
         raise UserError(f"{path} holds no answers of a benchmark; name another file.")
-    for key, wanted in json.loads(_line(about)).items():
+    for key, wanted in json.loads(as_line(about)).items():
         if found.get(key) != wanted:
             raise UserError(f"{path} holds answers of {key} {found.get(key)}, not {wanted}; name another file.")
 
@@ -133,7 +124,3 @@ def _parsed(path: Path, number: int, line: bytes) -> Row:
     if not isinstance(row, dict) or tuple(row) not in (ANSWER, ERROR):
         raise UserError(f"Line {number} of {path} is no answer; delete it, and its question will be asked again.")
     return row
-
-
-def _line(row: Mapping[str, Any]) -> bytes:
-    return json.dumps(row).encode() + b"\n"

@@ -1,16 +1,19 @@
 """What every command does alike."""
 
+import contextlib
 import errno
 import io
 import os
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 import jax
 from rich.console import Console
 
+from models.devices import Devices, is_first
 from models.errors import UserError
 from models.hub.package_index import cache_root
 
@@ -25,13 +28,14 @@ ADVICE = {
 """What helps where the operating system refuses a file."""
 
 
-def run(body: Callable[[], None], *, keep_programs: bool = False) -> int:
+def run(body: Callable[[], None], *, keep_programs: bool = False, devices: Devices = Devices()) -> int:
     """Runs a command. Characters that the output's encoding does not have are printed as question marks.
 
     Args:
         body: the command.
         keep_programs: whether its compiled programs are kept for later runs, in the user's cache or where
             JAX_COMPILATION_CACHE_DIR says.
+        devices: joins the other processes before the command runs; only the first one writes to standard output.
 
     Returns:
         The exit status: 0; 2 after a `UserError`, or where a file or the standard output is refused for a reason of
@@ -46,10 +50,12 @@ def run(body: Callable[[], None], *, keep_programs: bool = False) -> int:
                 jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))
             # A command has dozens of small programs, too, which take seconds together.
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-        body()
-        sys.stdout.flush()
+        devices.join()
+        with _several() if devices.several else contextlib.nullcontext():
+            body()
+            sys.stdout.flush()
     except UserError as error:
-        return _fail(f"{error}")
+        return _fail(f"{error}", devices)
     except BrokenPipeError:  # as under `| head`
         _discard_output()
         return 1
@@ -60,12 +66,37 @@ def run(body: Callable[[], None], *, keep_programs: bool = False) -> int:
         if not error.filename and _refuses(sys.stdout):
             where = "standard output"
             _discard_output()
-        return _fail(f"{where}: {os.strerror(error.errno)}; {ADVICE[error.errno]}.")
+        return _fail(f"{where}: {os.strerror(error.errno)}; {ADVICE[error.errno]}.", devices)
     return 0
 
 
-def _fail(sentence: str) -> int:
+@contextlib.contextmanager
+def _several() -> Iterator[None]:
+    """Lets the first of several processes print, and ends this one at once where it fails."""
+    try:
+        if is_first():
+            yield
+        else:
+            with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+                yield
+    except (UserError, OSError, SystemExit):
+        raise
+    except BaseException:
+        traceback.print_exc()
+        _leave(1)
+
+
+def _leave(status: int) -> NoReturn:
+    """Ends one of several processes: an orderly end would wait for those that still compute with it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _fail(sentence: str, devices: Devices) -> int:
     Console(stderr=True).print(f"error: {sentence}", markup=False, highlight=False, soft_wrap=True)
+    if devices.several:
+        _leave(2)
     return 2
 
 

@@ -94,7 +94,7 @@ class AVModel(Protocol):
 
     @property
     def family(self) -> str:
-        """Name of its folder: a key of tables such as `models.acckv_tau.TAU`."""
+        """The name of its folder, a key of tables such as `models.acckv_tau.TAU`."""
         ...
 
     @property

@@ -14,6 +14,7 @@ from models.hub.package_index import DownloadProgress
 from models.interface import AVModel
 from models.qwen2_5_omni.model import QwenOmniModel
 from models.qwen2_5_omni.params import open_thinker
+from models.smolav.config import SmolAVConfig
 from models.smolav.model import SmolAVModel
 from models.videollama2.model import VideoLLaMA2Model
 from models.videollama2.params import PARTS, open_videollama2
@@ -51,6 +52,29 @@ def load(name: str, progress: DownloadProgress | None = None) -> AVModel:
     """
     if name in NAMED:
         return NAMED[name](progress)
+    folder = _folder(name, progress)
+    config = read_config(folder)
+    if config.has("decoder"):  # of the supported models SmolAV alone says so, and has no model_type
+        return SmolAVModel.load(folder, progress)
+    model: Any = AV_MODELS[model_type(config, AV_MODELS)](folder)
+    return model if folder == Path(name) else dataclasses.replace(model, name=name)
+
+
+def kv_heads(name: str, progress: DownloadProgress | None = None) -> int:
+    """KV heads K of the decoder that `load` would load; reads its configuration alone.
+
+    Raises:
+        UserError: as `load`.
+    """
+    if name in NAMED:
+        return SmolAVConfig.smollm2_135m().decoder.num_key_value_heads
+    config = read_config(_folder(name, progress))
+    for section in ("decoder",) if config.has("decoder") else ("thinker_config", "text_config"):
+        config = config.section(section) if config.has(section) else config
+    return max(1, config.get("num_key_value_heads", int, 1))  # `load` says what is wrong with a configuration
+
+
+def _folder(name: str, progress: DownloadProgress | None) -> Path:
     if Path(name).is_file():
         raise UserError(f"{name} is a file; name the folder of the checkpoint that it belongs to.")
     folder = checkpoint_folder(name, AV_MODELS, progress)
@@ -59,11 +83,7 @@ def load(name: str, progress: DownloadProgress | None = None) -> AVModel:
             f"Unknown model {name!r}; give one of {', '.join(NAMED)}, the folder of a checkpoint, or OWNER/NAME of the "
             "Hugging Face hub."
         )
-    config = read_config(folder)
-    if config.has("decoder"):  # of the supported models SmolAV alone says so, and has no model_type
-        return SmolAVModel.load(folder, progress)
-    model: Any = AV_MODELS[model_type(config, AV_MODELS)](folder)
-    return model if folder == Path(name) else dataclasses.replace(model, name=name)
+    return folder
 
 
 def checkpoint_folder(name: str, supported: Iterable[str], progress: DownloadProgress | None = None) -> Path:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from models.errors import UserError
+from models.orbax import holds_orbax
 from models.readers.json_object import POINTER, pointer, read_object
 from models.readers.safe_tensors import read_safetensors
 from models.readers.stored import StoredArray
@@ -22,24 +23,28 @@ class Checkpoint:
         folder: where it lies.
         tensors: name in the checkpoint -> where its values lie.
         copies: names that two files hold -> the files; `load_params` refuses them.
+        orbax: whether the parameters lie in an Orbax checkpoint instead (`models.orbax`), under our names.
     """
 
     folder: Path
     tensors: dict[str, StoredArray]
     copies: dict[str, str]
+    orbax: bool = False
 
 
 def open_checkpoint(folder: Path, parts: Iterable[str] = ()) -> Checkpoint:
     """Opens the checkpoint in a folder.
 
     Args:
-        folder: as `save_pretrained` writes it.
+        folder: as `save_pretrained` or `python -m train.export --to orbax` writes it.
         parts: names of further files of tensors ("audio_tower.bin"), each read if it is there. A part may repeat
             tensors of the main files, as long as their values are the same.
 
     Raises:
         UserError: if there is no checkpoint, shards are missing, or a file is truncated, damaged or of another format.
     """
+    if holds_orbax(folder):
+        return Checkpoint(folder, {}, {}, orbax=True)
     found = next((folder / name for name in MAIN if (folder / name).is_file()), None)
     if found is None:
         raise UserError(f"{folder} is no checkpoint: it has none of {', '.join(MAIN)}.")

@@ -113,7 +113,7 @@ def test_a_full_disk_leaves_no_folder(model, tmp_path, capsys):
         assert main(["--model", str(model), "--out", str(tmp_path / "a")]) == 2
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'a'}: File too large; raise the limit")
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'a'} cannot be written (File too large); make room")
     assert not list(tmp_path.iterdir())
 
 

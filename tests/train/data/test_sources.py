@@ -1,11 +1,16 @@
+import csv
 import io
+import sys
+import wave
+import zipfile
 
 import av
 import numpy as np
 import pytest
 
 from models.hub.package_index import cache_root
-from train.data.sources import SPLITS, cifar10, digits, instruments
+from models.media.waveform import decode_audio
+from train.data.sources import SPLITS, cifar10, digits, instruments, pack_digits
 from train.data.sources.items import check_split, join_sounds
 from train.data.sources.store import stored
 
@@ -21,6 +26,25 @@ def test_digits_are_the_real_recordings():
     assert np.abs(wave).max() == pytest.approx(1, abs=1e-3)
     for label, key in zip(sounds.labels, sounds.keys, strict=True):
         assert key.startswith(f"{label}_")
+
+
+def test_packing_digits(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    quiet, loud = rng.integers(-2_000, 2_001, 900).astype(np.int16), rng.integers(-9_000, 9_001, 800).astype(np.int16)
+    with zipfile.ZipFile(tmp_path / "recordings.zip", "w") as archive:
+        for name, samples in (("a/7_theo_1.wav", loud), ("a/3_jackson_12.wav", quiet)):
+            with archive.open(name, "w") as entry, wave.open(entry, "wb") as file:
+                file.setparams((1, 2, digits.RATE, len(samples), "NONE", "NONE"))
+                file.writeframes(samples.tobytes())
+        archive.writestr("a/README.md", "not a recording")
+    monkeypatch.setattr(pack_digits, "FOLDER", tmp_path / "packed")
+    monkeypatch.setattr(sys, "argv", ["pack_digits", str(tmp_path / "recordings.zip")])
+    pack_digits.main()
+    rows = csv.DictReader((tmp_path / "packed/recordings.csv").read_text().splitlines())
+    assert [tuple(row.values()) for row in rows] == [("3", "jackson", "12", "900"), ("7", "theo", "1", "800")]
+    found = decode_audio(tmp_path / "packed/recordings.flac", rate=digits.RATE)
+    np.testing.assert_array_equal(found[:900], quiet)
+    assert len(found) == 1_700 and np.abs(found[900:].astype(int)).max() == pack_digits.PEAK
 
 
 def test_digit_splits_share_no_recording():

@@ -1,11 +1,13 @@
 import json
+import shutil
 
 import numpy as np
+import pytest
 
 from models.media.clip import Sampling, read_clip
 from train.data.questions import questions
 from train.data.sources import digits, instruments
-from train.smolav.demo_clip import CLIP, FOLDER, PHOTOS, QUESTIONS, RECORDINGS
+from train.smolav.demo_clip import CLIP, FOLDER, PHOTOS, QUESTIONS, RECORDINGS, build
 
 
 def test_bundled_clip_shows_and_plays_what_its_timeline_says():
@@ -43,3 +45,13 @@ def test_bundled_recordings_are_held_out():
     names = [key.split()[0] for key in RECORDINGS["instrument"]]
     assert names == [s.name for s in CLIP.sounds if s.kind == "instrument"]
     assert set(names) <= set(instruments.NAMES)
+
+
+@pytest.mark.complete
+def test_the_clip_is_built_again(tmp_path):
+    shutil.copytree(FOLDER / "photos", tmp_path / "photos")
+    build(tmp_path)
+    assert (tmp_path / "questions.json").read_text() == (FOLDER / "questions.json").read_text()
+    ours, theirs = (read_clip(folder / "demo.mp4", Sampling(size=(112, 112))) for folder in (tmp_path, FOLDER))
+    np.testing.assert_allclose(ours.audio, theirs.audio, atol=0.05)
+    assert np.abs(ours.frames - theirs.frames.astype(np.float32)).mean() < 2
