@@ -65,5 +65,6 @@ def append(file: io.FileIO, data: bytes) -> None:
             while data:
                 data = data[file.write(data) :]
     except OSError:
-        file.truncate(end)
+        with contextlib.suppress(OSError):  # a device has no end
+            file.truncate(end)
         raise
