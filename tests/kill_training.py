@@ -253,8 +253,8 @@ def report(kills: list[Kill], seed: int, steps: int, length: float, difference: 
         "",
         f"- {well} of {len(kills)} kills cost no whole checkpoint, and no step before it.",
         f"- {half} came before the checkpoint was whole, {len(kills) - half} after.",
-        f"- Losses of all {steps} steps and the last checkpoint, compared with a run that was not killed: "
-        + (difference or "equal to the last bit."),
+        f"- Compared with a run that was not killed, the losses of all {steps} steps (as logged, to five decimals) and the",
+        "  last checkpoint (parameters and optimizer, to the last bit): " + (difference or "equal."),
         "",
         "| " + " | ".join(columns) + " |",
         "|---" * len(columns) + "|",

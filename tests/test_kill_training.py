@@ -19,7 +19,7 @@ def test_kills_within_saves_cost_no_whole_checkpoint() -> None:
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "- 3 of 3 kills cost no whole checkpoint, and no step before it." in run.stdout
-    assert "equal to the last bit" in run.stdout
+    assert "to the last bit): equal." in run.stdout
 
 
 @pytest.mark.complete
