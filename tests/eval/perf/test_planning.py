@@ -82,10 +82,7 @@ def test_a_tiny_model(tmp_path, capsys):
 
 def test_published_table_is_of_the_published_rows():
     rows = read_rows(ROOT / "docs" / "planning.json")
-    assert markdown(rows).strip() in (ROOT / "docs" / "planning.md").read_text()
-    assert {(one.case.topology, one.case.policy) for one in rows if one.case.model == "qwen2_5_omni_7b"} == {
-        (chips, policy) for chips in ("v5e:4x4", "v5e:8x8", "v5p:2x2x2", "v6e:4x4") for policy in ("full", "acckv_plus")
-    }
+    assert rows and markdown(rows).strip() in (ROOT / "docs" / "planning.md").read_text()
 
 
 def test_rows_of_a_file(tmp_path):
