@@ -15,6 +15,7 @@ from acckv_jax.cache import (
     stack,
     unstack,
 )
+from acckv_jax.checkpoint import ModelIdentity, load_cache, save_cache
 from acckv_jax.decoder import Decoder, StepFn
 from acckv_jax.decoding import DecodeState, decode, decode_step, start_decoding
 from acckv_jax.generate import Generation, generate
@@ -54,6 +55,7 @@ __all__ = [
     "Knorm",
     "LayerCache",
     "Modality",
+    "ModelIdentity",
     "PerLayer",
     "Prompt",
     "Protected",
@@ -81,12 +83,14 @@ __all__ = [
     "greedy",
     "jitted",
     "kept_counts",
+    "load_cache",
     "make_policy",
     "make_prompt",
     "prefill",
     "prune",
     "repeat_rows",
     "run_layers",
+    "save_cache",
     "score",
     "stack",
     "start_decoding",

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from acckv_jax.modality import Modality
 from acckv_jax.selection import chosen_slots, gather_slots
+from acckv_jax.sharding import on_host
 from acckv_jax.storage import Slots, SlotStorage, dense, encode_like, free_like, update_free
 
 
@@ -340,7 +341,7 @@ def compact(cache: KVCache) -> KVCache:
     """
     shrunk: list[LayerCache] = []
     for layer in cache.layers:
-        used = max(1, int(jax.device_get(layer.valid.sum(-1).max())))
+        used = max(1, int(on_host(layer.valid.sum(-1).max())))
         slots, kept, _ = chosen_slots(layer.valid, used)
         small = take_slots(layer, slots, kept, reserved_slots=layer.reserved_slots)
         budget = jnp.minimum(layer.budget, used)
@@ -351,7 +352,7 @@ def compact(cache: KVCache) -> KVCache:
 
 def finite_rows(cache: KVCache) -> Bool[np.ndarray, " B"]:
     """[B] the NaN flags of all layers together, read on the host."""
-    flags = np.concatenate([np.asarray(one.finite).reshape(-1, len(cache.length)) for one in cache.stacks])
+    flags = np.concatenate([on_host(one.finite).reshape(-1, len(cache.length)) for one in cache.stacks])
     return np.logical_and.reduce(flags)
 
 
@@ -438,7 +439,7 @@ def kept_counts(cache: KVCache) -> list[dict[str, float]]:
         >>> sum(kv.kept_counts(cache)[0].values())
         32.0
     """
-    found = jax.device_get([_count(one.valid, one.modality) for one in cache.stacks])
+    found = [on_host(_count(one.valid, one.modality)) for one in cache.stacks]
     layers = np.concatenate([counts.reshape(-1, len(Modality)) for counts in found])
     return [{m.name.lower(): float(n) for m, n in zip(Modality, counts, strict=True)} for counts in layers]
 

@@ -19,6 +19,7 @@ from acckv_jax.modality import Prompt, bucket_length
 from acckv_jax.policy import CachePolicy, check_policy
 from acckv_jax.prefill import check_positions
 from acckv_jax.sampling import Sampler, greedy, random_key
+from acckv_jax.sharding import on_host
 
 CHUNK = 16
 """Decode steps between two looks at what was generated; one program serves any number of new tokens."""
@@ -192,12 +193,12 @@ def write(
         New tokens [B, n], of which the first comes from `state` itself; how many of them belong to each row [B]; and
         the state after them, which the next step uses up.
     """
-    active = np.asarray(state.active)
-    first = np.asarray(state.token)[:, None]
+    active = on_host(state.active)
+    first = on_host(state.token)[:, None]
     yield first, np.ones(len(first), int), state
     left = max_new_tokens - 1
     while left > 0 and active.any():
-        lengths = np.asarray(state.cache.length)
+        lengths = on_host(state.cache.length)
         tokens, number, state = jitted.decode(
             decoder,
             params,
@@ -209,9 +210,9 @@ def write(
             stop_token_ids=stop_token_ids,
         )
         number = int(number)
-        active = np.asarray(state.active)
+        active = on_host(state.active)
         left -= number
-        yield np.asarray(tokens)[:, :number], np.asarray(state.cache.length) - lengths, state
+        yield on_host(tokens)[:, :number], on_host(state.cache.length) - lengths, state
 
 
 def reserved_slots(policy: CachePolicy, max_new_tokens: int) -> int:

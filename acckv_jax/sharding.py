@@ -7,6 +7,8 @@ operations that need an output sharding, under an Auto mesh the compiler propaga
 import dataclasses
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, PartitionSpec
 
 MeshAxis = str | tuple[str, ...] | None
@@ -82,6 +84,13 @@ def gathered(x: jax.Array, *axes: MeshAxis) -> jax.Array:
     """`x` with the given sharding under an Explicit mesh (stored parameters are gathered so); else unchanged."""
     spec = out_spec(*axes)
     return x if spec is None else jax.sharding.reshard(x, spec)
+
+
+def on_host(x: jax.Array) -> np.ndarray:
+    """A whole array on the host; of several processes all must ask for it where none holds all of it."""
+    if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+    return np.asarray(x)
 
 
 def sharded_like(x: jax.Array, other: jax.Array) -> jax.Array:

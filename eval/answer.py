@@ -3,6 +3,7 @@
 Without arguments it answers the bundled clip's questions with the full cache and with every policy.
 """
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -19,15 +20,17 @@ import models
 from acckv_jax import POLICIES, CachePolicy
 from acckv_jax.sampling import Sampler
 from eval.answering import Answered, measure
+from eval.many import Settings, answer_all, read_questions
 from eval.perf.roofline import measured_bandwidth
-from eval.policies import build_policy, parse_budget
 from eval.report import answer_tables, summary
 from models import command
 from models.acckv_tau import TAU
 from models.answering import EncodedClip, checked_key, question_prompt
+from models.devices import Devices, OnDevices
 from models.errors import UserError
 from models.interface import AVModel
 from models.media.paths import clip_path
+from models.policies import build_policy, parse_budget
 
 Loader = Callable[[str, Callable[[str, int, int | None], None]], AVModel]
 DEMO = Path(__file__).parent.parent / "models" / "smolav" / "demo"
@@ -46,7 +49,8 @@ class Options:
     follow_up: bool = False
     """Each question follows the answer to the one before, on the pruned cache: one conversation."""
     model: str = "smolav"
-    """smolav, or the folder of a checkpoint: an exported SmolAV, Qwen2.5-Omni, VideoLLaMA2.1-AV."""
+    """smolav, the folder of a checkpoint (an exported SmolAV, Qwen2.5-Omni, VideoLLaMA2.1-AV), or OWNER/NAME of the
+    Hugging Face hub."""
     policy: str | None = None
     """How to prune the cache, alone or in wrappers, such as 'protected(snapkv)'; the default is the measured best,
     acckv_plus. See --compare for all."""
@@ -68,8 +72,15 @@ class Options:
     """Measure prefill, pruning and decoding, for which all is run a second time, and print a table."""
     compare: bool = False
     """Answer with the full cache and with every policy, measure them, and print a table."""
+    batch: Path | None = None
+    """Answer the questions in a file of JSON lines, {"id": ..., "clip": ..., "question": ...}, greedily."""
+    out: Path | None = None
+    """With --batch, the file of the answers, a JSON object per line; if it has some already, the rest is answered."""
+    rows: int = 8
+    """With --batch, questions that run at once."""
     json: bool = False
     """Print one JSON object per answer, and nothing else, to standard output."""
+    devices: OnDevices = Devices()
 
 
 DEFAULT_POLICY = "acckv_plus"
@@ -82,6 +93,9 @@ def run(options: Options, out: Console, err: Console, load: Loader = models.load
     Raises:
         UserError: on any mistake in the arguments or the clip.
     """
+    if options.batch is not None or options.out is not None:
+        run_batch(options, err, load)
+        return
     clip, questions, compare = options.clip, options.questions, options.compare
     if clip is None:
         clip, compare = str(DEMO / "demo.mp4"), options.policy is None
@@ -98,10 +112,12 @@ def run(options: Options, out: Console, err: Console, load: Loader = models.load
     budget, sampler = choose_budget(options), choose_sampler(options)
     choose_policies(options, budget, compare=compare)  # mistakes are reported before a large model is loaded
     clips = [clip_path(text) for text in (clip, *options.clip_too)]
-    with progress_bar(err) as progress:
+    with contextlib.ExitStack() as on_devices, progress_bar(err) as progress:
         report = reporter(progress)
         report(f"loading {options.model}")
-        model = load(options.model, download_reporter(progress))
+        download = download_reporter(progress)
+        on_devices.enter_context(options.devices.placed(models.kv_heads(options.model, download), options.model))
+        model = load(options.model, download)
         policies = choose_policies(options, budget, compare=compare, tau=TAU[model.family])
         several = len(policies) > 1 or (len(questions) > 1 and not options.follow_up)
         encoded = read_clips(clips, options.layout, model, several, progress, report)
@@ -124,6 +140,57 @@ def run(options: Options, out: Console, err: Console, load: Loader = models.load
         out.print(answer_tables(answers, ", ".join(path.name for path in clips)))
         for note in encoded.notes:
             out.print(note, markup=False, highlight=False)
+
+
+def run_batch(options: Options, err: Console, load: Loader) -> None:
+    """Answers the questions of a file.
+
+    Raises:
+        UserError: on any mistake in the arguments or the files.
+    """
+    if options.batch is None or options.out is None:
+        raise UserError("--batch, the file of questions, and --out, the file of answers, belong together.")
+    alone = {
+        "CLIP": options.clip,
+        "--clip-too": options.clip_too,
+        "--follow-up": options.follow_up,
+        "--stats": options.stats,
+        "--compare": options.compare,
+        "--json": options.json,
+        "--temperature": options.temperature,
+        "--top-k": options.top_k,
+    }
+    if given := [name for name, value in alone.items() if value]:
+        raise UserError(f"--batch reads clips and questions from a file, greedily; leave out {', '.join(given)}.")
+    if options.max_new_tokens < 1 or options.rows < 1:
+        raise UserError("--max-new-tokens and --rows must be at least 1.")
+    budget = choose_budget(options)
+    choose_policies(options, budget, compare=False)  # mistakes are reported before a large model is loaded
+    command.check_output(options.out)
+    questions = read_questions(options.batch)
+    with contextlib.ExitStack() as on_devices, progress_bar(err) as progress:
+        download = download_reporter(progress)
+        on_devices.enter_context(options.devices.placed(models.kv_heads(options.model, download), options.model))
+        task = progress.add_task("answers", total=len(questions))
+        settings = Settings(options.layout, options.max_new_tokens, options.rows)
+        about = {
+            "model": options.model,
+            "policy": options.policy or DEFAULT_POLICY,
+            "budget": 1.0 if options.policy == "full" else budget,
+            "options": list(options.option),
+            "layout": options.layout,
+            "max_new_tokens": options.max_new_tokens,
+        }
+
+        def loaded() -> tuple[AVModel, CachePolicy]:
+            model = load(options.model, download)
+            (policy,) = choose_policies(options, budget, compare=False, tau=TAU[model.family]).values()
+            return model, policy
+
+        def report(done: int, all: int) -> None:
+            progress.update(task, completed=done, total=all)
+
+        answer_all(loaded, questions, options.out, settings, about, report)
 
 
 def ask(
@@ -275,7 +342,9 @@ def download_reporter(progress: Progress) -> Callable[[str, int, int | None], No
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; 0, or 2 after a user's mistake."""
     options = tyro.cli(Options, args=arguments, prog="python -m eval.answer", description=__doc__)
-    return command.run(lambda: run(options, Console(), Console(stderr=True)), keep_programs=True)
+    return command.run(
+        lambda: run(options, Console(), Console(stderr=True)), keep_programs=True, devices=options.devices
+    )
 
 
 if __name__ == "__main__":

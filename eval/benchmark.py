@@ -7,6 +7,7 @@ continues a run that was stopped. First and later questions on one cache are cou
 """
 
 import collections
+import contextlib
 import dataclasses
 import json
 import math
@@ -21,16 +22,19 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+import models
 from acckv_jax import POLICIES, CachePolicy
 from eval import results
 from eval.intervals import mean_interval
-from eval.policies import BudgetError, build_policy, parse_budget, split_variant
+from eval.policies import BudgetError, split_variant
 from eval.results import Results, Row, Variant
 from eval.tasks.interface import Example, Task
 from eval.tasks.registry import TASKS
 from models import command
 from models.acckv_tau import TAU
+from models.devices import Devices, OnDevices, is_first
 from models.errors import UserError
+from models.policies import build_policy, parse_budget
 
 Policies = dict[Variant, CachePolicy]
 Loader = Callable[[str, str, Path | None], Task]
@@ -51,13 +55,14 @@ class Options:
     first: int = 0
     """Number of the first of them: variants are chosen on other examples than they are reported on."""
     model: str | None = None
-    """A model's name or folder; default: the task's."""
+    """A model's name, its folder, or OWNER/NAME of the Hugging Face hub; default: the task's."""
     data: Path | None = None
     """Folder of the task's data, if it reads any."""
     answers: Path | None = None
     """File of the answers; default: TASK.jsonl. It may hold answers of other examples, policies and budgets, too."""
     out: Path | None = None
     """Also write the summary as JSON."""
+    devices: OnDevices = Devices()
 
 
 def build_policies(
@@ -141,7 +146,10 @@ def measure(options: Options, answers: Path | None, load: Loader = load_task) ->
         "max_new_tokens": kind.max_new_tokens,
         "policy_options": dict(kind.policy_options),
     }
-    with results.opened(answers, about) as found:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(options.devices.placed(models.kv_heads(model), model))
+        found = stack.enter_context(results.opened(answers if is_first() else None, about))
+        found.share()
         task = load(options.task, model, options.data)
         policies = build_policies(options.policies, options.budgets, kind, TAU.get(task.model.family))
         ids = task.ids[options.first : options.first + options.examples]
@@ -268,14 +276,14 @@ def run(options: Options, load: Loader = load_task) -> None:
     """
     result = summary(measure(options, options.answers or Path(f"{options.task}.jsonl"), load))
     print_summary(Console(), result)
-    if options.out:
+    if options.out and is_first():
         options.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; 0, or 2 after a user's mistake."""
     options = tyro.cli(Options, args=arguments, prog="python -m eval.benchmark", description=__doc__)
-    return command.run(lambda: run(options), keep_programs=True)
+    return command.run(lambda: run(options), keep_programs=True, devices=options.devices)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import numpy as np
 import acckv_jax
 from acckv_jax import CachePolicy, Decoder
 from acckv_jax.generate import for_decoding
+from acckv_jax.sharding import on_host
 from eval.metrics import CUT_OFF
 from eval.policies import check_layers, check_policies
 from models.batching import Batch, padded
@@ -145,11 +146,11 @@ def _decoded(
     """Greedy answers of all rows."""
     stop = model.stop_token_ids
     state = acckv_jax.start_decoding(logits, for_decoding(model.decoder, cache), jax.random.key(0), stop_token_ids=stop)
-    tokens = np.asarray(state.token)[:, None]
+    tokens = on_host(state.token)[:, None]
     if max_new_tokens > 1:
         options = {"policy": policy.while_decoding(), "steps": max_new_tokens - 1, "stop_token_ids": stop}
         made, number, _ = acckv_jax.jitted.decode(model.decoder, model.params, state, **options)
-        tokens = np.concatenate([tokens, np.asarray(made)[:, : int(number)]], axis=1)
+        tokens = np.concatenate([tokens, on_host(made)[:, : int(number)]], axis=1)
     return [_text(model, row) for row in tokens.tolist()]
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from models.devices import from_first
 from models.errors import UserError
 
 Row = dict[str, Any]
@@ -55,6 +56,12 @@ class Results:
         if self._file:
             self._file.write(b"".join(_line(row) for row in new))
             self._file.flush()
+
+    def share(self) -> None:
+        """In several processes: adds what the first one has."""
+        rows = [row for answers in self._answers.values() for row in answers.values()]
+        for row in from_first([*rows, *({"example": id, "error": text} for id, text in self.errors.items())]):
+            self._keep(row)
 
     def _keep(self, row: Row) -> bool:
         if "error" in row:

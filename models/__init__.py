@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from models.answering import Answer, EncodedClip, answer, encode
     from models.errors import UserError
-    from models.registry import load
+    from models.registry import kv_heads, load
 
-__all__ = ["Answer", "EncodedClip", "UserError", "answer", "encode", "load"]
+__all__ = ["Answer", "EncodedClip", "UserError", "answer", "encode", "kv_heads", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load":
-        from models.registry import load
+    if name in ("kv_heads", "load"):
+        from models import registry
 
-        return load
+        return getattr(registry, name)
     if name == "UserError":
         from models.errors import UserError
 

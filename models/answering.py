@@ -18,6 +18,7 @@ import acckv_jax as kv
 from acckv_jax.cache import finite_rows
 from acckv_jax.generate import for_decoding, reserved_slots, write
 from acckv_jax.sampling import Sampler, random_key
+from acckv_jax.sharding import on_host
 from models.acckv_tau import TAU
 from models.batching import in_bucket
 from models.errors import UserError
@@ -285,8 +286,8 @@ def read_follow_up(model: AVModel, before: Answer, question: str, max_new_tokens
         UserError: if the question is empty, or the conversation becomes too long.
     """
     state, policy = before.state, before.policy
-    prompt = model.encode_next_question([int(state.token[0])], question)
-    check_fits(model, prompt, max_new_tokens, earlier=int(state.cache.length[0]))
+    prompt = model.encode_next_question([int(on_host(state.token)[0])], question)
+    check_fits(model, prompt, max_new_tokens, earlier=int(on_host(state.cache.length)[0]))
     batch = in_bucket(prompt)
     slots = reserved_slots(policy, max_new_tokens)
     logits, cache = kv.jitted.extend(
@@ -394,11 +395,16 @@ def check_finite(model: AVModel, logits: jax.Array, cache: kv.KVCache) -> None:
     Raises:
         UserError: if not.
     """
-    if not (np.isfinite(np.asarray(logits, np.float32)).all() and finite_rows(cache).all()):
-        raise UserError(
-            f"{model.name} computes values that are not finite (NaN or infinite): its weights are damaged, or too "
-            "large for their type; copy the checkpoint again."
-        )
+    if not (np.isfinite(on_host(logits).astype(np.float32)).all() and finite_rows(cache).all()):
+        raise UserError(not_finite(model))
+
+
+def not_finite(model: AVModel) -> str:
+    """What is wrong with a model that does not compute numbers."""
+    return (
+        f"{model.name} computes values that are not finite (NaN or infinite): its weights are damaged, or too large "
+        "for their type; copy the checkpoint again."
+    )
 
 
 def _slot_bytes(cache: kv.KVCache) -> int:

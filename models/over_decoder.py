@@ -70,7 +70,7 @@ class OverDecoder:
     @property
     def decoder(self) -> acckv_jax.Decoder:
         """The decoder as `acckv_jax` takes it."""
-        return acckv_jax.Decoder(_step(self.decoder_config), self.decoder_config.num_hidden_layers, scans=True)
+        return decoder_of(self.decoder_config)
 
     @property
     def params(self) -> Params:
@@ -104,6 +104,11 @@ def with_single_layers(params: Params) -> Params:
 @functools.partial(jax.jit, static_argnums=0)
 def _embed(graph: nnx.GraphDef, params: Params, ids: Int[Array, " T"]) -> Float[Array, "T D"]:
     return nnx.merge(graph, params).embed(ids[None])[0]
+
+
+def decoder_of(config: DecoderConfig) -> acckv_jax.Decoder:
+    """The decoder of a configuration as `acckv_jax` takes it."""
+    return acckv_jax.Decoder(_step(config), config.num_hidden_layers, scans=True)
 
 
 @functools.cache

@@ -4,11 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from acckv_jax.sharding import MeshAxis, axis_size, dividing, mesh_spec
+from acckv_jax.sharding import MeshAxis, ShardingRules, axis_size, dividing, mesh_spec
 from models.layers.init import Params
 from models.layers.linear import Embed, Linear
 
@@ -41,6 +42,41 @@ def abstract_params_on(mesh: Mesh, make: Callable[[], nnx.Module]) -> tuple[nnx.
         for path, leaf in shapes.items()
     }
     return graph, unflatten_dict(placed)
+
+
+def place(params: Params, make: Callable[[], nnx.Module] | None = None) -> Params:
+    """Parameters from the host on the devices: divided over the mesh that is set (`jax.set_mesh`), if any.
+
+    Args:
+        params: NumPy arrays; on several processes each has all of them.
+        make: builds their module, as for `abstract_params_on`; without it all of them are on every device.
+    """
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return jax.device_put(params)
+
+    def placed(x: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+        return jax.make_array_from_callback(x.shape, sharding, lambda part: np.asarray(x[part]))
+
+    if make is None:
+        return jax.tree.map(lambda x: placed(x, NamedSharding(mesh, PartitionSpec())), params)
+    return jax.tree.map(lambda x, like: placed(x, like.sharding), params, abstract_params_on(mesh, make)[1])
+
+
+def divided(batch: Params) -> Params:
+    """Arrays from the host, [B, ...], with rows divided over the mesh that is set, where it divides their number.
+
+    On several processes each has all rows. Without a mesh nothing happens.
+    """
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return batch
+
+    def placed(x: np.ndarray) -> jax.Array:
+        (rows,) = mesh_spec(dividing(ShardingRules().batch, len(x)))
+        return jax.make_array_from_callback(x.shape, NamedSharding(mesh, PartitionSpec(rows)), lambda part: x[part])
+
+    return jax.tree.map(placed, batch)
 
 
 def _specs(module: nnx.Module) -> dict[Any, PartitionSpec]:

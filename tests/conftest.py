@@ -7,6 +7,7 @@ from pathlib import Path
 
 # In the environment, so that it holds for processes started by tests too.
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the Hugging Face hub
 # Where XLA prefers not to use some instructions, it logs this as an error for every program that comes from the cache.
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 # Most programs run once, over tiny arrays, and compiling them as users do takes three times as long.

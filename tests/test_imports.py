@@ -21,6 +21,8 @@ MAY_IMPORT_OF_OURS = {
     "train": LIBRARIES | {"models"},
     "eval": LIBRARIES | {"models", "train"},
 }
+EXTRAS = {"acckv_jax/checkpoint.py": ["checkpoint"]}
+"""What a module of a library may import, when it is called, beside the base dependencies."""
 OURS = MAY_IMPORT_OF_OURS.keys() | {"tests"}
 SOURCES = {path: package for package in MAY_IMPORT_OF_OURS for path in sorted((ROOT / package).rglob("*.py"))}
 MACHINE_PATH = re.compile(r"(?<![\w.:/*-])/(?:work|root|home|Users|mnt|opt|var|tmp|private)\b|\.\./" + r"shared\b")
@@ -68,11 +70,18 @@ def test_third_party_imports_are_declared():
     owners = packages_distributions()
     wrong = {}
     for path, package in SOURCES.items():
-        names = declared() if package in LIBRARIES else declared("run")
+        extras = EXTRAS.get(path.relative_to(ROOT).as_posix(), []) if package in LIBRARIES else ["run"]
+        names = declared(*extras)
         roots = {module.split(".")[0] for module in imports_of(path)} - OURS - sys.stdlib_module_names
         if bad := {r for r in roots if not {canonicalize_name(d) for d in owners.get(r, [])} & names}:
             wrong[path] = bad
     assert not wrong
+
+
+def test_extras_are_imported_when_they_are_needed():
+    code = "import sys, acckv_jax, mergenet_jax; print({'orbax', 'tensorstore'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_no_private_jax():

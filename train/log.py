@@ -1,7 +1,9 @@
 """Measurements of a run: one CSV, and a plot of it."""
 
+import contextlib
 import csv
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from models.errors import UserError
@@ -13,32 +15,53 @@ class MetricsLog:
     """A CSV of measurements that a resumed run continues."""
 
     def __init__(self, path: Path, resumed_at: int, columns: Sequence[str] = COLUMNS) -> None:
-        """Opens the file and drops what was measured after step `resumed_at`, which will be measured again."""
+        """Opens the file and drops what was measured after step `resumed_at`, which will be measured again.
+
+        Raises:
+            UserError: if the file is no such CSV, or cannot be written.
+        """
         self.path = path
         self.columns = columns
         kept = [row for row in read_metrics(path) if int(row["step"]) <= resumed_at] if path.exists() else []
         draft = path.with_name(f"{path.name}.part")
-        with draft.open("w", newline="") as file:
+        with _told(path), draft.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(kept)
+            file.flush()
+            os.fsync(file.fileno())
         draft.replace(path)
 
     def write(self, **values: object) -> None:
-        """Appends a row."""
-        with self.path.open("a", newline="") as file:
+        """Appends a row.
+
+        Raises:
+            UserError: if it cannot be written.
+        """
+        with _told(self.path), self.path.open("a", newline="") as file:
             csv.DictWriter(file, self.columns).writerow(values)
 
 
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Errors of the disk in a sentence."""
+    try:
+        yield
+    except OSError as problem:
+        raise UserError(
+            f"{path} cannot be written ({problem.strerror}); make room, and continue the run with the same command."
+        ) from problem
+
+
 def read_metrics(path: Path) -> list[dict[str, str]]:
-    """The rows of the CSV.
+    """The rows of the CSV; a last one whose end is missing was being written when a run was killed, and is left out.
 
     Raises:
         UserError: if it cannot be read, or has no steps.
     """
     try:
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
+        lines = path.read_text().splitlines(keepends=True)
+        rows = list(csv.DictReader(line for line in lines if line.endswith("\n")))
         for row in rows:
             int(row["step"])
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as problem:
@@ -47,7 +70,11 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
 
 
 def plot_metrics(path: Path, picture: Path) -> None:
-    """Draws loss and exact match over the steps, a dashed line where a stage begins."""
+    """Draws loss and exact match over the steps, a dashed line where a stage begins.
+
+    Raises:
+        UserError: if the CSV cannot be read, or the picture cannot be written.
+    """
     from matplotlib.figure import Figure
 
     rows = read_metrics(path)
@@ -63,4 +90,7 @@ def plot_metrics(path: Path, picture: Path) -> None:
         axis.grid(alpha=0.3)
         axis.legend()
     axis.set_xlabel("step")
-    figure.savefig(picture, dpi=120)
+    draft = picture.with_name(f"{picture.name}.part")
+    with _told(picture):
+        figure.savefig(draft, format="png", dpi=120)
+        draft.replace(picture)

@@ -24,23 +24,26 @@ TEXT = 64
 """Text tokens of the synthetic prompt, half before and half after the media."""
 
 
+QWEN2 = DecoderConfig(
+    vocab_size=2048,
+    hidden_size=512,
+    num_hidden_layers=8,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=64,
+    intermediate_size=1024,
+    rope_theta=1e6,
+    rms_norm_eps=1e-6,
+    max_position_embeddings=32768,
+    attention_bias=True,
+    tie_word_embeddings=False,
+)
+"""A small Qwen2: 8 layers, hidden 512."""
+
+
 def random_qwen2() -> tuple[DecoderConfig, nnx.GraphDef, Params]:
-    """A random Qwen2: 8 layers, hidden 512."""
-    config = DecoderConfig(
-        vocab_size=2048,
-        hidden_size=512,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=64,
-        intermediate_size=1024,
-        rope_theta=1e6,
-        rms_norm_eps=1e-6,
-        max_position_embeddings=32768,
-        attention_bias=True,
-        tie_word_embeddings=False,
-    )
-    return config, *init_params(lambda: Decoder(config, rngs=nnx.Rngs(0)))
+    """QWEN2 with random weights."""
+    return QWEN2, *init_params(lambda: Decoder(QWEN2, rngs=nnx.Rngs(0)))
 
 
 def smollm2() -> tuple[DecoderConfig, nnx.GraphDef, Params]:

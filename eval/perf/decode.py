@@ -20,9 +20,10 @@ import acckv_jax
 from acckv_jax import CachePolicy
 from eval.perf.bench import TAU, TEXT, Bench, modalities
 from eval.perf.roofline import measured_bandwidth, step_bytes
-from eval.policies import build_policy, check_policies
+from eval.policies import check_policies
 from models import command
 from models.errors import UserError
+from models.policies import build_policy
 
 SHARING = "acckv"
 """The policy that many budgets from one prefill are measured for."""

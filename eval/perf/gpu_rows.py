@@ -98,7 +98,7 @@ def rows_of(
     Raises:
         UserError: if the weights alone do not fit.
     """
-    bandwidth, params = measured_bandwidth(), fitting(lambda: random_params(preset))
+    bandwidth, params = measured_bandwidth(), fitting(lambda: random_params(preset.decoder, preset.dtype))
     if params is None:
         raise UserError(f"The weights do not fit into this {jax.devices()[0].device_kind}; give fewer --layers.")
     for context, named in policies.items():

@@ -25,8 +25,9 @@ import mergenet_jax as mn
 from eval.perf.aot_report import fits, gib, readable, scaled
 from eval.perf.compiled import Compiled, compiled
 from eval.perf.timing import in_turns
-from eval.perf.topologies import Topology, find_topology, make_mesh
+from eval.perf.topologies import Topology, find_topology
 from models import command
+from models.devices import make_mesh
 from models.errors import UserError
 from models.vision.classifier import CLASSIFIERS
 from train.mergenet.classification import own_loss
@@ -196,7 +197,7 @@ def measured(options: Options) -> tuple[dict[str, Any], Table]:
 
 def planned(options: Options, topology: Topology) -> tuple[dict[str, Any], Table]:
     """The compiler's account of both steps, as numbers and for people."""
-    mesh = make_mesh(topology, options.mesh, 1)
+    mesh = make_mesh(topology.devices, options.mesh, 1, topology.name)
     programs = {name: program(options, mesh, transfer=name == "with") for name in ("without", "with")}
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     memory = "" if topology.memory is None else f" with {gib(topology.memory)} GiB for programs"

@@ -15,14 +15,16 @@ import acckv_jax
 from acckv_jax import CachePolicy, KVCache, Prompt, Scored, ShardingRules
 from acckv_jax.sharding import axis_size, mesh_spec
 from eval.perf.bench import TEXT, modalities
-from eval.perf.topologies import Topology, make_mesh
-from eval.policies import build_policy, check_layers, check_policies
+from eval.perf.topologies import Topology
+from eval.policies import check_layers, check_policies
 from models.acckv_tau import TAU
 from models.decoder import Decoder, DecoderConfig
+from models.devices import make_mesh
 from models.errors import UserError
 from models.layers.init import FastRngs, Params
 from models.over_decoder import SINGLE, DecoderStep
 from models.placement import abstract_params_on
+from models.policies import build_policy
 from models.qwen2_5_omni.config import ThinkerConfig
 from models.qwen2_5_omni.modeling import Thinker
 from models.smolav.config import SmolAVConfig
@@ -227,7 +229,8 @@ def planned(model: str, topology: Topology, axes: str | None, context: int, step
         UserError: on any mistake in these.
     """
     preset = find_preset(model, context, steps)
-    return Plan.make(preset, make_mesh(topology, axes, preset.decoder.num_key_value_heads), context, steps)
+    mesh = make_mesh(topology.devices, axes, preset.decoder.num_key_value_heads, topology.name)
+    return Plan.make(preset, mesh, context, steps)
 
 
 def policies_for(preset: Preset, context: int, names: Sequence[str], budget: float) -> dict[str, CachePolicy]:

@@ -24,6 +24,7 @@ from eval.perf.timing import fastest
 from models.decoder import Decoder, DecoderConfig
 from models.layers.init import FastRngs, Params, abstract_params
 from models.over_decoder import SINGLE, DecoderStep, with_single_layers
+from models.placement import abstract_params_on
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "dtype", "spread"))
@@ -34,25 +35,42 @@ def _normal(key: jax.Array, shape: tuple[int, ...], dtype: Any, spread: float) -
     return jax.lax.map(draw, jax.random.split(key, shape[0]))  # a slice at a time: random bits take room, too
 
 
-def _abstract(preset: Preset) -> tuple[nnx.GraphDef, Params]:
-    return abstract_params(lambda: Decoder(preset.decoder, rngs=FastRngs(0), dtype=preset.dtype))
+def _abstract(config: DecoderConfig, dtype: Any) -> tuple[nnx.GraphDef, Params]:
+    """On the current mesh, if there is one."""
+
+    def make() -> Decoder:
+        return Decoder(config, rngs=FastRngs(0), dtype=dtype)
+
+    mesh = jax.sharding.get_mesh()
+    return abstract_params(make) if mesh.empty else abstract_params_on(mesh, make)
 
 
-def random_params(preset: Preset) -> Params:
-    """Random parameters of a decoder, made on the default device: norms are 1, biases 0, kernels of unit gain."""
-    _, shapes = _abstract(preset)
+def random_params(config: DecoderConfig, dtype: Any) -> Params:
+    """Random parameters of a decoder: norms are 1, biases 0, kernels of unit gain.
+
+    Each array is made on the default device, and put on the current mesh, if there is one, before the next is made.
+    """
+    _, shapes = _abstract(config, dtype)
     keys = iter(jax.random.split(jax.random.key(0), len(jax.tree.leaves(shapes))))
 
     def make(path: Any, x: jax.ShapeDtypeStruct) -> jax.Array:
         key, name = next(keys), path[-1].key
         if name == "kernel":
             stack = x.shape if len(x.shape) == 3 else (1, *x.shape)
-            return _normal(key, stack, x.dtype, x.shape[-2] ** -0.5).reshape(x.shape)
-        if name == "embedding":
-            return _normal(key, x.shape, x.dtype, 0.02)
-        return jnp.full(x.shape, 0 if name == "bias" else 1, x.dtype)
+            drawn = _normal(key, stack, x.dtype, x.shape[-2] ** -0.5).reshape(x.shape)
+        elif name == "embedding":
+            drawn = _normal(key, x.shape, x.dtype, 0.02)
+        else:
+            drawn = jnp.full(x.shape, 0 if name == "bias" else 1, x.dtype)
+        return drawn if x.sharding is None else jax.device_put(drawn, x.sharding)
 
     return with_single_layers(jax.tree_util.tree_map_with_path(make, shapes))
+
+
+def decoder_of(config: DecoderConfig, dtype: Any, attention: Implementation | None = None) -> acckv_jax.Decoder:
+    """A decoder as `acckv_jax` takes it."""
+    graph, _ = _abstract(config, dtype)
+    return acckv_jax.Decoder(DecoderStep(graph), config.num_hidden_layers, scans=True, attention=attention)
 
 
 def repeated(cache: KVCache, rows: int) -> KVCache:
@@ -98,8 +116,7 @@ class Served(Bench):
     ) -> Self:
         """A prompt of `context` random tokens for a preset with these parameters (see `random_params`)."""
         config = preset.decoder
-        graph, _ = _abstract(preset)
-        decoder = acckv_jax.Decoder(DecoderStep(graph), config.num_hidden_layers, scans=True, attention=attention)
+        decoder = decoder_of(config, preset.dtype, attention)
         return cls(decoder, params, *random_prompt(context, config), steps, repeats, config)
 
     @property

@@ -1,7 +1,6 @@
 """Devices to compile for: TPU topologies of which no chip need be there, and virtual CPU devices."""
 
 import dataclasses
-import math
 import os
 import re
 from collections.abc import Sequence
@@ -9,11 +8,9 @@ from typing import Any
 
 import jax
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
 
 from models.errors import UserError
 
-AXES = ("data", "fsdp", "tensor")
 CPU = re.compile(r"cpu:([1-9]\d{0,3})")
 TPU = re.compile(r"[a-z]+\d+[a-z]*:\d+(x\d+)*")
 GIB = 2**30
@@ -84,37 +81,3 @@ def find_topology(name: str) -> Topology:
         ) from error
     memory = MEMORY.get(devices[0].device_kind)
     return Topology(name, devices, None if memory is None else int(memory * GIB))
-
-
-def make_mesh(topology: Topology, axes: str | None, kv_heads: int) -> Mesh:
-    """An Explicit mesh of all devices.
-
-    Args:
-        topology: the devices.
-        axes: sizes such as "data=2,tensor=4"; None: "tensor" as large as the KV heads can be divided, the rest "data".
-        kv_heads: K.
-
-    Raises:
-        UserError: if `axes` cannot be read, or does not multiply to the number of devices.
-    """
-    number = len(topology.devices)
-    if axes is None:
-        tensor = math.gcd(number, kv_heads)
-        sizes = {"data": number // tensor, "tensor": tensor}
-    else:
-        sizes = _parsed(axes)
-    if math.prod(sizes.values()) != number:
-        product = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
-        raise UserError(f"{topology.name} has {number} devices, but --mesh {product} is {math.prod(sizes.values())}.")
-    kinds = (AxisType.Explicit,) * len(sizes)
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds, devices=topology.devices)
-
-
-def _parsed(axes: str) -> dict[str, int]:
-    sizes: dict[str, int] = {}
-    for part in axes.split(","):
-        name, _, size = (piece.strip() for piece in part.partition("="))
-        if name not in AXES or name in sizes or not re.fullmatch(r"[1-9]\d*", size):
-            raise UserError(f"--mesh {axes!r} cannot be read; write sizes of {', '.join(AXES)} like data=2,tensor=4.")
-        sizes[name] = int(size)
-    return sizes

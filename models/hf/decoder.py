@@ -1,5 +1,8 @@
 """Llama and Qwen2 decoders in Hugging Face's format: configuration and names of tensors."""
 
+import dataclasses
+from typing import Any
+
 from models.decoder import DecoderConfig
 from models.hf.config import Section, rope
 from models.hf.tensors import Path, Tensor, Tensors, linear, norm, of_layer
@@ -59,6 +62,26 @@ def decoder_config(section: Section, *, tied: bool, attention_bias: bool) -> Dec
 def _refuse(section: Section, condition: object, text: str) -> None:
     if condition:
         section.problem(f"{text} ({section.at})" if section.at else text, None)
+
+
+def llama_section(config: DecoderConfig, dtype: str) -> dict[str, Any]:
+    """The config.json of a Llama by itself: what `decoder_config` reads again.
+
+    Args:
+        config: of a decoder without biases and with one axis of positions.
+        dtype: name of the parameters' type.
+    """
+    assert not config.attention_bias and config.mrope_section is None
+    same = dataclasses.asdict(config)
+    for ours in ("rope_theta", "mrope_section"):
+        del same[ours]
+    return same | {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_act": "silu",
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "dtype": dtype,
+    }
 
 
 def decoder_tensors(config: DecoderConfig, *, prefix: str = "model.", head: str = HEAD, into: Path = ()) -> Tensors:

@@ -18,6 +18,7 @@ from models.hf.decoder import decoder_config, decoder_copies, decoder_tensors
 from models.hf.load import FLOATS, load_params
 from models.hf.tensors import Tensors
 from models.layers.init import FastRngs, Params, abstract_params
+from models.orbax import orbax_dtypes, restore_orbax
 from models.placement import abstract_params_on
 
 
@@ -67,6 +68,8 @@ class Source:
         return self.dtype() if len(self._dtypes()) == 1 else np.dtype(jnp.bfloat16)
 
     def _dtypes(self) -> set[np.dtype]:
+        if self.checkpoint.orbax:
+            return orbax_dtypes(self.checkpoint.folder)
         names = {full: full.removeprefix(self.prefix) for full in self.checkpoint.tensors}
         kinds = {stored.dtype for full, stored in self.checkpoint.tensors.items() if names[full] in self.tensors}
         return kinds & FLOATS  # others, and none, are reported by `load`
@@ -83,6 +86,8 @@ class Source:
 
         mesh = jax.sharding.get_mesh()
         graph, shapes = abstract_params(make) if mesh.empty else abstract_params_on(mesh, make)
+        if self.checkpoint.orbax:
+            return graph, restore_orbax(self.checkpoint.folder, shapes)
         prefix, ignore, copies = self.prefix, self.ignore, self.copies
         return graph, load_params(self.checkpoint, self.tensors, shapes, prefix=prefix, ignore=ignore, copies=copies)
 

@@ -15,6 +15,7 @@ from models.audio.log_mel import log_mel
 from models.audio.whisper import load_whisper_tiny_en
 from models.layers.init import Params
 from models.media.waveform import SAMPLE_RATE
+from models.placement import place
 from models.smolav.config import SmolAVConfig
 from models.smolav.frames import FRAME_SIZE
 from models.smolav.preprocess import pool_audio, pool_grid
@@ -53,7 +54,7 @@ class Encoders:
             UserError: if they cannot be fetched or read.
         """
         vision, hearing = load_efficientnet_lite0(), load_whisper_tiny_en()
-        return cls(config, *((graph, jax.device_put(params)) for graph, params in (vision, hearing)))
+        return cls(config, *((graph, place(params)) for graph, params in (vision, hearing)))
 
     def frames(self, images: UInt8[np.ndarray, "F Y X 3"]) -> Float[np.ndarray, "F P W"]:
         """Encodes RGB frames of FRAME_SIZE pixels into frame_tokens vectors each.

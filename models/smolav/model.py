@@ -18,12 +18,14 @@ from models.errors import UserError
 from models.hub.package_index import DownloadProgress
 from models.hub.weights import fetch
 from models.interface import EmbeddedPrompt, media_sequence
-from models.layers.init import Params
+from models.layers.init import FastRngs, Params
 from models.media.clip import Media, Progress
 from models.over_decoder import OverDecoder
+from models.placement import place
 from models.smolav.config import LAYOUTS, Layout, SmolAVConfig
 from models.smolav.encoders import BATCH, Encoders
 from models.smolav.frames import FRAME_SIZE, load_clip
+from models.smolav.modeling import SmolAV
 from models.smolav.params import load_smolav
 from models.smolav.preprocess import (
     Chat,
@@ -74,7 +76,7 @@ class SmolAVModel(OverDecoder):
         chat = Chat.smollm2(lambda text: tokenizer.encode(text).ids)
         tokenizer.encode_special_tokens = True  # what a user types is never a special token
         name = str(folder) if folder else "smolav"
-        params = jax.device_put(params)
+        params = place(params, lambda: SmolAV(config, rngs=FastRngs(0)))
         return cls(name, config.decoder, graph, params, config, Encoders.load(config), tokenizer, chat)
 
     @property

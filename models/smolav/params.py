@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from models.errors import UserError
 from models.layers.init import FastRngs, Params, abstract_params
+from models.orbax import holds_orbax, restore_orbax
 from models.readers.json_object import read_object
 from models.smolav.config import SmolAVConfig
 from models.smolav.lora import init_lora, merge_lora
@@ -29,17 +30,20 @@ def load_smolav(folder: Path = FOLDER) -> tuple[SmolAVConfig, nnx.GraphDef, Para
     """Configuration, graph definition and parameters (NumPy, float32) of `SmolAV`, low-rank updates merged.
 
     Args:
-        folder: where params.safetensors and config.json lie; by default the ones that come with the source.
+        folder: where config.json lies beside params.safetensors, or an Orbax checkpoint of the whole; by default the
+            ones that come with the source.
 
     Raises:
         UserError: if a file is missing or damaged, does not fit the configuration, or weights cannot be fetched.
     """
     config = read_config(folder)
+    graph, shapes = abstract_params(lambda: SmolAV(config, rngs=FastRngs(0)))
+    if holds_orbax(folder):
+        return config, graph, jax.tree.map(np.asarray, restore_orbax(folder, shapes))
     trained = read_trained(folder, config)
     decoder, language_model = load_smollm2()
     if decoder != config.decoder:
         raise UserError(f"{folder / CONFIG} is for another language model than SmolLM2-135M-Instruct; train it anew.")
-    graph, _ = abstract_params(lambda: SmolAV(config, rngs=FastRngs(0)))
     merged = merge_lora(language_model, trained["lora"], config.lora_scale)
     return config, graph, {"decoder": merged, "media": trained["media"]}
 

@@ -55,6 +55,6 @@ def open_videollama2(folder: Path, section: Section) -> tuple[VideoLLaMA2Config,
     copies = {SHARED_BIAS.format("*"): SHARED_BIAS.format(0), **decoder_copies(config.decoder)}
     checkpoint = open_checkpoint(folder, PARTS)
     for file, prefix in PARTS.items():
-        if not any(name.startswith(prefix) for name in checkpoint.tensors):
+        if not checkpoint.orbax and not any(name.startswith(prefix) for name in checkpoint.tensors):
             raise UserError(f"{folder} lacks {file}, and the tensors {prefix}* are nowhere else; copy it too.")
     return config, Source(checkpoint, make, videollama2_tensors(config), section.values, copies=copies)

@@ -40,7 +40,7 @@ def library(monkeypatch):
 
 @pytest.mark.complete
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: type(policy).__name__)
-def test_a_conversation(library, policy):
+def test_a_conversation(library, policy, tmp_path):
     prompt = library["make_prompt"](np.asarray(PROMPT.modality), np.asarray(PROMPT.length))
     policy.check(library["count_tokens"](prompt))
     _, scored = library["score"](DECODER, PARAMS, INPUTS, prompt, (policy,))
@@ -55,6 +55,8 @@ def test_a_conversation(library, policy):
     assert library["cache_bytes"](library["compact"](state.cache)).prompt > 0
     assert len(library["kept_counts"](state.cache)) == 2
     found = library["generate"](DECODER, PARAMS, INPUTS, prompt, policy, max_new_tokens=4)
+    library["save_cache"](tmp_path / "clip", found, model="tiny")
+    found = library["load_cache"](tmp_path / "clip", model=kv.ModelIdentity("tiny", 2, 2, 16))
     again = library["generate"](DECODER, PARAMS, INPUTS[:, :8], question, policy, max_new_tokens=4, after=found)
     assert again.tokens.shape == (1, 4)
 

@@ -31,7 +31,7 @@ from tests.acckv_jax.contract_cases import (
 )
 from tests.acckv_jax.dense import dense_logits, episode_masks, merged_slots
 from tests.tiers import ONE_OF_EACH, REPRESENTATIVES, quick_only
-from tests.tolerances import FP32, QUANTIZED
+from tests.tolerances import FP32, LOGITS, QUANTIZED
 
 every_policy = pytest.mark.parametrize("name", quick_only(CONTRACT, (*REPRESENTATIVES, *ONE_OF_EACH)))
 pruned_by = jax.jit(kv.prune, static_argnames=("policy", "reserved_slots"))
@@ -92,9 +92,9 @@ def test_rules_1_and_4_equal_dense_attention_with_the_same_slots_masked(name):
     tokens, rows, masks = episode_masks(inputs, run)
     late = merged_slots(inputs, run, tokens.shape[1], CONTRACT[name].log_multiplicity)
     dense = dense_logits(MODEL, params_of(), tokens, rows, tuple(masks), late)
-    np.testing.assert_allclose(run.logits, dense[0], **FP32)
+    np.testing.assert_allclose(run.logits, dense[0], **LOGITS)
     again = is_quantized(run.pruned.layers[0]) and CONTRACT[name].evict_every  # each eviction quantises anew
-    tolerance = QUANTIZED if again else FP32
+    tolerance = QUANTIZED if again else LOGITS
     np.testing.assert_allclose(run.step_logits, dense[1:-1], **tolerance)
     np.testing.assert_allclose(run.question_logits, dense[-1], **tolerance)
 
@@ -153,9 +153,9 @@ def test_rule_3_a_row_alone_in_a_smaller_bucket(name):
     )
     run = jax.device_get(run_episode(MODEL, CONTRACT[name], params_of(), alone))
     expected = episode(name)
-    np.testing.assert_allclose(run.logits[0], expected.logits[row], **FP32)
-    np.testing.assert_allclose(run.step_logits[:, 0], expected.step_logits[:, row], **FP32)
-    np.testing.assert_allclose(run.question_logits[0], expected.question_logits[row], **FP32)
+    np.testing.assert_allclose(run.logits[0], expected.logits[row], **LOGITS)
+    np.testing.assert_allclose(run.step_logits[:, 0], expected.step_logits[:, row], **LOGITS)
+    np.testing.assert_allclose(run.question_logits[0], expected.question_logits[row], **LOGITS)
     of_row = jax.tree.map(lambda x: x[row:] if x.ndim else x, expected.extended)
     assert_same_cache(run.extended, of_row, **FP32)
 
@@ -179,7 +179,7 @@ def test_rule_4_keeping_everything_through_generation(name):
     policy = dataclasses.replace(CONTRACT[name], budget=1.0, evict_every=0)
     run = jax.device_get(run_episode(MODEL, policy, params_of(), random_inputs()))
     for field in ("logits", "step_logits", "question_logits"):
-        np.testing.assert_allclose(getattr(run, field), getattr(episode("full"), field), **FP32)
+        np.testing.assert_allclose(getattr(run, field), getattr(episode("full"), field), **LOGITS)
 
 
 @pytest.mark.parametrize("name", quick_only(CONTRACT))

@@ -26,6 +26,7 @@ from tests.docs.pages import ROOT
 SMOKE = {
     "eval.accuracy": "tests/eval/test_accuracy.py::test_every_question_of_every_clip_is_answered_once",
     "eval.answer": "tests/eval/test_answer.py::test_json_is_one_object_with_all_fields",
+    "eval.answer --batch": "tests/eval/test_many.py::test_batches_answer_as_single_runs_do_and_a_killed_run_goes_on",
     "eval.answer --compare": "tests/eval/test_answer.py::test_table_compares_all_policies",
     "eval.answer --model": "tests/models/qwen2_5_omni/test_model.py::test_the_default_policy_answers",
     "eval.benchmark": "tests/eval/test_benchmark.py::test_the_command_prints_a_table_and_writes_json",

@@ -5,8 +5,9 @@ import pytest
 
 import acckv_jax
 from acckv_jax import Modality
-from eval.policies import build_policy, check_layers, check_policies, split_variant
+from eval.policies import check_layers, check_policies, split_variant
 from models.errors import UserError
+from models.policies import build_policy
 
 
 @pytest.mark.parametrize(

@@ -32,3 +32,24 @@ def test_what_is_no_table_is_told(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(UserError, match="metrics.csv is no table of measurements by step"):
         MetricsLog(path, 20)
     assert path.read_bytes() == content
+
+
+def test_a_row_cut_short_by_a_kill_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    log = MetricsLog(path, 0)
+    log.write(**_row(10, 1.0))
+    with path.open("a") as file:
+        file.write("1")  # of step 100
+    assert [row["step"] for row in read_metrics(path)] == ["10"]
+    MetricsLog(path, 50).write(**_row(60, 2.0))
+    assert [row["step"] for row in read_metrics(path)] == ["10", "60"]
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    log = MetricsLog(path, 0)
+    path.unlink()
+    path.symlink_to("/dev/full")
+    message = r"metrics.csv cannot be written \(No space left on device\); make room, and continue the run with"
+    with pytest.raises(UserError, match=message):
+        log.write(**_row(10, 1.0))

@@ -5,7 +5,8 @@
     python -m train.mergenet --recipe mergenet_cifar100 --arm dkd --seeds 0 1 2 --workdir runs/dkd --merge.cycle 4
 
 Every setting of a recipe can be changed by its name: see --recipe NAME --help. Killed at any moment and started again
-with the same arguments, a run resumes after its last whole epoch and gives the same losses.
+with the same arguments, a run resumes after its last whole epoch and gives the same losses. SIGTERM ends it after the
+running step with exit status 143.
 """
 
 import dataclasses
@@ -47,10 +48,12 @@ class Options(Generic[R]):
     """Folder of data sets that tensorflow-datasets has prepared."""
     stop_at: int | None = None
     """Stop after so many epochs of the whole run."""
+    skip_damaged: bool = False
+    """Move damaged checkpoints to WORKDIR/damaged, and resume at the newest whole one."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; 0, or 2 after a user's mistake."""
+    """Runs the command; 0, 2 after a user's mistake, or 143 after SIGTERM (as SystemExit)."""
     return command.run(lambda: _main(arguments, functools.partial(print, flush=True)), keep_programs=True)
 
 
@@ -59,7 +62,7 @@ def _main(arguments: list[str] | None, log: Callable[[str], None]) -> None:
     if options.stop_at is not None and options.stop_at < 1:
         raise UserError(f"--stop-at must be at least 1 epoch, not {options.stop_at}.")
     run = Run(options.settings, options.seeds, options.workdir, options.source_checkpoint, options.data_dir, log)
-    train(run, options.stop_at)
+    train(run, options.stop_at, skip_damaged=options.skip_damaged)
 
 
 if __name__ == "__main__":

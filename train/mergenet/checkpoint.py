@@ -30,18 +30,21 @@ RESULTS = ("result.json", "checkpoints/*", "*/seed*.json")
 
 
 def save_state(checkpoints: ocp.CheckpointManager, epoch: int, state: Any) -> None:
-    """Saves any pytree of arrays after `epoch` epochs; returns when it is on disk under its final name."""
-    save(checkpoints, epoch, _named(state))
+    """Begins to save any pytree of arrays after `epoch` epochs, see `train.checkpoint.save`."""
+    save(checkpoints, epoch, _named(state), {})  # run.json has the settings
 
 
-def restore_state(checkpoints: ocp.CheckpointManager, like: Any) -> tuple[int, Any] | None:
+def restore_state(
+    checkpoints: ocp.CheckpointManager, like: Any, *, skip_damaged: bool = False
+) -> tuple[int, Any] | None:
     """The newest checkpoint and its epoch, or None if there is none.
 
     Args:
         checkpoints: `train.checkpoint.manager`'s.
-        like: a state of the same structure and shapes; only its shapes are read.
+        like: a state of the same structure and shapes; what is restored lies where its leaves do.
+        skip_damaged: see `train.checkpoint.restore`.
     """
-    found = restore(checkpoints, jax.eval_shape(_named, like))
+    found = restore(checkpoints, _named(like), {}, skip_damaged=skip_damaged)
     if found is None:
         return None
     epoch, named = found

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from mergenet_jax import check_finite
 from models.errors import UserError
 from models.readers.json_object import read_object
-from train.checkpoint import manager
+from train.checkpoint import finish, finishing, manager
 from train.log import MetricsLog
 from train.mergenet.arms import SOURCE, TARGET, check_direction, find_arm
 from train.mergenet.checkpoint import check_claim, claim, restore_state, save_state
@@ -25,16 +25,20 @@ from train.mergenet.program import Best, first_best
 from train.mergenet.report import averages, columns, panels, plot
 from train.mergenet.tasks.trainer import TaskTrainer
 from train.mergenet.trainer import AnyRecipe, Run, Scores, Trainer
+from train.preemption import preemption, stopped
 
 RESULT = "result.json"
 
 
-def train(run: Run, stop_at: int | None = None) -> dict[str, Any] | None:
+def train(run: Run, stop_at: int | None = None, *, skip_damaged: bool = False) -> dict[str, Any] | None:
     """Trains from the newest checkpoint, or from the start, to the end.
+
+    SIGTERM ends the process after the running step, with exit status 143: the last whole epoch is saved.
 
     Args:
         run: what to do.
         stop_at: stop after so many epochs of the whole run, with a checkpoint.
+        skip_damaged: moves damaged checkpoints away and resumes at the newest whole one.
 
     Returns:
         What result.json holds; None if the run was stopped before its end.
@@ -61,15 +65,18 @@ def train(run: Run, stop_at: int | None = None) -> dict[str, Any] | None:
     best = first_best(trainer.weights(state), selecting(trainer), len(run.seeds))
     checkpoints = manager(run.workdir / "checkpoints", recipe.keep)
     start = 0
-    if (found := restore_state(checkpoints, (state, best))) is not None:
+    if (found := restore_state(checkpoints, (state, best), skip_damaged=skip_damaged)) is not None:
         start, (state, best) = found
         run.log(f"resumed after epoch {start}")
     rows = MetricsLog(run.workdir / "metrics.csv", start * trainer.steps, columns(trainer.metrics))
     last = min(recipe.epochs, stop_at or recipe.epochs)
-    for epoch in range(start, last):
-        state, best = _epoch(run, trainer, rows, epoch, state, best)
-        save_state(checkpoints, epoch + 1, (state, best))
-        plot(rows.path, run.workdir / "metrics.png", panels(trainer.metrics))
+    with preemption() as preempted:
+        for epoch in range(start, last):
+            with finishing(checkpoints):  # the epoch before, meanwhile
+                state, best = _epoch(run, trainer, rows, epoch, state, best, preempted)
+            save_state(checkpoints, epoch + 1, (state, best))
+            plot(rows.path, run.workdir / "metrics.png", panels(trainer.metrics))
+    finish(checkpoints)
     checkpoints.close()
     return _finish(run, recipe, trainer, best) if last == recipe.epochs else None
 
@@ -101,13 +108,17 @@ def selecting(trainer: Trainer) -> dict[str, str]:
     return {name: next(iter(metrics)) for name, metrics in trainer.metrics.items()}
 
 
-def _epoch(run: Run, trainer: Trainer, rows: MetricsLog, epoch: int, state: Any, best: Best) -> tuple[Any, Best]:
+def _epoch(
+    run: Run, trainer: Trainer, rows: MetricsLog, epoch: int, state: Any, best: Best, preempted: Callable[[int], bool]
+) -> tuple[Any, Best]:
     measured, clock = [], time.perf_counter()
     for step, inputs in enumerate(trainer.feed(epoch)):
         state, metrics = trainer.step(state, *inputs)
         measured.append(metrics)
         if (step + 1) % run.recipe.check_every == 0 or step + 1 == trainer.steps:
             _check(metrics, epoch, step, run.workdir)
+        if preempted(epoch * trainer.steps + step + 1):
+            raise stopped(f"in epoch {epoch + 1}, which begins anew")
     measured = jax.device_get(measured)
     for step, metrics in enumerate(measured):
         _check(metrics, epoch, step, run.workdir)

@@ -3,7 +3,7 @@
     python -m train.smolav --config train/configs/smolav.py --workdir runs/smolav
 
 Killed at any moment and started again with the same arguments, it resumes at its newest checkpoint and gives the
-same losses as if it had not been killed.
+same losses as if it had not been killed. SIGTERM ends it after the running step, with a checkpoint and exit status 143.
 """
 
 import dataclasses
@@ -16,8 +16,10 @@ import jax
 import numpy as np
 import tyro
 from flax import nnx
+from jax.sharding import AxisType
 
 from models import command
+from models.devices import Devices, OnDevices
 from models.errors import UserError
 from models.layers.init import Params, abstract_params
 from models.smolav.config import LAYOUTS
@@ -47,6 +49,9 @@ class Options:
     """Where checkpoints, metrics.csv and the plot are written."""
     stop_at: int | None = None
     """Stop after so many steps of the whole run."""
+    skip_damaged: bool = False
+    """Move damaged checkpoints to WORKDIR/damaged, and resume at the newest whole one."""
+    devices: OnDevices = Devices()
 
 
 def open_pools(config: TrainConfig, encoders: Encoders) -> tuple[dict[str, ClipPool], dict[str, PictureFeatures]]:
@@ -81,10 +86,10 @@ def validation_batches(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; 0, or 2 after a user's mistake."""
+    """Runs the command; 0, 2 after a user's mistake, or 143 after SIGTERM (as SystemExit)."""
     options = tyro.cli(Options, args=arguments, prog="python -m train.smolav", description=__doc__)
     log = functools.partial(print, flush=True)
-    return command.run(lambda: _train(options, log), keep_programs=True)
+    return command.run(lambda: _train(options, log), keep_programs=True, devices=options.devices)
 
 
 def _train(options: Options, log: Callable[[str], None]) -> None:
@@ -94,11 +99,18 @@ def _train(options: Options, log: Callable[[str], None]) -> None:
     decoder, params = load_smollm2()
     if decoder != config.model.decoder:
         raise UserError("The language model's sizes are not those of the configuration; correct `model.decoder`.")
-    run_training(config, params, options.workdir, options.stop_at, log)
+    with options.devices.placed(1, "SmolAV", AxisType.Auto):  # its losses leave shardings to the compiler
+        run_training(config, params, options.workdir, options.stop_at, log, skip_damaged=options.skip_damaged)
 
 
 def run_training(
-    config: TrainConfig, decoder: Params, workdir: Path, stop_at: int | None, log: Callable[[str], None]
+    config: TrainConfig,
+    decoder: Params,
+    workdir: Path,
+    stop_at: int | None,
+    log: Callable[[str], None],
+    *,
+    skip_damaged: bool = False,
 ) -> None:
     """Prepares the features and trains.
 
@@ -108,8 +120,15 @@ def run_training(
         workdir: folder for checkpoints, metrics and the plot.
         stop_at: stops after so many steps of the whole run.
         log: prints a line.
+        skip_damaged: moves damaged checkpoints away and resumes at the newest whole one.
+
+    Raises:
+        UserError: if the folder cannot be written, or holds no checkpoint to resume at but damaged or another run's.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise UserError(f"{workdir} cannot be written ({problem.strerror}); name another --workdir.") from problem
     encoders = Encoders.load(config.model)
     pools, pictures = open_pools(config, encoders)
     tokenizer = load_smollm2_tokenizer()
@@ -122,7 +141,11 @@ def run_training(
     graph, _ = abstract_params(lambda: MediaEmbedder(config.model, rngs=nnx.Rngs(0)))
     run = Run(config, graph, language_model.freeze(decoder), batches, validation, workdir, log)
     embeddings, unseen = decoder["tokens"]["embedding"], pictures["validation"]
-    train(run, lambda: initial(config, graph, encode, embeddings, batches, unseen, log), stop_at)
+
+    def begin() -> Params:
+        return initial(config, graph, encode, embeddings, batches, unseen, log)
+
+    train(run, begin, stop_at, skip_damaged=skip_damaged)
 
 
 def initial(

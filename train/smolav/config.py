@@ -3,6 +3,7 @@
 import dataclasses
 import runpy
 from pathlib import Path
+from typing import Any
 
 from models.errors import UserError
 from models.smolav.config import SmolAVConfig
@@ -90,6 +91,11 @@ class TrainConfig:
     validate_every: int = 200
     keep: int = 3
     log_every: int = 10
+
+    def identity(self) -> dict[str, Any]:
+        """What a run that resumes must not change, as nested dicts: all that decides what is trained."""
+        reported = ("save_every", "validate_every", "keep", "log_every")
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in reported}
 
     @property
     def steps(self) -> int:

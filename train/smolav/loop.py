@@ -11,10 +11,13 @@ import numpy as np
 import optax
 from flax import nnx
 
+from models.devices import is_first
 from models.layers.init import Params
+from models.placement import divided
 from models.smolav.params import trained_shapes
-from train.checkpoint import manager, restore, save
+from train.checkpoint import check, finish, finishing, manager, restore, save
 from train.log import MetricsLog, plot_metrics
+from train.preemption import preemption, stopped
 from train.smolav.batches import Batch, BatchMaker
 from train.smolav.config import TrainConfig
 from train.smolav.losses import answer_loss
@@ -77,49 +80,65 @@ def fresh_state(config: TrainConfig, trained: Params) -> Params:
     return {"trained": trained, "optimizer": optimizer(config, trained).init(trained)}
 
 
-def train(run: Run, trained: Callable[[], Params], stop_at: int | None = None) -> Params:
+def train(run: Run, trained: Callable[[], Params], stop_at: int | None = None, *, skip_damaged: bool = False) -> Params:
     """Trains from the newest checkpoint, or from the start, to the last step.
+
+    SIGTERM ends the process after the running step, with a checkpoint and exit status 143.
 
     Args:
         run: what to work with.
         trained: makes the initial parameters; called only where no checkpoint is found.
         stop_at: stops after so many steps of the whole run, with a checkpoint.
+        skip_damaged: moves damaged checkpoints away and resumes at the newest whole one.
 
     Returns:
         The trained parameters.
+
+    Raises:
+        UserError: if the newest checkpoint is damaged or of another run, or the run's folder cannot be written.
     """
     config, last = run.config, min(run.config.steps, stop_at or run.config.steps)
     checkpoints = manager(run.workdir / "checkpoints", config.keep)
-    found = restore(checkpoints, jax.eval_shape(lambda parts: fresh_state(config, parts), trained_shapes(config.model)))
+    like = jax.eval_shape(lambda parts: fresh_state(config, parts), trained_shapes(config.model))
+    found = restore(checkpoints, like, config.identity(), skip_damaged=skip_damaged)
     if found is None:
         start, state = 0, fresh_state(config, trained())
     else:
         start, state = found
         run.log(f"resumed at step {start}")
-    rows = MetricsLog(run.workdir / "metrics.csv", start)
+    rows = MetricsLog(run.workdir / "metrics.csv", start) if is_first() else None
     step_fn = make_step(config, run.graph, optimizer(config, state["trained"]))
     evaluate = make_evaluate(config, run.graph)
     tokens, clock = 0, time.perf_counter()
-    for step, batch in _numbered(run.batches, start, last):
-        stage = config.stage_at(step)
-        state, metrics = step_fn(state, run.frozen, batch)
-        tokens += int(np.sum(batch["segment"] >= 0))
-        done = step + 1
-        if done % config.log_every == 0:
-            values = {name: round(float(value), 5) for name, value in metrics.items()}
-            speed = round(tokens / (time.perf_counter() - clock))
-            rows.write(step=done, stage=stage.name, kind="train", tokens_per_second=speed, **values)
-            run.log(f"step {done} {stage.name} loss {values['loss']:.3f} exact {values['exact']:.2f} {speed} tokens/s")
-            tokens, clock = 0, time.perf_counter()
-        if done % config.validate_every == 0 or done == last:
-            values = validate(evaluate, state["trained"], run.frozen, run.validation[stage.validate])
-            values = {name: round(value, 5) for name, value in values.items()}
-            rows.write(step=done, stage=stage.name, kind="validation", **values)
-            run.log(f"step {done} {stage.name} validation loss {values['loss']:.3f} exact {values['exact']:.3f}")
-            clock = time.perf_counter()
-        if done % config.save_every == 0 or done == last:
-            save(checkpoints, done, state)
-            plot_metrics(run.workdir / "metrics.csv", run.workdir / "metrics.png")
+    with finishing(checkpoints), preemption() as preempted:
+        for step, batch in _numbered(run.batches, start, last):
+            stage = config.stage_at(step)
+            state, metrics = step_fn(state, run.frozen, divided(batch))
+            tokens += int(np.sum(batch["segment"] >= 0))
+            done = step + 1
+            if rows is not None and done % config.log_every == 0:
+                values = {name: round(float(value), 5) for name, value in metrics.items()}
+                speed = round(tokens / (time.perf_counter() - clock))
+                rows.write(step=done, stage=stage.name, kind="train", tokens_per_second=speed, **values)
+                shown = f"loss {values['loss']:.3f} exact {values['exact']:.2f}"
+                run.log(f"step {done} {stage.name} {shown} {speed} tokens/s")
+                tokens, clock = 0, time.perf_counter()
+            if done % config.validate_every == 0 or done == last:
+                values = validate(evaluate, state["trained"], run.frozen, run.validation[stage.validate])
+                values = {name: round(value, 5) for name, value in values.items()}
+                if rows is not None:
+                    rows.write(step=done, stage=stage.name, kind="validation", **values)
+                run.log(f"step {done} {stage.name} validation loss {values['loss']:.3f} exact {values['exact']:.3f}")
+                clock = time.perf_counter()
+            check(checkpoints)
+            if preempted(done) and done < last:
+                save(checkpoints, done, state, config.identity())
+                finish(checkpoints)
+                raise stopped(f"after step {done}, which is saved")
+            if done % config.save_every == 0 or done == last:
+                if rows is not None:
+                    plot_metrics(rows.path, run.workdir / "metrics.png")
+                save(checkpoints, done, state, config.identity())
     checkpoints.close()
     return state["trained"]
 

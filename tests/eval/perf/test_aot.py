@@ -19,7 +19,8 @@ from eval.perf.aot import Options, chosen, main
 from eval.perf.aot_report import Row, capacities, print_report
 from eval.perf.compiled import Compiled, Moved, collectives, compiled, too_large
 from eval.perf.plan import PRESETS, Plan, device_bytes
-from eval.perf.topologies import GIB, Topology, find_topology, make_mesh
+from eval.perf.topologies import GIB, Topology, find_topology
+from models.devices import make_mesh
 from models.errors import UserError
 
 SMALL = ["--topology", "cpu:8", "--context", "128", "--batch", "8", "--steps", "2", "--budget", "0.75"]
@@ -63,7 +64,7 @@ def test_programs_of_a_tiny_model(tiny_7b, capsys):
 
 
 def test_weights_and_towers_are_those_of_the_shards():
-    mesh = make_mesh(find_topology("cpu:8"), "data=1,fsdp=4,tensor=2", 2)
+    mesh = make_mesh(find_topology("cpu:8").devices, "data=1,fsdp=4,tensor=2", 2)
     plan = Plan.make(PRESETS["tiny"](), mesh, 128, 2)
     assert plan.group == 4
     whole = sum(leaf.size * 2 for leaf in jax.tree.leaves(plan.params))
@@ -73,9 +74,9 @@ def test_weights_and_towers_are_those_of_the_shards():
 
 def test_mesh_by_default_divides_kv_heads():
     cpu = find_topology("cpu:8")
-    assert [dict(make_mesh(cpu, None, heads).shape) for heads in (4, 3, 2)] == [
+    assert [dict(make_mesh(cpu.devices, None, heads).shape) for heads in (4, 3, 2)] == [
         {"data": 2, "tensor": 4},
-        {"data": 8, "tensor": 1},
+        {"data": 8},
         {"data": 4, "tensor": 2},
     ]
 

@@ -69,6 +69,8 @@ def served(handler: Callable[[http.server.BaseHTTPRequestHandler], None]) -> Ite
         def do_GET(self) -> None:
             handler(self)
 
+        do_HEAD = do_GET
+
         def log_message(self, *_: object) -> None:
             pass
 

@@ -108,7 +108,7 @@ def test_a_finished_run_is_told_and_exported(tmp_path: Path) -> None:
         train(Run(recipe, (0,), tmp_path))
     (tmp_path / "result.json").unlink()
     shutil.rmtree(tmp_path / "checkpoints" / "1" / "default")
-    with pytest.raises(UserError, match=r"The checkpoint .*/1 cannot be read \(.*\); remove it to go on from the one"):
+    with pytest.raises(UserError, match=r"The checkpoint .*/1 is damaged \(.*\); move it away and train anew"):
         train(Run(recipe, (0,), tmp_path))
 
 

@@ -8,11 +8,13 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AxisType
 
 from models.decoder import Decoder, DecoderConfig
 from models.errors import UserError
 from models.hub.package_index import cache_root
 from models.layers.init import init_params
+from models.placement import divided
 from models.smolav.config import SmolAVConfig
 from models.smolav.params import read_config, read_trained, trained_shapes
 from train.checkpoint import manager, restore
@@ -93,13 +95,31 @@ def test_a_trained_model_is_exported_as_it_was_trained(tmp_path: Path) -> None:
     assert read_config(out) == CONFIG.model
     like = jax.eval_shape(lambda parts: fresh_state(CONFIG, parts), trained_shapes(CONFIG.model))
     with manager(workdir / "checkpoints", CONFIG.keep) as checkpoints:
-        found = restore(checkpoints, like)
+        found = restore(checkpoints, like, CONFIG.identity())
     assert found is not None
     exported = read_trained(out, CONFIG.model)
     jax.tree.map(np.testing.assert_array_equal, exported, jax.tree.map(np.asarray, found[1]["trained"]))
     assert any(np.any(pair["b"] != 0) for pair in exported["lora"].values())  # which start at zero
     assert (out / "training.csv").read_bytes() == (workdir / "metrics.csv").read_bytes()
     assert (out / "training.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.complete
+@pytest.mark.usefixtures("made_up_cache")
+def test_a_mesh_divides_the_rows_and_changes_no_loss(tmp_path: Path) -> None:
+    buckets = {name: dataclasses.replace(bucket, batch=2) for name, bucket in CONFIG.buckets.items()}
+    buckets["validate"] = dataclasses.replace(buckets["validate"], batch=1)
+    config = dataclasses.replace(CONFIG, buckets=buckets)
+    _, decoder = init_params(lambda: Decoder(CONFIG.model.decoder, rngs=nnx.Rngs(0)))
+    run_training(config, decoder, tmp_path / "one", None, lambda line: None)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    with jax.set_mesh(mesh):
+        assert not divided({"x": np.zeros((2, 3))})["x"].sharding.is_fully_replicated
+        run_training(config, decoder, tmp_path / "two", None, lambda line: None)
+    one, two = (read_metrics(tmp_path / name / "metrics.csv") for name in ("one", "two"))
+    assert [row["kind"] for row in one] == ["train", "train", "validation"]
+    losses = [[float(row["loss"]) for row in rows] for rows in (one, two)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
 
 
 def test_nothing_to_export(tmp_path: Path) -> None:

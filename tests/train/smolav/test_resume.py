@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from models.errors import UserError
 from tests.train.synthetic import CONFIG, tiny_run, with_last_stage
 from train.log import read_metrics
 from train.smolav.loop import train
@@ -81,8 +82,31 @@ def test_training_learns_and_a_run_cut_short_ends_the_same(tmp_path: Path) -> No
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     newest = _newest(tmp_path / "cut" / "checkpoints")
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / str(newest))
-    run, _ = tiny_run(tmp_path / "cut")
+    with pytest.raises(UserError, match=r"/9 is of another run: its warmup is 2, not 3; name another --workdir"):
+        train(tiny_run(tmp_path / "cut", dataclasses.replace(CONFIG, warmup=3))[0], lambda: pytest.fail("it starts"))
+    run, _ = tiny_run(tmp_path / "cut", dataclasses.replace(CONFIG, save_every=1, keep=1))
     resumed = train(dataclasses.replace(run, log=said.append), lambda: pytest.fail("it starts anew"))
     assert said.count("resumed at step 9") == 1
     jax.tree.map(np.testing.assert_array_equal, resumed, whole)
     assert _losses(tmp_path / "cut") == _losses(tmp_path / "whole")
+
+
+def test_sigterm_saves_after_the_running_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def end_after_three(line: str) -> None:
+        if line.startswith("step 3 "):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    run, trained = tiny_run(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        train(dataclasses.replace(run, log=end_after_three), lambda: trained)
+    assert ended.value.code == 143
+    expected = "stopped by SIGTERM after step 3, which is saved; the same command continues the run\n"
+    assert capsys.readouterr().err == expected
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["3"]
+    assert signal.getsignal(signal.SIGTERM) == before
+
+    said: list[str] = []
+    run, _ = tiny_run(tmp_path)
+    train(dataclasses.replace(run, log=said.append), lambda: pytest.fail("it starts anew"), stop_at=4)
+    assert said[0] == "resumed at step 3"
