@@ -164,8 +164,9 @@ def restore(
         except _DamagedError as damage:
             if not skip_damaged:
                 earlier = [other for other in checkpoints.all_steps() if other < step]
-                way = f"train with --skip-damaged to continue from step {max(earlier)}" if earlier else "train anew"
-                raise UserError(f"The checkpoint {folder} is damaged ({damage}); move it away and {way}.") from damage
+                way = f"continue from {max(earlier)}" if earlier else "begin anew"
+                option = f"train with --skip-damaged to move it away and {way}"
+                raise UserError(f"The checkpoint {folder} is damaged ({damage}); {option}.") from damage
         _move_away(folder)
         checkpoints.reload()
     return None

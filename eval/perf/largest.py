@@ -44,7 +44,7 @@ def largest_fitting(needs: Callable[[int], int], room: int, nothing: int, most: 
     Returns:
         0, or a number whose needs were asked. One more does not fit, by the line through the asked numbers around it.
     """
-    asked, number = {0: nothing}, most
+    asked, number = {0: nothing}, most if nothing <= room else 0
     while number not in asked:
         asked[number] = needs(number)
         low = max((n for n, size in asked.items() if size <= room), default=0)

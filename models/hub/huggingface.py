@@ -106,6 +106,7 @@ def _snapshot(name: str, patterns: Sequence[str], progress: DownloadProgress | N
             revision=begun.name if begun else revision or None,
             allow_patterns=list(patterns),
             ignore_patterns="*/*",
+            local_files_only=huggingface_hub.is_offline_mode(),  # which releases 1 forget where a commit is asked for
             tqdm_class=None if progress is None else _bar_class(name, progress),
         )
         return Path(folder)

@@ -29,6 +29,7 @@ from tests.acckv_jax.contract_cases import (
     scored_by,
 )
 from tests.acckv_jax.test_checkpoint import assert_equal
+from tests.tiers import quick_only
 
 ROOT = Path(__file__).parents[2]
 STEPS = 3
@@ -42,18 +43,16 @@ MESHES = {
 }
 LOGITS = np.random.default_rng(0).normal(size=(ROWS, MODEL.vocab)).astype(np.float32)
 SAMPLER = kv.Sample(temperature=1.0)
-QUICK = [
-    ("2x4", "one device", "quantized_h2o_every_4"),
-    ("one device", "2x4", "quantized_h2o_every_4"),
-    ("2x4 auto", "4x2", "per_layer_h2o_every_4"),
+ROUTES = [
+    ("2x4", "one device"),
+    ("one device", "2x4"),
+    ("2x4 auto", "4x2"),
+    ("4x2", "4x2 auto"),
+    ("4x2 auto", "8"),
+    ("one device", "2x4 auto"),
 ]
-COMPLETE = [
-    (source, target, name)
-    for name in ("quantized_h2o_every_4", "per_layer_h2o_every_4", "acckv_plus")
-    for source in MESHES
-    for target in MESHES
-    if source != target and "8" != source and (source, target, name) not in QUICK
-]
+NAMES = ("quantized_h2o_every_4", "per_layer_h2o_every_4", "acckv_plus")
+QUICK = [(*ROUTES[0], NAMES[0]), (*ROUTES[1], NAMES[0]), (*ROUTES[2], NAMES[1])]
 
 
 def on(kind: str):
@@ -80,7 +79,7 @@ def decoded_on(kind: str, name: str, state: kv.DecodeState) -> jax.Array:
 
 
 @pytest.mark.parametrize(
-    ("source", "target", "name"), [*QUICK, *(pytest.param(*case, marks=pytest.mark.complete) for case in COMPLETE)]
+    ("source", "target", "name"), quick_only([(*route, name) for route in ROUTES for name in NAMES], QUICK)
 )
 def test_pruned_on_one_mesh_and_decoded_on_another(source, target, name, tmp_path):
     state = pruned_on(source, name)

@@ -8,7 +8,6 @@ import argparse
 import ast
 import importlib
 import importlib.util
-import json
 import os
 import re
 import shlex
@@ -23,7 +22,6 @@ import tyro
 
 from tests.docs.commands import NEEDS, Command, all_commands, calls, commands, split
 from tests.docs.pages import ROOT
-from tests.models.qwen2_5_omni.checkpoints import write_omni
 
 SMOKE = {
     "eval.accuracy": "tests/eval/test_accuracy.py::test_every_question_of_every_clip_is_answered_once",
@@ -39,14 +37,15 @@ SMOKE = {
     "eval.perf.compile": "tests/eval/perf/test_compile.py::test_all_programs_of_a_policy",
     "eval.perf.decode": "tests/eval/perf/test_decode.py::test_rows",
     "eval.perf.gpu": "tests/docs/test_commands.py::test_rehearsal_of_the_gpu",
-    "eval.perf.loading": "tests/eval/perf/test_loading.py::test_table",
     "eval.perf.planning": "tests/eval/perf/test_planning.py::test_a_tiny_model",
+    "eval.perf.loading": "tests/eval/perf/test_loading.py::test_table",
     "eval.perf.mergenet": "tests/eval/perf/test_mergenet.py::test_times",
     "eval.perf.mergenet --topology": "tests/eval/perf/test_mergenet.py::test_memory",
     "eval.policy_accuracy": "tests/eval/test_policy_accuracy.py::test_result_has_a_row_per_policy_budget_and_question",
     "models.hub.weights": "tests/models/hub/test_weights.py::test_command",
     "sphinx": "tests/docs/test_site.py::test_pages_are_there",
     "tests.fuzz_media": "tests/test_fuzz_media.py::test_damaged_clips_are_read_or_refused",
+    "tests.kill_training": "tests/test_kill_training.py::test_kills_within_saves_cost_no_whole_checkpoint",
     "train.data.sources.pack_digits": "tests/train/data/test_sources.py::test_packing_digits",
     "train.export": "tests/train/test_export.py::test_written_anew",
     "train.export --workdir": "tests/train/smolav/test_main.py::test_a_trained_model_is_exported_as_it_was_trained",
@@ -59,13 +58,9 @@ SMOKE = {
 """The test that runs a program at smoke size; one that runs it with an option stands apart."""
 
 OTHERS = {
-    "examples/two_processes.sh": "tests/docs/test_commands.py::test_two_processes",
-    "pip install jax flatbuffers safetensors": (
-        "tests/train/exports/test_stablehlo.py::test_the_script_imports_nothing_else"
-    ),
-    "python run_exported.py FOLDER prompt.safetensors": (
-        "tests/train/exports/test_stablehlo.py::test_a_script_without_our_code"
-    ),
+    "examples/two_processes.sh": "tests/eval/test_processes.py::test_the_example_of_two_processes",
+    "pip install jax flatbuffers safetensors": "tests/train/exports/test_stablehlo.py",
+    "python run_exported.py FOLDER prompt.safetensors": "tests/train/exports/test_stablehlo.py",
     "pip install .": "tests/test_wheel.py",
     "python3.11 -m venv .venv && .venv/bin/pip install -e '.[run]' && .venv/bin/python -m eval.answer": (
         "tests/docs/test_commands.py::test_readmes_command"
@@ -96,10 +91,8 @@ def runner(command: Command) -> str | None:
 
 
 def _installs(text: str) -> bool:
-    return (
-        re.fullmatch(r"(python3\.11 -m venv \.venv && \.venv/bin/)?pip install (-e )?'(\.|acckv-jax)\[[\w,]+\]'", text)
-        is not None
-    )
+    ours = r"-e '\.\[[\w,]+\]'|'acckv-jax\[[\w,]+\]'|'jax\[k8s\]'"
+    return re.fullmatch(rf"(python3\.11 -m venv \.venv && \.venv/bin/)?pip install ({ours})", text) is not None
 
 
 def expanded(command: Command) -> list[str]:
@@ -189,12 +182,7 @@ def test_pytest_is_given_what_there_is():
 
 def test_extras_are_those_of_the_project():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    named = {
-        extra
-        for c in COMMANDS
-        for found in re.findall(r"'(?:\.|acckv-jax)\[([\w,]+)\]'", c.text)
-        for extra in found.split(",")
-    }
+    named = {extra for c in COMMANDS for found in re.findall(r"'\.\[([\w,]+)\]'", c.text) for extra in found.split(",")}
     assert named and named <= extras.keys()
 
 
@@ -298,13 +286,3 @@ def test_help_of_a_recipe(tmp_path):
 def test_smoke_run_of_a_recipe(tmp_path):
     shell(on_page("python -m train.mergenet --recipe mergenet_cifar10 --smoke"), tmp_path)
     assert (tmp_path / "runs/smoke/result.json").is_file()
-
-
-@pytest.mark.complete
-@pytest.mark.packaging
-def test_two_processes(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHON", sys.executable)
-    clip = shlex.quote(str(ROOT / "models/smolav/demo/demo.mp4"))
-    options = f"{clip} What? --model {write_omni(tmp_path / 'omni')} --budget 0.5 --max-new-tokens 2 --json"
-    (row,) = shell(f"{ROOT / on_page('examples/two_processes.sh')} {options}", tmp_path).splitlines()
-    assert json.loads(row)["question"] == "What?"

@@ -182,7 +182,7 @@ def test_mistakes_are_one_sentence(arguments, sentence, small_model, clip):
     [
         (["missing.mp4", "What?"], "There is no file missing.mp4"),
         ([str(DEMO / "demo.mp4"), "What?", "--model", "gpt"], "Unknown model 'gpt'"),
-        ([str(DEMO / "demo.mp4"), "What?", "--model", "Qwen/Qwen2.5-Omni-7B"], "hf download Qwen/Qwen2.5-Omni-7B"),
+        ([str(DEMO / "demo.mp4"), "What?", "--model", "Qwen/Qwen9-Omni"], "hf download Qwen/Qwen9-Omni --local-dir"),
     ],
 )
 def test_the_command_exits_with_2(arguments, sentence, capsys):

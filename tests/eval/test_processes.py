@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from models.media.clip_writer import write_clip
+from tests.docs.pages import ROOT
 from tests.models.qwen2_5_omni.checkpoints import write_omni
 from tests.models.qwen2_5_omni.vocabulary import write_tokenizer
 from tests.models.videollama2.cases import MODEL
@@ -62,7 +63,8 @@ def test_tokens_are_those_of_one_device(model, policies, clip, tmp_path):
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
     alone = subprocess.run([sys.executable, "-m", module, *arguments], env=environment, capture_output=True, text=True)
     assert alone.returncode == 0, alone.stderr
-    with Processes.start(module, arguments) as two:
+    devices = 2 if policies == ["acckv_plus"] else 4
+    with Processes.start(module, arguments, devices=devices) as two:
         (status, first, err), (other, second, other_err) = two.outputs(SECONDS)
     assert (status, other) == (0, 0), err + other_err
     assert json.loads(first) == json.loads(alone.stdout) and len(json.loads(first)) == len(policies or range(8))
@@ -96,6 +98,16 @@ def test_a_killed_process_ends_the_others_and_nothing_is_lost(killed, clip, omni
     assert lines[: len(kept)] == kept
     assert sorted(json.loads(line)["id"] for line in lines) == sorted(row["id"] for row in rows)
     assert all("answer" in json.loads(line) for line in lines)
+
+
+@pytest.mark.complete
+def test_the_example_of_two_processes(clip, omni):
+    options = [str(clip), "What is shown?", "--model", str(omni), "--budget", "0.5", "--max-new-tokens", "3", "--json"]
+    command = [str(ROOT / "examples" / "two_processes.sh"), *options]
+    environment = os.environ | {"PYTHON": sys.executable}
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS)
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout)["policy"] == "acckv_plus"
 
 
 @pytest.mark.complete

@@ -71,9 +71,7 @@ def test_damage_is_named_and_skipped_when_asked(
     _equal(restore(saved, STATE, SETTINGS), 6)
     _damage(folder / "6", files, damage)
     capfd.readouterr()
-    message = (
-        r"The checkpoint .*/6 is damaged \(.+\); move it away and train with --skip-damaged to continue from step 3"
-    )
+    message = r"The checkpoint .*/6 is damaged \(.+\); train with --skip-damaged to move it away and continue from 3\."
     with pytest.raises(UserError, match=message):
         restore(manager(folder, 2), STATE, SETTINGS)
     assert (folder / "6").is_dir()
@@ -90,7 +88,7 @@ def test_damage_is_named_and_skipped_when_asked(
 def test_nothing_whole_is_left(saved: ocp.CheckpointManager, folder: Path) -> None:
     shutil.rmtree(folder / "3")
     _damage(folder / "6", "default/_METADATA")
-    with pytest.raises(UserError, match=r"/6 is damaged \(.+\); move it away and train anew"):
+    with pytest.raises(UserError, match=r"/6 is damaged \(.+\); train with --skip-damaged to move it away and begin"):
         restore(manager(folder, 2), STATE, SETTINGS)
     (folder.parent / "damaged" / "6").mkdir(parents=True)  # of a time before
     assert restore(manager(folder, 2), STATE, SETTINGS, skip_damaged=True) is None

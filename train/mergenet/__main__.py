@@ -61,8 +61,8 @@ def _main(arguments: list[str] | None, log: Callable[[str], None]) -> None:
     options = parse(Options, arguments, "python -m train.mergenet", __doc__)
     if options.stop_at is not None and options.stop_at < 1:
         raise UserError(f"--stop-at must be at least 1 epoch, not {options.stop_at}.")
-    run = Run(options.settings, options.seeds, options.workdir, options.source_checkpoint, options.data_dir, log)
-    train(run, options.stop_at, skip_damaged=options.skip_damaged)
+    given = (options.source_checkpoint, options.data_dir, log, options.skip_damaged)
+    train(Run(options.settings, options.seeds, options.workdir, *given), options.stop_at)
 
 
 if __name__ == "__main__":

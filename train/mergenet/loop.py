@@ -30,7 +30,7 @@ from train.preemption import preemption, stopped
 RESULT = "result.json"
 
 
-def train(run: Run, stop_at: int | None = None, *, skip_damaged: bool = False) -> dict[str, Any] | None:
+def train(run: Run, stop_at: int | None = None) -> dict[str, Any] | None:
     """Trains from the newest checkpoint, or from the start, to the end.
 
     SIGTERM ends the process after the running step, with exit status 143: the last whole epoch is saved.
@@ -38,7 +38,6 @@ def train(run: Run, stop_at: int | None = None, *, skip_damaged: bool = False) -
     Args:
         run: what to do.
         stop_at: stop after so many epochs of the whole run, with a checkpoint.
-        skip_damaged: moves damaged checkpoints away and resumes at the newest whole one.
 
     Returns:
         What result.json holds; None if the run was stopped before its end.
@@ -65,7 +64,7 @@ def train(run: Run, stop_at: int | None = None, *, skip_damaged: bool = False) -
     best = first_best(trainer.weights(state), selecting(trainer), len(run.seeds))
     checkpoints = manager(run.workdir / "checkpoints", recipe.keep)
     start = 0
-    if (found := restore_state(checkpoints, (state, best), skip_damaged=skip_damaged)) is not None:
+    if (found := restore_state(checkpoints, (state, best), skip_damaged=run.skip_damaged)) is not None:
         start, (state, best) = found
         run.log(f"resumed after epoch {start}")
     rows = MetricsLog(run.workdir / "metrics.csv", start * trainer.steps, columns(trainer.metrics))
@@ -98,7 +97,7 @@ def _trainer(run: Run, recipe: AnyRecipe) -> Trainer:
     if find_arm(recipe.arm).source == "frozen" and frozen is None:
         folder = run.workdir / SOURCE
         run.log(f"training the source first, in {folder}")
-        train(Run(recipe.alone(), run.seeds[:1], folder, None, run.data_dir, run.log))
+        train(Run(recipe.alone(), run.seeds[:1], folder, None, run.data_dir, run.log, run.skip_damaged))
         frozen = folder / "export" / TARGET
     return PictureTrainer(run, recipe, frozen) if isinstance(recipe, Recipe) else TaskTrainer(run, recipe, frozen)
 

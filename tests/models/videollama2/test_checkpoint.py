@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import huggingface_hub
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,10 +15,12 @@ from models.hf.config import reading
 from models.hf.export import save_params
 from models.media.clip import Media
 from models.media.clip_writer import write_clip
+from models.registry import CHECKPOINTS, checkpoint_folder, open_source
 from models.smolav.params import FOLDER as SMOLAV
 from models.videollama2.model import VideoLLaMA2Model
 from models.videollama2.params import open_videollama2
 from models.videollama2.preprocess import frame_numbers
+from tests.models.hub.caches import write_cache
 from tests.models.qwen2_5_omni.vocabulary import write_tokenizer
 from tests.models.videollama2.cases import MODEL, model_config
 from tests.models.videollama2.checkpoints import BIAS, write_checkpoint, write_config
@@ -51,6 +54,21 @@ def test_every_tensor_is_read_and_written(tmp_path, bins):
     save_params(tmp_path / "out", params, source.tensors, model_config(CASE), max_shard_bytes=50_000)
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
     assert_equal(load(tmp_path / "out")[1], params)
+
+
+def test_a_name_of_the_hub_is_loaded_from_its_cache(tmp_path, monkeypatch):
+    """With the parts that lie beside the safetensors; one that the cache lacks is named."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (folder := tmp_path / "theirs").mkdir()
+    write_checkpoint(folder, CASE, bins=True)
+    snapshot = write_cache(tmp_path / "cache", "DAMO-NLP-SG/VideoLLaMA2.1-7B-AV", folder)
+    found = checkpoint_folder("DAMO-NLP-SG/VideoLLaMA2.1-7B-AV", CHECKPOINTS)
+    assert found == snapshot
+    assert open_source(found).checkpoint.tensors.keys() == open_source(folder).checkpoint.tensors.keys()
+    (snapshot / "audio_tower.bin").unlink()
+    with pytest.raises(UserError, match="lacks audio_tower.bin"):
+        open_source(checkpoint_folder("DAMO-NLP-SG/VideoLLaMA2.1-7B-AV", CHECKPOINTS))
 
 
 def test_tied_embeddings_have_no_head(tmp_path):

@@ -108,7 +108,7 @@ def test_a_finished_run_is_told_and_exported(tmp_path: Path) -> None:
         train(Run(recipe, (0,), tmp_path))
     (tmp_path / "result.json").unlink()
     shutil.rmtree(tmp_path / "checkpoints" / "1" / "default")
-    with pytest.raises(UserError, match=r"The checkpoint .*/1 is damaged \(.*\); move it away and train anew"):
+    with pytest.raises(UserError, match=r"The checkpoint .*/1 is damaged \(.*\); train with --skip-damaged to move it"):
         train(Run(recipe, (0,), tmp_path))
 
 
@@ -148,6 +148,24 @@ def test_nan_stops_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "Stopped in epoch 2, step 2: target: values are not finite" in told and told.count("error: ") == 1
     assert _epochs(tmp_path) == [1]
     assert {row["epoch"] for row in _rows(tmp_path)} == {"1"}
+
+
+@pytest.mark.complete
+def test_sigterm_ends_a_run_after_the_running_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def end_after_two(line: str) -> None:
+        if line.startswith("epoch 2/"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    recipe = tiny.recipe(train_pictures=16, arm="none", epochs=3)
+    with pytest.raises(SystemExit) as ended:
+        train(Run(recipe, (0,), tmp_path, log=end_after_two))
+    assert ended.value.code == 143
+    expected = "stopped by SIGTERM in epoch 3, which begins anew; the same command continues the run\n"
+    assert capsys.readouterr().err == expected
+    assert _epochs(tmp_path) == [1, 2]
+    said: list[str] = []
+    assert train(Run(recipe, (0,), tmp_path, log=said.append)) is not None
+    assert said[0] == "resumed after epoch 2"
 
 
 @pytest.mark.parametrize(

@@ -105,8 +105,3 @@ def test_sigterm_saves_after_the_running_step(tmp_path: Path, capsys: pytest.Cap
     assert capsys.readouterr().err == expected
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["3"]
     assert signal.getsignal(signal.SIGTERM) == before
-
-    said: list[str] = []
-    run, _ = tiny_run(tmp_path)
-    train(dataclasses.replace(run, log=said.append), lambda: pytest.fail("it starts anew"), stop_at=4)
-    assert said[0] == "resumed at step 3"
