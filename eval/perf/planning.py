@@ -7,7 +7,6 @@ All numbers are the compiler's estimates. ``python -m eval.perf.aot`` shows one 
 
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from eval.perf.plan import FULL, Plan, device_bytes, find_preset, planned, polic
 from eval.perf.topologies import find_topology
 from models import command
 from models.errors import UserError
+from models.files import write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,24 +150,6 @@ def read_rows(path: Path) -> list[Row]:
         raise UserError(f"{path} holds no rows of eval.perf.planning; name another file.") from error
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text beside the file, which then takes its place.
-
-    Raises:
-        UserError: if it cannot be written.
-    """
-    beside = path.with_name(f".{path.name}.new")
-    try:
-        with beside.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
-
-
 def markdown(rows: Sequence[Row]) -> str:
     """A table for each model, in the order of the rows."""
     lines: list[str] = []
@@ -218,7 +200,7 @@ def run(options: Options) -> None:
     rows, progress = read_rows(options.out), Console(stderr=True)
     for row in rows_of(options, rows):
         rows.append(row)
-        write_whole(options.out, json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
+        write_text(options.out, json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
         case, found = row.case, row.largest
         progress.print(
             f"{case.model}, {case.topology}, {case.context:,} tokens, {case.policy} {case.budget:g}: {found.batch:,} "

@@ -30,7 +30,6 @@ from eval.perf.aot_report import GIB
 from eval.perf.bench import QWEN2, TEXT, modalities
 from eval.perf.gpu_rows import fitting
 from eval.perf.plan import PRESETS, device_bytes
-from eval.perf.planning import write_whole
 from eval.perf.served import decoder_of, random_params
 from eval.perf.timing import fastest
 from eval.policies import check_layers, check_policies
@@ -38,6 +37,7 @@ from models import command
 from models.acckv_tau import TAU
 from models.decoder import DecoderConfig
 from models.errors import UserError
+from models.files import write_text
 from models.layers.init import Params
 from models.over_decoder import SINGLE, OverDecoder
 from models.policies import build_policy
@@ -342,7 +342,7 @@ def run(options: Options) -> None:
             devices = jax.devices()
             about = {"options": dataclasses.asdict(options), "device": devices[0].device_kind, "devices": len(devices)}
             result = about | {"jax": jax.__version__, "rows": [dataclasses.asdict(row) for row in rows]}
-            write_whole(options.out, json.dumps(result, indent=1, default=str) + "\n")
+            write_text(options.out, json.dumps(result, indent=1, default=str) + "\n")
     if not options.json:
         Console(width=140).print(table(rows, options))
 

@@ -122,10 +122,3 @@ def test_another_file_is_left_alone(text, capsys, tmp_path):
     path.write_text(text)
     assert main([*SMALL, "--memory", "1", "--out", str(path)]) == 2
     assert "holds no rows of eval.perf.planning" in capsys.readouterr().err and path.read_text() == text
-
-
-def test_a_folder_that_cannot_be_written(capsys, monkeypatch):
-    """Nothing half-written."""
-    monkeypatch.setattr("eval.perf.planning.largest_batch", lambda *_: row("full", 128, 4).largest)
-    assert main([*SMALL, "--memory", "1", "--out", "/proc/rows.json"]) == 2
-    assert "/proc/rows.json cannot be written" in capsys.readouterr().err
