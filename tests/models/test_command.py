@@ -1,11 +1,9 @@
 """How commands end, where they write, and where they cannot."""
 
 import os
-import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,11 +12,6 @@ from models import command, files
 from models.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def limited(size: int) -> Callable[[], None]:
-    """For a process: no file may become larger, as on a disk that is full."""
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 def ended(code: str, **options) -> subprocess.CompletedProcess:
@@ -70,7 +63,8 @@ def test_a_reader_that_has_gone() -> None:
 @pytest.mark.packaging
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     (path := tmp_path / "out.json").write_text("old")
-    done = ended(f"files.write_text(Path({str(path)!r}), 'x' * 5000)", preexec_fn=limited(4000))
+    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))"
+    done = ended(f"{limit}\nfiles.write_text(Path({str(path)!r}), 'x' * 5000)")
     sentence = f"error: {path}: File too large; raise the limit of a file's size (ulimit -f), or name another place.\n"
     assert (done.returncode, done.stderr) == (2, sentence)
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("out.json", "old")]
