@@ -48,7 +48,7 @@ napoleon_use_rtype = False
 napoleon_attr_annotations = False  # the signature has them
 # There is no inventory of other projects without a network.
 nitpick_ignore_regex = [
-    ("py:.*", r"(jax|jaxlib|jaxtyping|flax|nnx|numpy|np|optax|PIL|collections|pathlib|typing)(\..*)?"),
+    ("py:.*", r"(jax|jaxlib|jaxtyping|flax|numpy|np|optax|PIL|collections|os|pathlib|typing)(\..*)?"),
     ("py:class", "ndarray"),
     ("py:class", r"models\.(answering\.Prefill|decoder\.DecoderConfig|media\.clip\.Outline)"),  # not for users
 ]

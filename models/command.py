@@ -15,6 +15,7 @@ from rich.console import Console
 
 from models.devices import Devices, is_first
 from models.errors import UserError
+from models.files import NotWritten
 from models.hub.package_index import cache_root
 
 ADVICE = {
@@ -38,8 +39,8 @@ def run(body: Callable[[], None], *, keep_programs: bool = False, devices: Devic
         devices: joins the other processes before the command runs; only the first one writes to standard output.
 
     Returns:
-        The exit status: 0; 2 after a `UserError`, or where a file or the standard output is refused for a reason of
-        `ADVICE`, of which a sentence is printed to standard error; 1 where the reader of a pipe has gone.
+        The exit status: 0; 2 after a `UserError` or a `NotWritten`, or where a file or the standard output is refused
+        for a reason of `ADVICE`, each a sentence on standard error; 1 where the reader of a pipe has gone.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -60,13 +61,14 @@ def run(body: Callable[[], None], *, keep_programs: bool = False, devices: Devic
         _discard_output()
         return 1
     except OSError as error:
-        if error.errno not in ADVICE:
+        if error.errno not in ADVICE and not isinstance(error, NotWritten):
             raise
         where = error.filename or "a file"
         if not error.filename and _refuses(sys.stdout):
             where = "standard output"
             _discard_output()
-        return _fail(f"{where}: {os.strerror(error.errno)}; {ADVICE[error.errno]}.", devices)
+        advice = ADVICE.get(error.errno or 0, "name another place")
+        return _fail(f"{where}: {error.strerror}; {advice}.", devices)
     return 0
 
 

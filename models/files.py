@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all; where that fails, an OSError names the file, for `models.command.run`."""
+"""Files that are written whole or not at all."""
 
 import contextlib
 import io
@@ -7,14 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
+class NotWritten(OSError):
+    """A file cannot be written: `filename`, `errno` and `strerror` say which, and why; a command says so and ends."""
+
+
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Gives the name of `path` to an OSError: one of a full disk has none, one of a draft that of the draft."""
+    """Makes an OSError a `NotWritten` of `path`: that of a full disk names no file, and that of a draft the draft."""
     try:
         yield
     except OSError as error:
-        error.filename = str(path)
-        raise
+        raise NotWritten(error.errno, error.strerror, str(path)) from error
 
 
 @contextlib.contextmanager
@@ -24,7 +27,7 @@ def replacing(path: Path) -> Iterator[Path]:
     What is no file but a device or a pipe is written itself.
 
     Raises:
-        OSError: if it cannot be written; it names `path`.
+        NotWritten: if it cannot be written.
     """
     if path.exists() and not path.is_file():
         with naming(path):
@@ -47,7 +50,7 @@ def write_text(path: Path, text: str) -> None:
     """Writes a text file, whole or not at all.
 
     Raises:
-        OSError: if it cannot be written; it names `path`, whose old content stays.
+        NotWritten: if it cannot be written; its old content stays.
     """
     with replacing(path) as draft:
         draft.write_text(text, encoding="utf-8")
@@ -57,14 +60,14 @@ def append(file: io.FileIO, data: bytes) -> None:
     """Appends bytes to a file that was opened unbuffered ("ab", 0); where not all can be written, none stay.
 
     Raises:
-        OSError: if they cannot be written; it names the file.
+        NotWritten: if they cannot be written.
     """
     end = file.seek(0, os.SEEK_END)
     try:
         with naming(Path(file.name)):
             while data:
                 data = data[file.write(data) :]
-    except OSError:
+    except NotWritten:
         with contextlib.suppress(OSError):  # a device has no end
             file.truncate(end)
         raise

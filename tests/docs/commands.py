@@ -101,7 +101,7 @@ def inline(paragraph: str) -> list[str]:
         words = (_words(" ".join(span.split())) or [""])[:]
         while words and re.fullmatch(r"[A-Z_0-9]+=\S*", words[0]):
             words.pop(0)
-        if len(words) > 1 and Path(words[0]).name in PROGRAMS:
+        if len(words) > 1 and (Path(words[0]).name in PROGRAMS or words[0].endswith(".sh")):
             found.append(" ".join(span.split()))
     return found
 

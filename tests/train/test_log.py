@@ -31,7 +31,7 @@ def test_a_row_that_does_not_fit_on_a_disk_leaves_no_part(tmp_path: Path) -> Non
     content, before = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) + 5, before[1]))
     try:
-        with pytest.raises(OSError, match="metrics.csv"):
+        with pytest.raises(UserError, match="metrics.csv cannot be written"):
             log.write(**_row(20, 2.0))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 
 from models.errors import UserError
+from models.files import write_text
 from models.hf.checkpoint import open_checkpoint
 from models.hf.export import save_params
 from models.hf.load import load_params
@@ -76,11 +77,9 @@ def claim(workdir: Path, identity: Mapping[str, Any]) -> None:
     Raises:
         UserError: if it cannot be written.
     """
-    draft = workdir / f"{IDENTITY}.part"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps(identity, indent=2) + "\n")
-        draft.replace(workdir / IDENTITY)
+        write_text(workdir / IDENTITY, json.dumps(identity, indent=2) + "\n")
     except OSError as problem:
         raise UserError(f"{workdir} cannot be written ({problem.strerror}); name another --workdir.") from problem
 
