@@ -61,7 +61,7 @@ def run(body: Callable[[], None], *, keep_programs: bool = False, devices: Devic
         _discard_output()
         return 1
     except OSError as error:
-        if error.errno not in ADVICE and not isinstance(error, NotWritten):
+        if not _is_told(error):
             raise
         where = error.filename or "a file"
         if not error.filename and _refuses(sys.stdout):
@@ -81,11 +81,16 @@ def _several() -> Iterator[None]:
         else:
             with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
                 yield
-    except (UserError, OSError, SystemExit):
-        raise
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, UserError | SystemExit | BrokenPipeError) or _is_told(error):
+            raise
         traceback.print_exc()
         _leave(1)
+
+
+def _is_told(error: BaseException) -> bool:
+    """Whether an error is of an output that is refused, which a sentence says."""
+    return isinstance(error, NotWritten) or (isinstance(error, OSError) and error.errno in ADVICE)
 
 
 def _leave(status: int) -> NoReturn:

@@ -40,7 +40,7 @@ from acckv_jax.testing import tiny_decoder
 decoder, params, inputs, prompt = tiny_decoder()
 _, cache = kv.jitted.prefill(decoder, params, inputs, prompt, kv.Full())
 folder = Path(sys.argv[1])
-for limit in (64, 300, 1000, 20_000):
+for limit in (64, 300, 1000):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:
         kv.save_cache(folder / "clip", cache)
@@ -230,7 +230,7 @@ def test_where_nothing_can_be_written(small, tmp_path):
 
 @pytest.mark.packaging
 def test_a_full_disk_leaves_nothing(tmp_path):
-    """Files may only grow to a limit: the first ones of Orbax fail, then its arrays, at last the index."""
+    """Files may only grow to a limit: the first ones of Orbax fail, then its arrays."""
     done = subprocess.run(
         [sys.executable, "-c", FILL_THE_DISK, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -238,7 +238,7 @@ def test_a_full_disk_leaves_nothing(tmp_path):
     assert lines[:2] == [f"the cache cannot be written to {tmp_path / 'clip'}: File too large. []"] * 2, done.stderr
     for line in lines[2:]:  # several arrays fail at once, and Orbax raises whichever was first
         assert re.fullmatch(rf"the cache cannot be written to {tmp_path}/clip: \w.{{5,800}}\. \[\]", line), done.stderr
-    assert len(lines) == 4
+    assert len(lines) == 3
 
 
 def test_what_cannot_be_saved(small, tmp_path):
