@@ -41,6 +41,7 @@ SMOKE = {
     "eval.perf.loading": "tests/eval/perf/test_loading.py::test_table",
     "eval.perf.mergenet": "tests/eval/perf/test_mergenet.py::test_times",
     "eval.perf.mergenet --topology": "tests/eval/perf/test_mergenet.py::test_memory",
+    "eval.perf.throughput": "tests/eval/perf/test_throughput.py::test_rows",
     "eval.policy_accuracy": "tests/eval/test_policy_accuracy.py::test_result_has_a_row_per_policy_budget_and_question",
     "models.hub.weights": "tests/models/hub/test_weights.py::test_command",
     "sphinx": "tests/docs/test_site.py::test_pages_are_there",
