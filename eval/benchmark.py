@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import tyro
+from jax.sharding import AxisType
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -148,7 +149,7 @@ def measure(options: Options, answers: Path | None, load: Loader = load_task) ->
         "policy_options": dict(kind.policy_options),
     }
     with contextlib.ExitStack() as stack:
-        stack.enter_context(options.devices.placed(models.kv_heads(model), model))
+        stack.enter_context(options.devices.placed(models.kv_heads(model), model, AxisType.Auto))
         found = stack.enter_context(results.opened(answers if is_first() else None, about))
         found.share()
         task = load(options.task, model, options.data)

@@ -7,10 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 import acckv_jax
 from acckv_jax import Prompt
+from acckv_jax.sharding import ShardingRules, axis_size, dividing, mesh_spec
 from models.interface import EmbeddedPrompt
 
 MINIMUM = 4
@@ -40,7 +42,7 @@ class Batch:
 
 
 def padded(chunks: Sequence[EmbeddedPrompt], length: int) -> Batch:
-    """Chunks as a ragged batch of `length` tokens.
+    """Chunks as a ragged batch of `length` tokens, its rows divided over the mesh that is set, if they can be.
 
     Raises:
         ValueError: if some have positions and others none.
@@ -55,11 +57,26 @@ def padded(chunks: Sequence[EmbeddedPrompt], length: int) -> Batch:
     prompt = acckv_jax.make_prompt(np.stack([right(c.modality) for c in chunks]), np.array([len(c) for c in chunks]))
     axes = [right(c.positions, 1) for c in chunks if c.positions is not None]
     if not axes:
-        return Batch(inputs, prompt, None, None)
+        return _divided(Batch(inputs, prompt, None, None))
     if len(axes) < len(chunks):
         raise ValueError("some of the chunks have rotary positions and others have none; a batch needs one kind.")
     positions = jnp.asarray(np.stack(axes, axis=1).astype(np.int32))
-    return Batch(inputs, prompt, positions, jnp.asarray(np.array([c.delta for c in chunks], np.int32)))
+    return _divided(Batch(inputs, prompt, positions, jnp.asarray(np.array([c.delta for c in chunks], np.int32))))
+
+
+def _divided(batch: Batch) -> Batch:
+    mesh, rows = jax.sharding.get_mesh(), len(batch.inputs)
+    axis = dividing(ShardingRules().batch, rows)
+    if mesh.empty or axis_size(axis) == 1:
+        return batch
+    (spec,) = mesh_spec(axis)
+
+    def put(x: Array, at: int = 0) -> Array:
+        return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*(None,) * at, spec)))
+
+    positions = None if batch.positions is None else put(batch.positions, 1)
+    delta = None if batch.delta is None else put(batch.delta)
+    return Batch(put(batch.inputs), jax.tree.map(put, batch.prompt), positions, delta)
 
 
 def in_bucket(chunk: EmbeddedPrompt) -> Batch:

@@ -75,12 +75,12 @@ def run(body: Callable[[], None], *, keep_programs: bool = False, devices: Devic
 @contextlib.contextmanager
 def _several() -> Iterator[None]:
     """Lets the first of several processes print, and ends this one at once where it fails."""
+    sys.stdout.flush()
+    own = os.fdopen(os.dup(1), "w", errors="replace") if is_first() else Path(os.devnull).open("w")
+    os.dup2(2, 1)  # the libraries of CPUs' collectives print on standard output
     try:
-        if is_first():
+        with own, contextlib.redirect_stdout(own):
             yield
-        else:
-            with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
-                yield
     except BaseException as error:
         if isinstance(error, UserError | SystemExit | BrokenPipeError) or _is_told(error):
             raise
