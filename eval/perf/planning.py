@@ -157,7 +157,7 @@ def markdown(rows: Sequence[Row]) -> str:
         own = [row for row in rows if row.case.model == model]
         full = {(*_place(row),): row.largest.batch for row in own if row.case.policy == "full"}
         lines += [
-            f"### {model}",
+            f"## {model}",
             "",
             "| chips | mesh | tokens | policy | weights + towers GiB | prefill GiB | cache MiB of a row | decode GiB |"
             " largest batch | to full | limit |",

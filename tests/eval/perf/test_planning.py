@@ -51,7 +51,7 @@ def row(policy: str, context: int, batch: int) -> Row:
 
 def test_table():
     lines = markdown([row("full", 8192, 100), row("snapkv", 8192, 450), row("full", 20480, 0)]).splitlines()
-    assert lines[0] == "### tiny"
+    assert lines[0] == "## tiny"
     assert lines[4:7] == [
         "| v5e:4x4 | data=4,tensor=4 | 8,192 | full | 0.50 + 0.25 | 1.00 | 3.0 | 4.00 | 100 | 1.0 | decode |",
         "| v5e:4x4 | data=4,tensor=4 | 8,192 | snapkv 0.2 | 0.50 + 0.25 | 1.00 | 3.0 | 4.00 | 450 | 4.5 | decode |",
