@@ -45,7 +45,7 @@ def placed(x: Array, *axes: Axes) -> Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*(each or None for each in axes)))
 
 
-def _divided_at(mesh: Mesh, leaf: Any, dimensions: Sequence[int], axes: Axes) -> NamedSharding:
+def _divided_at(mesh: AbstractMesh | Mesh, leaf: Any, dimensions: Sequence[int], axes: Axes) -> NamedSharding:
     """Each of these axes of the mesh divides the first of these dimensions that it can."""
     spec: list[Axes | None] = [None] * leaf.ndim
     if leaf.ndim > 1:
@@ -55,18 +55,18 @@ def _divided_at(mesh: Mesh, leaf: Any, dimensions: Sequence[int], axes: Axes) ->
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
-def _of_model(mesh: Mesh, leaf: Any) -> NamedSharding:
+def _of_model(mesh: AbstractMesh | Mesh, leaf: Any) -> NamedSharding:
     return _divided_at(mesh, leaf, sorted(range(leaf.ndim), key=lambda axis: -leaf.shape[axis]), AXES[:1])
 
 
-def _of_adapter(mesh: Mesh, path: Any, leaf: Any) -> NamedSharding:
+def _of_adapter(mesh: AbstractMesh | Mesh, path: Any, leaf: Any) -> NamedSharding:
     """Where the work is divided parameters are too, so that the least has to be moved."""
     names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
     inward = names[-1] == "kernel" and names[-2] in INWARD
     return _divided_at(mesh, leaf, (-2, -1) if inward else (-1, -2), AXES)
 
 
-def state_shardings(mesh: Mesh, state: Any) -> Any:
+def state_shardings(mesh: AbstractMesh | Mesh, state: Any) -> Any:
     """Where a `MergeState` (or its shapes) lies on a mesh.
 
     Models are divided over "fsdp", if there is such an axis, and adapters, with what their optimisers keep, over all

@@ -91,11 +91,11 @@ class Devices:
         }
 
     @contextlib.contextmanager
-    def placed(self, kv_heads: int, model: str, kind: AxisType = AxisType.Explicit) -> Iterator[None]:
+    def placed(self, kv_heads: int | None, model: str, kind: AxisType = AxisType.Explicit) -> Iterator[None]:
         """Runs what is inside on the mesh; without --mesh and with one device there is none.
 
         Args:
-            kv_heads: K of the model.
+            kv_heads: K of the model; None where "tensor" need not divide it.
             model: its name.
             kind: of the mesh's axes.
 
@@ -109,7 +109,7 @@ class Devices:
             return
         mesh = make_mesh(devices, self.mesh, kv_heads, kind=kind)
         tensor = mesh.shape.get("tensor", 1)
-        if kv_heads % tensor:
+        if kv_heads is not None and kv_heads % tensor:
             fitting = [str(n) for n in range(1, kv_heads + 1) if kv_heads % n == 0 and len(devices) % n == 0]
             raise UserError(
                 f"--mesh tensor={tensor} does not divide the {kv_heads} KV heads of {model}; tensor may be "
@@ -126,7 +126,7 @@ OnDevices = Annotated[Devices, tyro.conf.arg(name="")]
 def make_mesh(
     devices: Sequence[Any],
     axes: str | None,
-    kv_heads: int,
+    kv_heads: int | None,
     where: str = "This machine",
     kind: AxisType = AxisType.Explicit,
 ) -> Mesh:
@@ -135,7 +135,7 @@ def make_mesh(
     Args:
         devices: the devices.
         axes: sizes such as "data=2,tensor=4"; None: "tensor" as large as the KV heads can be divided, the rest "data".
-        kv_heads: K.
+        kv_heads: K; None for no "tensor" of itself.
         where: name of the devices together.
         kind: of its axes.
 
@@ -144,7 +144,7 @@ def make_mesh(
     """
     number = len(devices)
     if axes is None:
-        tensor = math.gcd(number, kv_heads)
+        tensor = math.gcd(number, kv_heads or 1)
         sizes = {"data": number // tensor, "tensor": tensor}
     else:
         sizes = _parsed(axes)

@@ -1,10 +1,16 @@
-"""Files that are written whole or not at all."""
+"""Files and folders that are written whole or not at all."""
 
 import contextlib
 import io
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from safetensors import SafetensorError
+
+from models.errors import UserError
 
 
 class NotWritten(OSError):
@@ -38,8 +44,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         with naming(path):
             yield draft
-            with draft.open("rb") as file:
-                os.fsync(file.fileno())
+            _flush(draft)
             draft.replace(target)
     except BaseException:
         draft.unlink(missing_ok=True)
@@ -71,3 +76,55 @@ def append(file: io.FileIO, data: bytes) -> None:
         with contextlib.suppress(OSError):  # a device has no end
             file.truncate(end)
         raise
+
+
+def check_new_folder(folder: Path) -> None:
+    """Checks that a folder can be made.
+
+    Raises:
+        UserError: if it has contents or is a file, or its parent does not exist.
+    """
+    folder = folder.absolute()
+    if not folder.parent.is_dir():
+        raise UserError(f"There is no folder {folder.parent} to make {folder.name} in; make it first.")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists already; name a new folder, or delete it first.")
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the name `folder` when all is written, and is deleted if anything fails.
+
+    Raises:
+        UserError: if `folder` has contents or is a file, its parent does not exist, or it cannot be written.
+    """
+    check_new_folder(folder)
+    folder = folder.absolute()
+    with _writing(folder):
+        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        with _writing(folder):
+            yield draft
+            for path in filter(Path.is_file, draft.rglob("*")):
+                _flush(path)
+                path.chmod(0o644)  # safetensors lets no one else read
+            draft.chmod(0o755)  # nor does mkdtemp
+            draft.replace(folder)
+    except BaseException:
+        shutil.rmtree(draft)
+        raise
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{folder} cannot be written ({reason}); make room, or name another folder.") from error
+
+
+def _flush(path: Path) -> None:
+    """Has a file's contents written before it or its folder takes its name."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -44,11 +44,11 @@ def abstract_params_on(mesh: Mesh, make: Callable[[], nnx.Module]) -> tuple[nnx.
     return graph, unflatten_dict(placed)
 
 
-def place(params: Params, make: Callable[[], nnx.Module] | None = None) -> Params:
+def place(params: Any, make: Callable[[], nnx.Module] | None = None) -> Any:
     """Parameters from the host on the devices: divided over the mesh that is set (`jax.set_mesh`), if any.
 
     Args:
-        params: NumPy arrays; on several processes each has all of them.
+        params: any pytree of NumPy arrays; on several processes each has all of them.
         make: builds their module, as for `abstract_params_on`; without it all of them are on every device.
     """
     mesh = jax.sharding.get_mesh()
@@ -63,18 +63,21 @@ def place(params: Params, make: Callable[[], nnx.Module] | None = None) -> Param
     return jax.tree.map(lambda x, like: placed(x, like.sharding), params, abstract_params_on(mesh, make)[1])
 
 
-def divided(batch: Params) -> Params:
-    """Arrays from the host, [B, ...], with rows divided over the mesh that is set, where it divides their number.
+def divided(batch: Any, axis: int = 0) -> Any:
+    """Arrays from the host with rows divided over the mesh that is set, where it divides their number.
 
-    On several processes each has all rows. Without a mesh nothing happens.
+    Args:
+        batch: any pytree; on several processes each has all rows. Without a mesh nothing happens.
+        axis: of the rows in every array.
     """
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
         return batch
 
     def placed(x: np.ndarray) -> jax.Array:
-        (rows,) = mesh_spec(dividing(ShardingRules().batch, len(x)))
-        return jax.make_array_from_callback(x.shape, NamedSharding(mesh, PartitionSpec(rows)), lambda part: x[part])
+        (rows,) = mesh_spec(dividing(ShardingRules().batch, x.shape[axis]))
+        spec = PartitionSpec(*(None,) * axis, rows)
+        return jax.make_array_from_callback(x.shape, NamedSharding(mesh, spec), lambda part: x[part])
 
     return jax.tree.map(placed, batch)
 

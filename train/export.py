@@ -18,7 +18,7 @@ import tyro
 
 from models import command
 from models.errors import UserError
-from models.hf.export import check_new_folder
+from models.files import check_new_folder
 from models.registry import CHECKPOINTS, NAMED, checkpoint_folder
 from models.smolav.params import FOLDER, save_smolav, trained_shapes
 from train.checkpoint import manager, restore

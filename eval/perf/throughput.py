@@ -1,7 +1,7 @@
 """Tokens per second against batch, policy and budget: ``python -m eval.perf.throughput [options]``.
 
 Rows are prefilled in groups of one row for each shard of the batch, each layer pruned before the next one runs, and
-decoded together. On the current mesh, or on one device. Weights are random, unless a folder is given; the prompt is
+decoded together. Weights are random, unless a folder is given; the prompt is
 random tokens, the same for all rows of a shard. Times are of the fastest run after one that compiles.
 """
 
@@ -36,6 +36,7 @@ from eval.policies import check_layers, check_policies
 from models import command
 from models.acckv_tau import TAU
 from models.decoder import DecoderConfig
+from models.devices import Devices, OnDevices, is_first
 from models.errors import UserError
 from models.files import write_text
 from models.layers.init import Params
@@ -68,6 +69,7 @@ class Options:
     """Print one JSON object per row instead of the table."""
     out: Path | None = None
     """Also write the rows to this file, as JSON, anew after each one."""
+    devices: OnDevices = Devices()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,6 +213,16 @@ def _repeated(x: jax.Array, times: int, axis: int) -> jax.Array:
     return jax.shard_map(several, mesh=x.sharding.mesh, in_specs=spec, out_specs=spec)(x)
 
 
+def sizes(model: str) -> tuple[str, DecoderConfig, jnp.dtype] | None:
+    """Family, sizes and type of a model with random weights; None if it is a folder's."""
+    if model == "qwen2":
+        return "qwen2_5_omni", QWEN2, jnp.dtype(jnp.float32)
+    if model not in PRESETS:
+        return None
+    preset = PRESETS[model]()
+    return preset.family, preset.decoder, preset.dtype
+
+
 def loaded(model: str, tokens: int) -> tuple[str, DecoderConfig, acckv_jax.Decoder, Params]:
     """Family, sizes, decoder and parameters of a model, on the current mesh.
 
@@ -221,19 +233,15 @@ def loaded(model: str, tokens: int) -> tuple[str, DecoderConfig, acckv_jax.Decod
     Raises:
         UserError: if there is no such model, or rows are too long for it.
     """
-    if model == "qwen2":
-        family, config, dtype = "qwen2_5_omni", QWEN2, jnp.dtype(jnp.float32)
-    elif model in PRESETS:
-        preset = PRESETS[model]()
-        family, config, dtype = preset.family, preset.decoder, preset.dtype
-    else:
-        found = models.load(model)
-        if not isinstance(found, OverDecoder):
-            raise UserError(f"{model} is not built on models.decoder, whose random tokens are measured; give another.")
-        _check_length(model, found.decoder_config, tokens)
-        return found.family, found.decoder_config, found.decoder, found.params
-    _check_length(model, config, tokens)
-    return family, config, decoder_of(config, dtype), random_params(config, dtype)
+    if random := sizes(model):
+        family, config, dtype = random
+        _check_length(model, config, tokens)
+        return family, config, decoder_of(config, dtype), random_params(config, dtype)
+    found = models.load(model)
+    if not isinstance(found, OverDecoder):
+        raise UserError(f"{model} is not built on models.decoder, whose random tokens are measured; give another.")
+    _check_length(model, found.decoder_config, tokens)
+    return found.family, found.decoder_config, found.decoder, found.params
 
 
 def _check_length(model: str, config: DecoderConfig, tokens: int) -> None:
@@ -333,12 +341,19 @@ def run(options: Options) -> None:
     Raises:
         UserError: on any mistake in the options.
     """
+    random = sizes(options.model)
+    kv_heads = random[1].num_key_value_heads if random else models.kv_heads(options.model)
+    with options.devices.placed(kv_heads, options.model):
+        _run(options)
+
+
+def _run(options: Options) -> None:
     rows: list[Row] = []
     for row in measure(options):
         rows.append(row)
         if options.json:
             print(json.dumps(dataclasses.asdict(row)), flush=True)
-        if options.out is not None:
+        if options.out is not None and is_first():
             devices = jax.devices()
             about = {"options": dataclasses.asdict(options), "device": devices[0].device_kind, "devices": len(devices)}
             result = about | {"jax": jax.__version__, "rows": [dataclasses.asdict(row) for row in rows]}
@@ -350,7 +365,7 @@ def run(options: Options) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; 0, or 2 after a user's mistake."""
     options = tyro.cli(Options, args=arguments, prog="python -m eval.perf.throughput", description=__doc__)
-    return command.run(lambda: run(options))
+    return command.run(lambda: run(options), devices=options.devices)
 
 
 if __name__ == "__main__":

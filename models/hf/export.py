@@ -1,20 +1,16 @@
 """Parameters to a checkpoint folder that transformers reads: sharded safetensors, their index, and config.json."""
 
-import contextlib
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
-from safetensors import SafetensorError
 
-from models.errors import UserError
+from models.files import whole_folder
 from models.hf.load import checkpoint_shape
 from models.hf.tensors import Tensor, Tensors
 from models.layers.init import Params
@@ -64,58 +60,6 @@ def save_params(
         (draft / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         for path in companions:
             shutil.copy(path, draft)
-
-
-def check_new_folder(folder: Path) -> None:
-    """Checks that a folder can be made.
-
-    Raises:
-        UserError: if it has contents or is a file, or its parent does not exist.
-    """
-    folder = folder.absolute()
-    if not folder.parent.is_dir():
-        raise UserError(f"There is no folder {folder.parent} to make {folder.name} in; make it first.")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists already; name a new folder, or delete it first.")
-
-
-@contextlib.contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which takes the name `folder` when all is written, and is deleted if anything fails.
-
-    Raises:
-        UserError: if `folder` has contents or is a file, its parent does not exist, or it cannot be written.
-    """
-    check_new_folder(folder)
-    folder = folder.absolute()
-    with _writing(folder):
-        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        with _writing(folder):
-            yield draft
-            for path in filter(Path.is_file, draft.rglob("*")):
-                _flush(path)
-                path.chmod(0o644)  # safetensors lets no one else read
-            draft.chmod(0o755)  # nor does mkdtemp
-            draft.replace(folder)
-    except BaseException:
-        shutil.rmtree(draft)
-        raise
-
-
-@contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{folder} cannot be written ({reason}); make room, or name another folder.") from error
-
-
-def _flush(path: Path) -> None:
-    """Has a file's contents written before its folder takes its name."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _shards(sizes: Mapping[str, int], most: float) -> dict[str, list[str]]:

@@ -1,23 +1,20 @@
-"""One of two processes that share a cache's folder: ``checkpoint_processes.py NUMBER PORT FOLDER``.
+"""One of two processes that share a cache's folder: ``python -m tests.acckv_jax.checkpoint_processes FOLDER ...``.
 
 Both print the tokens before saving and after loading onto another mesh, and what errors said, as JSON.
 """
 
 import json
-import sys
 from pathlib import Path
 
 import jax
+import tyro
 
-PROCESSES, DEVICES = 2, 4
+from models.devices import Devices, OnDevices, is_first
 
 
-def main() -> None:
+def main(folder: tyro.conf.Positional[Path], devices: OnDevices = Devices()) -> None:
     """Joins the other, saves, loads, decodes."""
-    number, port, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.config.update("jax_num_cpu_devices", DEVICES)
-    jax.distributed.initialize(f"127.0.0.1:{port}", PROCESSES, number)
+    devices.join()
     from jax.experimental import multihost_utils  # and what makes arrays must wait for the other
 
     import acckv_jax as kv
@@ -43,7 +40,7 @@ def main() -> None:
     told["without a mesh"] = error_of(lambda: kv.load_cache(folder / "clip"))
     with on("4x2"):
         told["loaded"] = tokens_of("4x2", kv.load_cache(folder / "clip", model="llama"))
-        if number == 0:
+        if is_first():
             (folder / "clip" / "arrays" / "_METADATA").write_text("")
         told["damaged"] = error_of(lambda: kv.load_cache(folder / "clip"))
     print(json.dumps(told), flush=True)
@@ -51,4 +48,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

@@ -2,11 +2,6 @@
 
 import contextlib
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -29,9 +24,9 @@ from tests.acckv_jax.contract_cases import (
     scored_by,
 )
 from tests.acckv_jax.test_checkpoint import assert_equal
+from tests.processes import Processes
 from tests.tiers import quick_only
 
-ROOT = Path(__file__).parents[2]
 STEPS = 3
 MESHES = {
     "one device": None,
@@ -125,30 +120,12 @@ def test_axes_of_arrays():
 @pytest.mark.packaging
 def test_two_processes_save_and_load(tmp_path):
     """Two processes of four devices each: saved from one mesh, loaded onto another, errors raised in both."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.acckv_jax.checkpoint_processes", str(number), str(port), str(tmp_path)],
-            cwd=ROOT,
-            env=os.environ,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(2)
-    ]
-    try:
-        name = "quantized_h2o_every_4"
+    name = "quantized_h2o_every_4"
+    with Processes.start("tests.acckv_jax.checkpoint_processes", [str(tmp_path)]) as two:
         expected = decoded_on("one device", name, pruned_on("one device", name)).tolist()
-        outputs = [process.communicate(timeout=600) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
-    assert [process.returncode for process in started] == [0, 0], outputs
-    for out, _ in outputs:
+        outputs = two.outputs(600)
+    assert [status for status, _, _ in outputs] == [0, 0], outputs
+    for _, out, _ in outputs:
         told = json.loads(out.splitlines()[-1])
         assert told["saved"] == told["loaded"] == expected
         assert "clip exists already" in told["exists"] and "call jax.set_mesh" in told["without a mesh"]

@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from models.files import whole_folder
 from models.hf.checkpoint import open_checkpoint
-from models.hf.export import save_params, whole_folder
+from models.hf.export import save_params
 from models.hf.tensors import norm
 from train.export import main
 

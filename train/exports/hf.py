@@ -5,8 +5,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from models.files import whole_folder
 from models.hf.decoder import decoder_tensors, llama_section
-from models.hf.export import save_params, whole_folder
+from models.hf.export import save_params
 from models.registry import open_source
 from models.smolav.params import load_smolav, read_config, read_trained, save_smolav
 from models.text.tokenizers import load_smollm2_tokenizer

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from models.hf.export import whole_folder
+from models.files import whole_folder
 from models.orbax import save_orbax
 from train.exports.opened import open_model, with_dtype
 

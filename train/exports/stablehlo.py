@@ -25,7 +25,7 @@ from safetensors.numpy import save_file
 
 import acckv_jax as kv
 from models.errors import UserError
-from models.hf.export import whole_folder
+from models.files import whole_folder
 from models.layers.init import Params
 from models.over_decoder import decoder_of
 from models.policies import build_policy, parse_budget

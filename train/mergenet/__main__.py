@@ -12,13 +12,14 @@ running step with exit status 143.
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Generic, TypeVar
 
 import tyro
+from jax.sharding import AxisType
 
 from models import command
+from models.devices import Devices, OnDevices
 from models.errors import UserError
 from train.mergenet.command_line import DEFAULT, parse
 from train.mergenet.config import Recipe
@@ -50,19 +51,25 @@ class Options(Generic[R]):
     """Stop after so many epochs of the whole run."""
     skip_damaged: bool = False
     """Move damaged checkpoints to WORKDIR/damaged, and resume at the newest whole one."""
+    devices: OnDevices = Devices()
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; 0, 2 after a user's mistake, or 143 after SIGTERM (as SystemExit)."""
-    return command.run(lambda: _main(arguments, functools.partial(print, flush=True)), keep_programs=True)
+    read: list[Options] = []
+    if status := command.run(lambda: read.append(parse(Options, arguments, "python -m train.mergenet", __doc__))):
+        return status
+    (options,) = read
+    return command.run(lambda: _train(options), keep_programs=True, devices=options.devices)
 
 
-def _main(arguments: list[str] | None, log: Callable[[str], None]) -> None:
-    options = parse(Options, arguments, "python -m train.mergenet", __doc__)
+def _train(options: Options) -> None:
     if options.stop_at is not None and options.stop_at < 1:
         raise UserError(f"--stop-at must be at least 1 epoch, not {options.stop_at}.")
+    log = functools.partial(print, flush=True)
     given = (options.source_checkpoint, options.data_dir, log, options.skip_damaged)
-    train(Run(options.settings, options.seeds, options.workdir, *given), options.stop_at)
+    with options.devices.placed(None, options.recipe, AxisType.Auto):  # the step leaves shardings to the compiler
+        train(Run(options.settings, options.seeds, options.workdir, *given), options.stop_at)
 
 
 if __name__ == "__main__":

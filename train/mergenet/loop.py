@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from acckv_jax.sharding import on_host
 from mergenet_jax import check_finite
+from models.devices import from_first, is_first
 from models.errors import UserError
 from models.files import write_text
 from models.readers.json_object import read_object
@@ -32,7 +33,7 @@ RESULT = "result.json"
 
 
 def train(run: Run, stop_at: int | None = None) -> dict[str, Any] | None:
-    """Trains from the newest checkpoint, or from the start, to the end.
+    """Trains from the newest checkpoint, or from the start, to the end, on the mesh that is set, if any.
 
     SIGTERM ends the process after the running step, with exit status 143: the last whole epoch is saved.
 
@@ -53,7 +54,7 @@ def train(run: Run, stop_at: int | None = None) -> dict[str, Any] | None:
     identity = {"recipe": dataclasses.asdict(relevant(recipe)), "seeds": list(run.seeds)}
     identity |= {"source": run.source and digest(run.source)}
     check_claim(run.workdir, identity)
-    if (run.workdir / RESULT).is_file():
+    if from_first((run.workdir / RESULT).is_file()):
         run.log(f"{run.workdir} is finished: {run.workdir / RESULT}")
         return read_object(run.workdir / RESULT)
     trainer = _trainer(run, recipe)
@@ -61,21 +62,24 @@ def train(run: Run, stop_at: int | None = None) -> dict[str, Any] | None:
         state = trainer.start(run.seeds)
     except ValueError as problem:  # of mergenet_jax: paths and shapes that do not fit
         raise UserError(str(problem)) from problem
-    claim(run.workdir, identity)
+    if is_first():
+        claim(run.workdir, identity)
     best = first_best(trainer.weights(state), selecting(trainer), len(run.seeds))
     checkpoints = manager(run.workdir / "checkpoints", recipe.keep)
     start = 0
     if (found := restore_state(checkpoints, (state, best), skip_damaged=run.skip_damaged)) is not None:
         start, (state, best) = found
         run.log(f"resumed after epoch {start}")
-    rows = MetricsLog(run.workdir / "metrics.csv", start * trainer.steps, columns(trainer.metrics))
+    table = run.workdir / "metrics.csv"
+    rows = MetricsLog(table, start * trainer.steps, columns(trainer.metrics)) if is_first() else None
     last = min(recipe.epochs, stop_at or recipe.epochs)
     with preemption() as preempted:
         for epoch in range(start, last):
             with finishing(checkpoints):  # the epoch before, meanwhile
                 state, best = _epoch(run, trainer, rows, epoch, state, best, preempted)
             save_state(checkpoints, epoch + 1, (state, best))
-            plot(rows.path, run.workdir / "metrics.png", panels(trainer.metrics))
+            if rows is not None:
+                plot(rows.path, run.workdir / "metrics.png", panels(trainer.metrics))
     finish(checkpoints)
     checkpoints.close()
     return _finish(run, recipe, trainer, best) if last == recipe.epochs else None
@@ -109,7 +113,13 @@ def selecting(trainer: Trainer) -> dict[str, str]:
 
 
 def _epoch(
-    run: Run, trainer: Trainer, rows: MetricsLog, epoch: int, state: Any, best: Best, preempted: Callable[[int], bool]
+    run: Run,
+    trainer: Trainer,
+    rows: MetricsLog | None,
+    epoch: int,
+    state: Any,
+    best: Best,
+    preempted: Callable[[int], bool],
 ) -> tuple[Any, Best]:
     measured, clock = [], time.perf_counter()
     for step, inputs in enumerate(trainer.feed(epoch)):
@@ -119,15 +129,15 @@ def _epoch(
             _check(metrics, epoch, step, run.workdir)
         if preempted(epoch * trainer.steps + step + 1):
             raise stopped(f"in epoch {epoch + 1}, which begins anew")
-    measured = jax.device_get(measured)
+    measured = jax.tree.map(on_host, measured)
     for step, metrics in enumerate(measured):
         _check(metrics, epoch, step, run.workdir)
     seconds = (time.perf_counter() - clock) / trainer.steps
     weights = trainer.weights(state)
     scores = trainer.evaluate(weights, "validation")
     selected = selecting(trainer)
-    chosen = {name: jnp.asarray(values[selected[name]], jnp.float32) for name, values in scores.items()}
-    best = trainer.choose(best, weights, chosen, jnp.int32(epoch + 1))
+    chosen = {name: np.asarray(values[selected[name]], np.float32) for name, values in scores.items()}
+    best = trainer.choose(best, weights, chosen, np.int32(epoch + 1))
     numbers = averages(measured)
     for kind, found in (("train", numbers), ("validation", scores)):
         for name, values in found.items():
@@ -136,7 +146,8 @@ def _epoch(
                 label = "transfer" if "transfers" in values else kind
                 timed = {"seconds": f"{seconds:.4g}"} if kind == "train" else {}
                 place = {"step": (epoch + 1) * trainer.steps, "epoch": epoch + 1, "seed": seed, "name": name}
-                rows.write(**place, kind=label, **row, **timed)
+                if rows is not None:
+                    rows.write(**place, kind=label, **row, **timed)
     run.log(_line(epoch + 1, run.recipe.epochs, numbers, chosen, seconds))
     return state, best
 
@@ -170,6 +181,7 @@ def _line(epoch: int, epochs: int, numbers: Scores, chosen: dict[str, Any], seco
 def _finish(run: Run, recipe: AnyRecipe, trainer: Trainer, best: Best) -> dict[str, Any]:
     """Measures the test part once, with each model's best epoch, and writes the result and the models."""
     scores = trainer.evaluate({name: (of["params"], of["stats"]) for name, of in best.items()}, "test")
+    best = jax.tree.map(on_host, best)
     chosen = selecting(trainer)
     seeds: dict[str, Any] = {}
     for i, seed in enumerate(run.seeds):
@@ -183,11 +195,13 @@ def _finish(run: Run, recipe: AnyRecipe, trainer: Trainer, best: Best) -> dict[s
             }
             for name, of in own.items()
         }
-        for name, of in own.items():
+        for name, of in own.items() if is_first() else ():
             trainer.export(folder / name, name, of["params"], of["stats"])
     result = {"recipe": dataclasses.asdict(recipe), "parameters": trainer.sizes, "seeds": seeds}
     result["source"] = run.source and str(run.source)
-    write_text(run.workdir / RESULT, json.dumps(result, indent=2) + "\n")
+    if is_first():
+        write_text(run.workdir / RESULT, json.dumps(result, indent=2) + "\n")
+    from_first(None)  # the others may read what is written now
     for seed, found in seeds.items():
         for name, of in found.items():
             shown = ", ".join(f"{label} {of[f'test_{metric}']:.4f}" for metric, label in trainer.metrics[name].items())

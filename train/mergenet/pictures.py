@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from acckv_jax.sharding import on_host
 from mergenet_jax import MergeState
 from models.layers.init import Params
+from models.placement import divided, place
 from train.data.sources.items import Pictures
 from train.mergenet.arms import SOURCE, TARGET, Given, set_up
 from train.mergenet.checkpoint import export_classifier, load_exported
@@ -34,7 +35,7 @@ class _Data:
     @classmethod
     def of(cls, pictures: Pictures, most: int) -> "_Data":
         count = most or None
-        return cls(jnp.asarray(pictures.images[:count]), jnp.asarray(pictures.labels[:count], jnp.int32))
+        return cls(*place((pictures.images[:count], pictures.labels[:count].astype(np.int32))))
 
 
 class PictureTrainer:
@@ -80,17 +81,17 @@ class PictureTrainer:
         seeds = per_seed(self.run.seeds)
         rows = np.stack([order.order(epoch) for order in self.orders], 1)  # [steps, seeds, B]
         for own in rows:
-            yield data.images, data.labels, per_seed(list(own)), seeds
+            yield data.images, data.labels, divided(per_seed(list(own)), axis=seeds.ndim), seeds
 
     def evaluate(self, weights: Any, split: str) -> Scores:
         """Mean loss, top-1 and top-5 of all trained classifiers: floats, or [seeds]."""
         data = self.parts[split] if split in self.parts else self._split(split)
         rows = len(data.labels)
         found = [
-            self.program.evaluate(weights, data.images, data.labels, jnp.asarray(batch["rows"]), jnp.asarray(counts))
+            self.program.evaluate(weights, data.images, data.labels, *divided((batch["rows"], counts)))
             for batch, counts in in_order(rows, min(EVALUATED, rows), lambda rows: {"rows": rows.astype(np.int32)})
         ]
-        sums = jax.tree.map(lambda *x: np.sum(x, axis=0, dtype=np.float64), *jax.device_get(found))
+        sums = jax.tree.map(lambda *x: np.sum(x, axis=0, dtype=np.float64), *jax.tree.map(on_host, found))
         return jax.tree.map(lambda x: x / rows, sums)
 
     def export(self, folder: Path, name: str, params: Params, stats: Params) -> None:

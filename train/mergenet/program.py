@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from mergenet_jax import MergeState, train_step
+from mergenet_jax import MergeState, state_shardings, train_step
 from models.layers.init import Params
 from train.mergenet.arms import Setup
 from train.mergenet.augment import STATISTICS, augment, normalise
@@ -80,15 +80,34 @@ def make_program(recipe: Recipe, setup: Setup, steps: int, seeds: int) -> Progra
         }
 
     if seeds > 1:
-        step = jax.vmap(step, in_axes=(OF_SEEDS, None, None, 0, 0), out_axes=(OF_SEEDS, 0))
         evaluate = jax.vmap(evaluate, in_axes=(0, None, None, None, None))
     return Program(
-        jax.jit(step, donate_argnums=0),
+        compiled_step(step, (None, None, 0, 0), seeds),
         jax.jit(evaluate),
         make_choice({name: "top1" for name in setup.trained}, seeds),
         lambda named: begin(setup, named),
         setup,
     )
+
+
+def compiled_step(step: Callable, axes: Sequence[int | None], seeds: int) -> Callable:
+    """A step of one seed, or of several at once, compiled. The state is donated, and stays where `begin` has put it.
+
+    Args:
+        step: (state, *inputs) -> (state, metrics).
+        axes: of the seeds in each input.
+        seeds: how many are trained at once.
+    """
+    whole = jax.vmap(step, in_axes=(OF_SEEDS, *axes), out_axes=(OF_SEEDS, 0)) if seeds > 1 else step
+
+    def staying(state: MergeState, *inputs: Any) -> tuple[MergeState, Any]:
+        state, metrics = whole(state, *inputs)
+        mesh = jax.sharding.get_abstract_mesh()
+        if not mesh.empty:
+            state = jax.lax.with_sharding_constraint(state, state_shardings(mesh, state))
+        return state, metrics
+
+    return jax.jit(staying, donate_argnums=0)
 
 
 def make_choice(selecting: Mapping[str, str], seeds: int) -> Callable:
@@ -112,7 +131,7 @@ def make_choice(selecting: Mapping[str, str], seeds: int) -> Callable:
 
 
 def begin(setup: Setup, seeds: Sequence[int], *, compiled: bool = True) -> MergeState:
-    """The state before the first step.
+    """The state before the first step, on the mesh that is set, if any.
 
     Args:
         setup: of the arm.
@@ -122,28 +141,31 @@ def begin(setup: Setup, seeds: Sequence[int], *, compiled: bool = True) -> Merge
     # Random numbers of many shapes take XLA long to optimise, and are drawn once.
     options = {"xla_backend_optimization_level": 0}
     start = jax.jit(setup.start, compiler_options=options) if compiled else setup.start
-    states = [start(jnp.uint32(seed), setup.given) for seed in seeds]
-    if len(states) == 1:
-        return states[0]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-    return dataclasses.replace(stacked, step=states[0].step)
+    state, *others = (start(np.uint32(seed), setup.given) for seed in seeds)
+    if others:
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), state, *others)
+        state = dataclasses.replace(stacked, step=state.step)
+    mesh = jax.sharding.get_mesh()
+    return state if mesh.empty else jax.jit(lambda x: x, out_shardings=state_shardings(mesh, state))(state)
 
 
-def per_seed(values: Sequence[Any]) -> Array:
+def per_seed(values: Sequence[Any]) -> np.ndarray:
     """An argument of integers that differs between seeds."""
-    return jnp.asarray(np.stack(values) if len(values) > 1 else values[0], jnp.int32)
+    return np.asarray(np.stack(values) if len(values) > 1 else values[0], np.int32)
 
 
 def first_best(weights: Any, selecting: Mapping[str, str], seeds: int) -> Best:
     """The best epoch before the first: any epoch is better."""
     shape = (seeds,) if seeds > 1 else ()
     return {  # copies: everything is donated
-        name: _record(jax.tree.map(jnp.copy, of), selecting[name], jnp.full(shape, -1.0), jnp.zeros(shape, jnp.int32))
+        name: _record(
+            jax.tree.map(jnp.copy, of), selecting[name], np.full(shape, -1, np.float32), np.zeros(shape, np.int32)
+        )
         for name, of in weights.items()
     }
 
 
-def _record(weights: tuple[Params, Params], metric: str, score: Array, epoch: Array) -> Params:
+def _record(weights: tuple[Params, Params], metric: str, score: Any, epoch: Any) -> Params:
     return {"params": weights[0], "stats": weights[1], metric: score, "epoch": epoch}
 
 

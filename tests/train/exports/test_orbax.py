@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 import models
 from models.errors import UserError
-from models.hf.export import whole_folder
+from models.files import whole_folder
 from models.layers.init import FastRngs
 from models.orbax import FOLDER, save_orbax
 from models.registry import open_source

@@ -15,9 +15,11 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from models.errors import UserError
 from models.hf.checkpoint import open_checkpoint
+from tests.processes import Processes
 from tests.train.mergenet import tiny
 from train.mergenet.__main__ import main
 from train.mergenet.augment import STATISTICS, normalise
@@ -191,3 +193,24 @@ def test_mistakes(more: tuple[str, ...], said: str, tmp_path: Path, capsys: pyte
     except SystemExit as end:  # what the parser finds by itself
         assert end.code == 2
     assert said in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+@pytest.mark.complete
+def test_a_mesh_divides_the_rows_and_changes_no_loss(tmp_path: Path) -> None:
+    """One device, four, and two processes of one each; a seed alone, and two at once."""
+    mesh = jax.make_mesh((2, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:4])
+    train(Run(tiny.recipe(), (0,), tmp_path / "one"))
+    with jax.set_mesh(mesh):
+        train(Run(tiny.recipe(), (0,), tmp_path / "four"))
+        train(Run(tiny.recipe(), (0, 3), tmp_path / "seeds"))
+    with Processes.start("tests.train.mergenet.two_processes", [str(tmp_path / "processes")], devices=1) as both:
+        said = both.outputs(600)
+    assert [status for status, _, _ in said] == [0, 0], said
+    one = _rows(tmp_path / "one")
+    for name in ("four", "seeds", "processes"):
+        other = [row for row in _rows(tmp_path / name) if row["seed"] == "0"]
+        for metric in ("loss", "top1", "norm"):
+            numbers = [[float(row[metric] or 0) for row in rows] for rows in (one, other)]
+            np.testing.assert_allclose(*numbers, rtol=2e-3, err_msg=f"{name}, {metric}")
+    exported = (tmp_path / name / "export" / "target" / "model.safetensors" for name in ("one", "processes"))
+    assert len({path.stat().st_size for path in exported}) == 1

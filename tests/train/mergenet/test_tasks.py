@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from jax.sharding import AxisType
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, SiglipConfig, SiglipModel
 
 from mergenet_jax import MergeConfig, Pair
@@ -137,6 +138,15 @@ def test_an_exported_classifier_is_read_by_transformers(run: Any) -> None:
             logits = model(tokens["input_ids"], tokens["attention_mask"]).logits
         right.append(int(logits.argmax()) == example["label"])
     assert np.mean(right) == pytest.approx(result["seeds"]["0"][TARGET]["test_accuracy"], abs=1e-6)
+
+
+@pytest.mark.complete
+def test_a_mesh_divides_the_rows_and_changes_no_loss(run: Any, tmp_path: Path) -> None:
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    with jax.set_mesh(mesh):
+        train(Run(direct(), (0,), tmp_path, log=lambda line: None))
+    for name in (SOURCE, TARGET):
+        np.testing.assert_allclose(losses(tmp_path, name), losses(run[0], name), rtol=1e-2)
 
 
 @pytest.mark.complete

@@ -17,6 +17,7 @@ from models.layers.init import init_params
 from models.placement import divided
 from models.smolav.config import SmolAVConfig
 from models.smolav.params import read_config, read_trained, trained_shapes
+from tests.processes import Processes
 from train.checkpoint import manager, restore
 from train.data.clips import ClipConfig
 from train.data.features import PoolConfig
@@ -40,6 +41,15 @@ CONFIG = TrainConfig(
     align_steps=3,
     log_every=1,
 )
+
+
+def train_in(workdir: Path) -> None:
+    """Two steps of batches of two rows."""
+    buckets = {name: dataclasses.replace(bucket, batch=2) for name, bucket in CONFIG.buckets.items()}
+    buckets["validate"] = dataclasses.replace(buckets["validate"], batch=1)
+    config = dataclasses.replace(CONFIG, buckets=buckets)
+    _, decoder = init_params(lambda: Decoder(CONFIG.model.decoder, rngs=nnx.Rngs(0)))
+    run_training(config, decoder, workdir, None, lambda line: None)
 
 
 def _arrays() -> dict[str, dict[str, np.ndarray]]:
@@ -67,7 +77,9 @@ def made_up_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     """A cache of made-up sources; the encoders' weights are the real ones."""
     cache = tmp_path / "cache"
     (cache / "decoded").mkdir(parents=True)
-    (cache / "files").symlink_to(cache_root() / "files")
+    real = cache_root() / "files"
+    real.mkdir(parents=True, exist_ok=True)
+    (cache / "files").symlink_to(real)
     for name, arrays in _arrays().items():
         np.savez(cache / "decoded" / f"{name}.npz", **arrays)
     with monkeypatch.context() as patch:
@@ -107,19 +119,19 @@ def test_a_trained_model_is_exported_as_it_was_trained(tmp_path: Path) -> None:
 @pytest.mark.complete
 @pytest.mark.usefixtures("made_up_cache")
 def test_a_mesh_divides_the_rows_and_changes_no_loss(tmp_path: Path) -> None:
-    buckets = {name: dataclasses.replace(bucket, batch=2) for name, bucket in CONFIG.buckets.items()}
-    buckets["validate"] = dataclasses.replace(buckets["validate"], batch=1)
-    config = dataclasses.replace(CONFIG, buckets=buckets)
-    _, decoder = init_params(lambda: Decoder(CONFIG.model.decoder, rngs=nnx.Rngs(0)))
-    run_training(config, decoder, tmp_path / "one", None, lambda line: None)
+    train_in(tmp_path / "one")
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
     with jax.set_mesh(mesh):
         assert not divided({"x": np.zeros((2, 3))})["x"].sharding.is_fully_replicated
-        run_training(config, decoder, tmp_path / "two", None, lambda line: None)
-    one, two = (read_metrics(tmp_path / name / "metrics.csv") for name in ("one", "two"))
+        train_in(tmp_path / "two")
+    with Processes.start("tests.train.smolav.two_processes", [str(tmp_path / "processes")], devices=1) as both:
+        said = both.outputs(600)
+    assert [status for status, _, _ in said] == [0, 0], said
+    one, *others = (read_metrics(tmp_path / name / "metrics.csv") for name in ("one", "two", "processes"))
     assert [row["kind"] for row in one] == ["train", "train", "validation"]
-    losses = [[float(row["loss"]) for row in rows] for rows in (one, two)]
-    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
+    for other in others:
+        losses = [[float(row["loss"]) for row in rows] for rows in (one, other)]
+        np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
 
 
 def test_nothing_to_export(tmp_path: Path) -> None:

@@ -7,11 +7,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from acckv_jax.sharding import on_host
 from mergenet_jax import MergeState, train_step
 from models.layers.init import Params
+from models.placement import divided
 from train.mergenet.arms import SOURCE, TARGET, Given, set_up
 from train.mergenet.epochs import Epochs, in_order
-from train.mergenet.program import OF_SEEDS, begin, make_choice
+from train.mergenet.program import begin, compiled_step, make_choice
 from train.mergenet.task_config import TaskRecipe
 from train.mergenet.tasks.interface import Data, Examples, Split
 from train.mergenet.tasks.registry import make_task
@@ -59,9 +61,8 @@ class TaskTrainer:
 
         answers = {name: task.answer for name, task in self.setup.trained.items()}
         if (seeds := len(run.seeds)) > 1:
-            step = jax.vmap(step, in_axes=(OF_SEEDS, 0), out_axes=(OF_SEEDS, 0))
             answers = {name: jax.vmap(answer, in_axes=(0, None)) for name, answer in answers.items()}
-        self.step = jax.jit(step, donate_argnums=0)
+        self.step = compiled_step(step, (0,), seeds)
         self.answers = {name: jax.jit(answer) for name, answer in answers.items()}
         self.choose = make_choice({name: next(iter(metrics)) for name, metrics in self.metrics.items()}, seeds)
 
@@ -93,7 +94,8 @@ class TaskTrainer:
         first, last = epoch * self.steps, (epoch + 1) * self.steps
         streams = {name: [order.batches(first, last) for order in self._orders(name)] for name in self.setup.trained}
         for _ in range(first, last):
-            yield ({name: _joined([next(stream) for stream in own]) for name, own in streams.items()},)
+            batches = {name: _joined([next(stream) for stream in own]) for name, own in streams.items()}
+            yield (divided(batches, axis=int(len(self.run.seeds) > 1)),)
 
     def evaluate(self, weights: Any, split: str) -> Scores:
         """Metrics of the trained models' tasks: floats, or [seeds]."""
@@ -104,7 +106,7 @@ class TaskTrainer:
         axis = int(len(self.run.seeds) > 1)
         found = []
         for batch, counts in in_order(part.rows, min(EVALUATED, part.rows), part.read):
-            answers = jax.device_get(self.answers[name](params, batch))
+            answers = jax.tree.map(on_host, self.answers[name](params, divided(batch)))
             found.append(jax.tree.map(lambda x, counts=counts: np.compress(counts, x, axis), answers))
         whole = {key: np.concatenate([answers[key] for answers in found], axis) for key in found[0]}
         if not axis:
