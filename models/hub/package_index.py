@@ -3,6 +3,7 @@
 Packages are only ever downloaded: nothing is installed, built or imported, so none of their code runs.
 """
 
+import errno
 import gzip
 import hashlib
 import os
@@ -175,9 +176,13 @@ def _download(index: Index, package: str, version: str, folder: Path, progress: 
                 f"settings, or copy the folder {cache_root()} from a machine where the download works."
             )
         Path(received, files[0].name + ".sha256").write_text(sha256_of(files[0]))
-        if _intact_archive(folder) is None:  # otherwise another process was faster, and its copy serves
+        while _intact_archive(folder) is None:  # otherwise another process was faster, and its copy serves
             shutil.rmtree(folder, ignore_errors=True)
-            os.replace(received, folder)
+            try:
+                os.replace(received, folder)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # of another process, just now
+                    raise
         return folder / files[0].name
 
 

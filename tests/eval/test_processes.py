@@ -41,7 +41,7 @@ def written(model, folder):
         return model
     if model == "qwen2_5_omni":
         return str(write_omni(folder))
-    write_checkpoint(folder, MODEL[0], bins=True, vocab_size=VOCABULARY)
+    write_checkpoint(folder, MODEL[0], bins=True, vocab_size=VOCABULARY, max_position_embeddings=4096)
     write_tokenizer(folder, form="vocab.json")
     return str(folder)
 

@@ -318,9 +318,10 @@ def test_a_process_with_the_librarys_own_variables(setting, cache, files, tmp_pa
     write_cache(cache, "owner/tiny", files)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment |= setting | {"HF_HUB_CACHE": str(cache), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "train.export", "--out", str(tmp_path / "out"), "--model"]
+    command = [sys.executable, "-m", "train.export", "--model"]
     run = functools.partial(subprocess.run, env=environment, capture_output=True, text=True, check=False)
-    done, absent = run([*command, "owner/tiny"]), run([*command, "owner/absent"])
+    done = run([*command, "owner/tiny", "--out", str(tmp_path / "out")])
+    absent = run([*command, "owner/absent", "--out", str(tmp_path / "none")])
     assert done.returncode == 0 and (tmp_path / "out" / "model.safetensors").is_file()
     assert absent.returncode == 2 and "run hf download owner/absent --local-dir FOLDER" in absent.stderr
     assert "Traceback" not in absent.stderr
