@@ -117,9 +117,12 @@ def placement(kv_heads: int, rules: ShardingRules) -> Callable[[str, tuple[int, 
     """Where an array of a name and shape belongs: on the current mesh, else on the default device.
 
     Raises:
-        ValueError: if there are several processes and no mesh.
+        ValueError: if there are several processes and no mesh, or inside jit.
     """
-    mesh = jax.sharding.get_mesh()
+    try:
+        mesh = jax.sharding.get_mesh()
+    except ValueError as error:
+        raise ValueError("load_cache reads files: call it outside jit.") from error
     if mesh.empty:
         if jax.process_count() > 1:
             raise ValueError("several processes load a cache onto one mesh of all their devices: call jax.set_mesh.")

@@ -190,7 +190,13 @@ def run_batch(options: Options, err: Console, load: Loader) -> None:
         def report(done: int, all: int) -> None:
             progress.update(task, completed=done, total=all)
 
-        answer_all(loaded, questions, options.out, settings, about, report)
+        errors = answer_all(loaded, questions, options.out, settings, about, report)
+    if errors:
+        told = f"{len(errors)} of {len(questions)} questions could not be answered, such as"
+        id, sentence = next(iter(errors.items()))
+        if len(errors) == len(questions):
+            raise UserError(f"None of the questions could be answered, such as {id}: {sentence}")
+        err.print(f"{told} {id}: {sentence} To ask again, delete their lines from {options.out}.", markup=False)
 
 
 def ask(

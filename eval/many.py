@@ -85,7 +85,11 @@ def _question(where: str, line: str) -> Question:
         raise UserError(f"{where} is not JSON ({error}); correct it or take it out.") from error
     names = [field.name for field in dataclasses.fields(Question)]
     if not isinstance(found, dict) or any(not isinstance(found.get(name), str) or not found[name] for name in names):
-        raise UserError(f'{where} must be an object with the texts "id", "clip" and "question".')
+        raise UserError(f'{where} must be an object with the texts "id", "clip" and "question", none of them empty.')
+    try:
+        "".join(found[name] for name in names).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where} has characters that are half of a pair (\\ud800 to \\udfff); correct it.") from error
     return Question(**{name: found[name] for name in names})
 
 
@@ -96,11 +100,11 @@ def answer_all(
     settings: Settings,
     about: Mapping[str, Any],
     report: Callable[[int, int], None] = lambda done, all: None,
-) -> None:
+) -> dict[str, str]:
     """Answers what `out` does not answer yet, and appends a line for each as soon as its batch is done.
 
-    A clip or question that cannot be read or asked is a line with its error. In several processes every one computes
-    all rows with the others, and the first one reads and writes `out`.
+    A clip or question that cannot be read or asked is a line with its error, and is not asked again. In several
+    processes every one computes all rows with the others, and the first one reads and writes `out`.
 
     Args:
         load: makes the model and the policy; called if there is something to answer.
@@ -110,27 +114,32 @@ def answer_all(
         about: what else stands in every answer, ready for JSON: answers of another model or policy are not continued.
         report: called with the number of answers that are there, and of all.
 
+    Returns:
+        The errors of questions by id, those of earlier runs included; empty in all processes but the first.
+
     Raises:
         UserError: if `out` holds something else, or cannot be written.
     """
     if not is_first():
         _run(load, questions, settings, set(from_first(None)), lambda rows: None)
-        return
+        return {}
     with opened(out, "answers") as lines:
-        done = {_finished(out, number, line, about) for number, line in enumerate(lines.before, 1)}
-        from_first(sorted(done))
+        before = [_finished(out, number, line, about) for number, line in enumerate(lines.before, 1)]
+        found = {row["id"]: row.get("error") for row in before}
+        from_first(sorted(found))
         wanted = {one.id for one in questions}
-        report(len(done & wanted), len(wanted))
+        report(len(found.keys() & wanted), len(wanted))
 
         def add(rows: Sequence[Row]) -> None:
-            lines.append({**row, **about} if "answer" in row else row for row in rows)
-            done.update(row["id"] for row in rows)
-            report(len(done & wanted), len(wanted))
+            lines.append({**row, **about} for row in rows)
+            found.update({row["id"]: row.get("error") for row in rows})
+            report(len(found.keys() & wanted), len(wanted))
 
-        _run(load, questions, settings, set(done), add)
+        _run(load, questions, settings, set(found), add)
+        return {id: error for id, error in found.items() if error is not None and id in wanted}
 
 
-def _finished(path: Path, number: int, line: bytes, about: Mapping[str, Any]) -> str:
+def _finished(path: Path, number: int, line: bytes, about: Mapping[str, Any]) -> Row:
     try:
         row = json.loads(line)
     except ValueError:
@@ -138,9 +147,9 @@ def _finished(path: Path, number: int, line: bytes, about: Mapping[str, Any]) ->
     if not isinstance(row, dict) or "id" not in row or not {"answer", "error"} & row.keys():
         raise UserError(f"Line {number} of {path} is no answer; take it out, or name another file.")
     for key, value in json.loads(json.dumps(about)).items():
-        if "answer" in row and row.get(key) != value:
+        if row.get(key) != value:
             raise UserError(f"{path} holds answers of {key} {row.get(key)}, not {value}; name another file.")
-    return row["id"]
+    return row
 
 
 def _run(

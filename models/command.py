@@ -29,7 +29,13 @@ ADVICE = {
 """What helps where the operating system refuses a file."""
 
 
-def run(body: Callable[[], None], *, keep_programs: bool = False, devices: Devices = Devices()) -> int:
+def run(
+    body: Callable[[], None],
+    *,
+    keep_programs: bool = False,
+    devices: Devices = Devices(),
+    hears_sigterm: bool = False,
+) -> int:
     """Runs a command. Characters that the output's encoding does not have are printed as question marks.
 
     Args:
@@ -37,6 +43,7 @@ def run(body: Callable[[], None], *, keep_programs: bool = False, devices: Devic
         keep_programs: whether its compiled programs are kept for later runs, in the user's cache or where
             JAX_COMPILATION_CACHE_DIR says.
         devices: joins the other processes before the command runs; only the first one writes to standard output.
+        hears_sigterm: whether the command ends by itself after SIGTERM (`train.preemption`).
 
     Returns:
         The exit status: 0; 2 after a `UserError` or a `NotWritten`, or where a file or the standard output is refused
@@ -51,7 +58,7 @@ def run(body: Callable[[], None], *, keep_programs: bool = False, devices: Devic
                 jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))
             # A command has dozens of small programs, too, which take seconds together.
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-        devices.join()
+        devices.join(hears_sigterm=hears_sigterm)
         with _several() if devices.several else contextlib.nullcontext():
             body()
             sys.stdout.flush()

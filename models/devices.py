@@ -6,7 +6,9 @@ import json
 import math
 import re
 import socket
+import sys
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
@@ -20,6 +22,8 @@ from models.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
 COORDINATOR = re.compile(r"(?P<host>[^:\s]+):(?P<port>\d{1,5})")
+GO = b"!"
+"""What process 0 sends when all have come."""
 PATIENCE = 60
 """Seconds to wait for the other processes at the start."""
 HEARTBEAT = 30
@@ -47,8 +51,11 @@ class Devices:
         """Whether there are other processes to join."""
         return self.distributed or self.coordinator is not None
 
-    def join(self) -> None:
+    def join(self, *, hears_sigterm: bool = False) -> None:
         """Joins the other processes, if there are any; before the first use of a device.
+
+        Args:
+            hears_sigterm: whether the program asks `train.preemption`; otherwise SIGTERM ends it at once.
 
         Raises:
             UserError: on options that do not fit together, or if the others do not answer.
@@ -60,6 +67,7 @@ class Devices:
             raise UserError("--processes and --process need --coordinator, the HOST:PORT of process 0.")
         if not self.several:
             return
+        jax.config.update("jax_enable_preemption_service", hears_sigterm)
         if "cpu" in (jax.config.values["jax_platforms"] or ""):
             jax.config.update("jax_cpu_collectives_implementation", "gloo")
         about: dict[str, Any] = {"initialization_timeout": PATIENCE, "heartbeat_timeout_seconds": HEARTBEAT}
@@ -68,11 +76,18 @@ class Devices:
         try:
             jax.distributed.initialize(**about)
         except (RuntimeError, ValueError) as error:
+            reason = _first_line(error)
+            if self.distributed and "should be defined" in reason:  # as of coordinator_address
+                raise UserError(
+                    "--distributed found no TPU pod and no Slurm job here; elsewhere give --coordinator, --processes "
+                    "and --process."
+                ) from error
             where = self.coordinator or "the job's coordinator"
             raise UserError(
-                f"The processes did not find each other through {where} within {PATIENCE} seconds "
-                f"({_first_line(error)}); start all of them, with equal options but for --process."
+                f"The processes did not find each other through {where} within {PATIENCE} seconds ({reason}); start "
+                "all of them."
             ) from error
+        _check_same_command()
 
     def _checked(self, coordinator: str) -> dict[str, Any]:
         found = COORDINATOR.fullmatch(coordinator)
@@ -82,8 +97,11 @@ class Devices:
             raise UserError("--coordinator needs --processes, how many there are, and --process, this one's number.")
         if not 0 <= self.process < self.processes:
             raise UserError(f"--process {self.process} is none of {self.processes} processes; they count from 0.")
-        if self.process:
-            _await_coordinator(found["host"], int(found["port"]))
+        host, port = found["host"], int(found["port"])
+        if self.process == 0:
+            _await_all(port, self.processes)
+        else:
+            _present(host, port, self.process)
         return {
             "coordinator_address": coordinator,
             "num_processes": self.processes,
@@ -183,17 +201,61 @@ def _parsed(axes: str) -> dict[str, int]:
     return sizes
 
 
-def _await_coordinator(host: str, port: int) -> None:
-    """Waits until process 0 listens: jax's own client ends the process where nobody does.
+def _await_all(port: int, processes: int) -> None:
+    """Waits in process 0 for all others, before jax does: its own client aborts where one does not come.
 
     Raises:
-        UserError: if it does not.
+        UserError: if they do not come, or two have one number.
     """
+    end, came = time.monotonic() + PATIENCE, {}
+    with contextlib.ExitStack() as stack:
+        try:
+            server = stack.enter_context(socket.create_server(("", port)))
+        except OSError as error:
+            raise UserError(
+                f"Port {port} cannot be used here ({error.strerror}); name another --coordinator."
+            ) from error
+        while len(came) < processes - 1:
+            server.settimeout(max(end - time.monotonic(), 0.01))
+            try:
+                connection = stack.enter_context(server.accept()[0])
+            except TimeoutError:
+                raise UserError(
+                    f"Of {processes} processes, {len(came) + 1} came to port {port} within {PATIENCE} seconds; start "
+                    "all of them."
+                ) from None
+            connection.settimeout(5)
+            with contextlib.suppress(OSError):  # whatever else looks at the port
+                number = int.from_bytes(connection.recv(4))
+                if number in came:
+                    raise UserError(f"Two processes have --process {number}; give each its own.")
+                if 0 < number < processes:
+                    came[number] = connection
+        for connection in came.values():
+            connection.sendall(GO)
+
+
+def _present(host: str, port: int, number: int) -> None:
+    """Waits until process 0 has met all processes and listens: jax's own client ends the process where nobody does.
+
+    Raises:
+        UserError: if it does not answer, or has ended.
+    """
+    with _connected(host, port) as connection:
+        connection.settimeout(2 * PATIENCE)
+        connection.sendall(number.to_bytes(4))
+        with contextlib.suppress(OSError):
+            if connection.recv(1) == GO:
+                _connected(host, port).close()
+                return
+    raise UserError(f"Process 0 at {host}:{port} has ended, or has met a process of this number; see what it says.")
+
+
+def _connected(host: str, port: int) -> socket.socket:
     end = time.monotonic() + PATIENCE
     while True:
         try:
-            with socket.create_connection((host, port), timeout=5):
-                return
+            return socket.create_connection((host, port), timeout=5)
         except OSError as error:
             if time.monotonic() > end:
                 reason = error.strerror or "no answer"
@@ -201,6 +263,18 @@ def _await_coordinator(host: str, port: int) -> None:
                     f"No coordinator answers at {host}:{port} ({reason}); start process 0 there, and open the port."
                 ) from error
         time.sleep(0.5)
+
+
+def _check_same_command() -> None:
+    """Checks in all processes that they were started alike.
+
+    Raises:
+        UserError: if not.
+    """
+    ours = re.sub(r"--process[\0=]\d+", "", "\0".join(sys.argv[1:]))
+    all_ours = multihost_utils.process_allgather(np.uint32(zlib.crc32(ours.encode(errors="replace"))))
+    if len(set(np.ravel(all_ours).tolist())) > 1:
+        raise UserError("The processes were started with different options; only --process may differ.")
 
 
 def _first_line(error: BaseException) -> str:

@@ -20,8 +20,18 @@ class Processes:
     started: list[subprocess.Popen[str]]
 
     @classmethod
-    def start(cls, module: str, arguments: Sequence[str], count: int = 2, devices: int = DEVICES) -> Self:
-        """Starts `python -m MODULE ARGUMENTS --coordinator ... --processes ... --process ...`, `count` times."""
+    def start(
+        cls,
+        module: str,
+        arguments: Sequence[str],
+        count: int = 2,
+        devices: int = DEVICES,
+        own: Sequence[Sequence[str]] = (),
+    ) -> Self:
+        """Starts `python -m MODULE ARGUMENTS --coordinator ... --processes ... --process ...`, `count` times.
+
+        `own` are further arguments of each process.
+        """
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         join = ("--coordinator", f"127.0.0.1:{port}", "--processes", str(count))
@@ -29,7 +39,10 @@ class Processes:
         return cls(
             [
                 subprocess.Popen(
-                    [sys.executable, "-m", module, *arguments, *join, "--process", str(number)],
+                    [
+                        *(sys.executable, "-m", module, *arguments, *join, "--process", str(number)),
+                        *(own[number] if own else ()),
+                    ],
                     env=environment,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,

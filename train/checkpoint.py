@@ -24,8 +24,9 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from models.errors import UserError
 from models.layers.init import Params
+from train.digests import digests
 
-FORMAT = 1
+FORMAT = 2
 """Of a checkpoint's description: what `save` writes beside the arrays."""
 ARRAY = b".zarray"
 """Endings of the keys that describe an array."""
@@ -78,6 +79,7 @@ def save(checkpoints: ocp.CheckpointManager, step: int, state: Params, settings:
     """
     orbax = importlib.metadata.version("orbax-checkpoint")
     described = {"format": FORMAT, "orbax": orbax, "settings": settings, "arrays": _arrays(state)}
+    described["digests"] = digests(state)
     try:
         # By force: otherwise a step before the newest checkpoint would not be saved, without a word.
         checkpoints.save(step, args=ocp.args.StandardSave(state), custom_metadata=described, force=True)
@@ -185,9 +187,13 @@ def _restore(checkpoints: ocp.CheckpointManager, step: int, like: Params, settin
     if damage := _agreed(_damage(folder / "default") if jax.process_index() == 0 else ""):
         raise _DamagedError(damage)
     try:
-        return dict(checkpoints.restore(step, args=ocp.args.StandardRestore(jax.tree.map(_placed, like))))
+        state = dict(checkpoints.restore(step, args=ocp.args.StandardRestore(jax.tree.map(_placed, like))))
     except Exception as problem:  # it fits, and its arrays are whole: one of Orbax's own files is damaged
         raise _DamagedError(_reason(problem)) from problem
+    for name, found in digests(state).items():
+        if found != (described.custom_metadata or {})["digests"].get(name):
+            raise _DamagedError(f"the values of {name} are not those that were saved")
+    return state
 
 
 def _damage(folder: Path) -> str:

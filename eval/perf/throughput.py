@@ -272,6 +272,8 @@ def measure(options: Options) -> Iterator[Row]:
         raise UserError("--batches and --policies need at least one value each.")
     if min(*options.batches, options.steps, options.repeats) < 1:
         raise UserError("--batches, --steps and --repeats must be at least 1.")
+    if options.memory is not None and options.memory <= 0:
+        raise UserError(f"--memory must be above 0 GiB, not {options.memory:g}.")
     group = axis_size(ShardingRules().batch)
     if odd := [batch for batch in options.batches if batch % group]:
         raise UserError(
@@ -342,6 +344,9 @@ def run(options: Options) -> None:
         UserError: on any mistake in the options.
     """
     random = sizes(options.model)
+    if random is None and "/" not in options.model and not Path(options.model).exists():
+        known = ", ".join(("qwen2", *PRESETS))
+        raise UserError(f"Unknown model {options.model!r}; give one of {known}, or the folder of a checkpoint.")
     kv_heads = random[1].num_key_value_heads if random else models.kv_heads(options.model)
     with options.devices.placed(kv_heads, options.model):
         _run(options)

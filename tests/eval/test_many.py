@@ -1,5 +1,6 @@
 """Questions about many clips: batches give what single runs give, a killed run goes on, a broken clip is a line."""
 
+import dataclasses
 import io
 import json
 
@@ -78,6 +79,22 @@ def test_batches_answer_as_single_runs_do_and_a_killed_run_goes_on(small_model, 
     assert asked(small_model, questions, out) == (rows, [])  # nothing is left, so nothing is loaded
 
 
+def test_errors_are_told_and_belong_to_their_settings(small_model, questions, clips, tmp_path):
+    """Errors of a budget that is too small do not stand for other budgets."""
+    out, said, quiet = tmp_path / "answers.jsonl", io.StringIO(), Console(file=io.StringIO())
+    options = Options(batch=questions, out=out, policy="random", budget="1", max_new_tokens=3)
+    with pytest.raises(UserError, match="None of the questions could be answered, such as .*budget"):
+        run(options, quiet, quiet, load=lambda name, progress: small_model)
+    assert all(json.loads(line)["budget"] == 1 for line in out.read_text().splitlines())
+    larger = dataclasses.replace(options, budget=f"{BUDGET}")
+    with pytest.raises(UserError, match=f"holds answers of budget 1, not {BUDGET}; name another file"):
+        run(larger, quiet, quiet, load=lambda name, progress: small_model)
+    out.unlink()
+    run(larger, quiet, Console(file=said, width=1000), load=lambda name, progress: small_model)
+    assert f"1 of 4 questions could not be answered, such as broken: {clips / '2.mp4'}" in said.getvalue()
+    assert "To ask again, delete their lines from" in said.getvalue()
+
+
 def test_answers_of_another_policy_are_not_continued(small_model, questions, tmp_path):
     out = tmp_path / "answers.jsonl"
     asked(small_model, questions, out)
@@ -94,8 +111,13 @@ def test_answers_of_another_policy_are_not_continued(small_model, questions, tmp
     [
         ("", "is empty; write lines like"),
         ('{"id": "1", "clip": "a.mp4"', "Line 1 of .* is not JSON"),
-        ('{"id": "1", "clip": "a.mp4"}', 'Line 1 of .* must be an object with the texts "id", "clip" and "question".'),
+        (
+            '{"id": "1", "clip": "a.mp4"}',
+            'Line 1 of .* must be an object with the texts "id", "clip" and "question", none',
+        ),
         ('{"id": 1, "clip": "a.mp4", "question": "What?"}', "must be an object with the texts"),
+        ('{"id": "1", "clip": "a.mp4", "question": ""}', '"clip" and "question", none of them empty.'),
+        ('{"id": "1", "clip": "a.mp4", "question": "\\ud800"}', "Line 1 of .* has characters that are half of a pair"),
         ('{"id": "1", "clip": "a", "question": "b"}\n' * 2, "has the id 1 twice"),
     ],
 )

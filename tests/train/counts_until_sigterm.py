@@ -15,7 +15,7 @@ from train.preemption import preemption, stopped
 
 def main(folder: tyro.conf.Positional[Path], devices: OnDevices = Devices()) -> None:
     """Adds one in every step to an array that both hold a part of; saves it in every fifth."""
-    devices.join()
+    devices.join(hears_sigterm=True)
     sharding = NamedSharding(jax.make_mesh((2,), ("data",)), PartitionSpec("data"))
     state = {"x": jax.make_array_from_callback((4, 3), sharding, lambda at: np.zeros((4, 3), np.float32)[at])}
     checkpoints = manager(folder, 2)

@@ -5,6 +5,7 @@ import resource
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import train.checkpoint
 from models.errors import UserError
 from train.checkpoint import check, finish, manager, restore, save
+from train.digests import digests
 
 STATE = {f"leaf{i}": np.random.default_rng(i).normal(size=(50, 40)).astype(np.float32) for i in range(12)}
 SETTINGS = {"seed": 1, "stages": ({"steps": 5, "rate": 0.1}, {"steps": 7, "rate": 0.1})}
@@ -85,6 +87,37 @@ def test_damage_is_named_and_skipped_when_asked(
     assert "Traceback" not in "".join(capfd.readouterr())
 
 
+def test_other_values_in_a_whole_file_are_damage(
+    saved: ocp.CheckpointManager, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a flipped bit in a file whose format has no checksum: what Orbax reads differs by one word."""
+
+    def flipped(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        state = whole(*args, **kwargs)
+        name = next(iter(state))
+        words = np.array(state[name]).view(np.uint32)
+        words.flat[-1] ^= 1 << 30
+        return state | {name: jax.numpy.asarray(words.view(np.float32))}
+
+    whole = ocp.CheckpointManager.restore
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", flipped)
+    with pytest.raises(UserError, match=r"/6 is damaged \(the values of .+ are not those that were saved\)"):
+        restore(manager(folder, 2), STATE, SETTINGS)
+
+
+def test_digests() -> None:
+    """Each word counts, and where it stands; an array has one digest on every mesh."""
+    x = np.arange(24, dtype=np.float32).reshape(4, 6)
+    places = (2 * np.arange(24, dtype=np.uint64) + 1) * x.ravel().view(np.uint32).astype(np.uint64)
+    assert digests({"a": x})["a"] == int(places.sum() % 2**32)
+    assert digests({"a": x[:, ::-1].copy()}) != digests({"a": x})
+    mesh = jax.make_mesh((4,), ("data",), devices=jax.devices()[:4])
+    placed = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
+    found = digests({"a": placed, "b": [np.float32(1), x > 3], "c": x.astype(jax.numpy.bfloat16)})
+    assert found["a"] == digests({"a": x})["a"] and found.keys() == {"a", "b/0", "b/1", "c"}
+    assert digests({"a": np.zeros((0, 3), np.float32)}) == {"a": 0}
+
+
 def test_nothing_whole_is_left(saved: ocp.CheckpointManager, folder: Path) -> None:
     shutil.rmtree(folder / "3")
     _damage(folder / "6", "default/_METADATA")
@@ -111,12 +144,12 @@ def test_a_checkpoint_of_another_version(
     saved: ocp.CheckpointManager, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(train.checkpoint, "FORMAT", 2)
-        with pytest.raises(UserError, match=r"/6 has format 1, not 2: another version of this program wrote it"):
+        patch.setattr(train.checkpoint, "FORMAT", 3)
+        with pytest.raises(UserError, match=r"/6 has format 2, not 3: another version of this program wrote it"):
             restore(saved, STATE, SETTINGS)
     saved.save(9, args=ocp.args.StandardSave(STATE))
     finish(saved)
-    with pytest.raises(UserError, match=r"/9 has no format, not 1: another version"):
+    with pytest.raises(UserError, match=r"/9 has no format, not 2: another version"):
         restore(saved, STATE, SETTINGS)
 
 

@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     if status := command.run(lambda: read.append(parse(Options, arguments, "python -m train.mergenet", __doc__))):
         return status
     (options,) = read
-    return command.run(lambda: _train(options), keep_programs=True, devices=options.devices)
+    return command.run(lambda: _train(options), keep_programs=True, devices=options.devices, hears_sigterm=True)
 
 
 def _train(options: Options) -> None:

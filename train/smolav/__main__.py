@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command; 0, 2 after a user's mistake, or 143 after SIGTERM (as SystemExit)."""
     options = tyro.cli(Options, args=arguments, prog="python -m train.smolav", description=__doc__)
     log = functools.partial(print, flush=True)
-    return command.run(lambda: _train(options, log), keep_programs=True, devices=options.devices)
+    return command.run(lambda: _train(options, log), keep_programs=True, devices=options.devices, hears_sigterm=True)
 
 
 def _train(options: Options, log: Callable[[str], None]) -> None:
@@ -99,7 +99,9 @@ def _train(options: Options, log: Callable[[str], None]) -> None:
     decoder, params = load_smollm2()
     if decoder != config.model.decoder:
         raise UserError("The language model's sizes are not those of the configuration; correct `model.decoder`.")
-    with options.devices.placed(1, "SmolAV", AxisType.Auto):  # its losses leave shardings to the compiler
+    with options.devices.placed(
+        decoder.num_key_value_heads, "SmolAV", AxisType.Auto
+    ):  # its losses leave shardings to the compiler
         run_training(config, params, options.workdir, options.stop_at, log, skip_damaged=options.skip_damaged)
 
 

@@ -16,7 +16,7 @@ def main(workdir: tyro.conf.Positional[Path], devices: OnDevices = Devices()) ->
     def body() -> None:
         from tests.train.smolav import test_main  # makes arrays, which must wait for the others
 
-        with devices.placed(1, "SmolAV", AxisType.Auto):
+        with devices.placed(None, "SmolAV", AxisType.Auto):
             test_main.train_in(workdir)
 
     return command.run(body, devices=devices)
