@@ -26,6 +26,7 @@ from rich.table import Table
 import models
 from acckv_jax import POLICIES, CachePolicy
 from eval import results
+from eval.held_back import Said
 from eval.intervals import mean_interval
 from eval.policies import BudgetError, split_variant
 from eval.results import Results, Row, Variant
@@ -191,11 +192,11 @@ def collect(task: Task, policies: Policies, ids: Sequence[str], found: Results) 
             found.add([{"example": id, "error": f"{error}"}])
 
 
-def _rows(task: Task, id: str, variant: Variant, example: Example, answers: Sequence[Sequence[str]]) -> list[Row]:
+def _rows(task: Task, id: str, variant: Variant, example: Example, answers: Sequence[Said]) -> list[Row]:
     asked = [
-        (turn, question, answer)
+        (turn, question, answer, said.cache_bytes)
         for conversation, said in zip(example.conversations, answers, strict=True)
-        for turn, (question, answer) in enumerate(zip(conversation, said, strict=True), 1)
+        for turn, (question, answer) in enumerate(zip(conversation, said.answers, strict=True), 1)
     ]
     return [
         {
@@ -209,9 +210,10 @@ def _rows(task: Task, id: str, variant: Variant, example: Example, answers: Sequ
             "answer": answer,
             "references": list(question.references),
             "score": task.score(answer, question),
+            "bytes": size,
             "labels": dict(question.labels),
         }
-        for number, (turn, question, answer) in enumerate(asked, 1)
+        for number, (turn, question, answer, size) in enumerate(asked, 1)
     ]
 
 

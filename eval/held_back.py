@@ -7,7 +7,7 @@ back and run on the pruned cache: an answer of one token shows what the policy l
 import dataclasses
 import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -60,6 +60,18 @@ class Padding:
     rows: int = 1
 
 
+class Said(NamedTuple):
+    """What a model said in a conversation.
+
+    Attributes:
+        answers: by turn.
+        cache_bytes: bytes that the kept tokens took when the cache was pruned, see `live_bytes`; None without a cache.
+    """
+
+    answers: list[str]
+    cache_bytes: int | None = None
+
+
 def answers(
     model: Model,
     prefix: EmbeddedPrompt,
@@ -68,7 +80,7 @@ def answers(
     wanted: Collection[Name],
     padding: Padding,
     max_new_tokens: int,
-) -> Iterator[tuple[Name, list[list[str]]]]:
+) -> Iterator[tuple[Name, list[Said]]]:
     """Greedy answers of conversations about one prefix, under each wanted policy.
 
     A turn follows the pruned cache as the question before left it, and what was generated in between is not in it: the
@@ -85,7 +97,7 @@ def answers(
         max_new_tokens: most tokens of an answer; an unfinished one ends in `CUT_OFF`.
 
     Yields:
-        A name, and by conversation its answers in turn.
+        A name, and what was said in each conversation.
 
     Raises:
         BudgetError: if a budget is too small for a prompt.
@@ -122,11 +134,10 @@ def answers(
 
     for name, policy in policies.items():
         if name in wanted:
-            said = []
+            said: list[Said] = []
             for start in range(0, conversations, padding.rows):
-                by_turn = _converse(model, *read_block(start), policy, max_new_tokens)
-                said += [list(found) for found in zip(*by_turn, strict=True)][: conversations - start]
-            yield name, said
+                said += _converse(model, *read_block(start), policy, max_new_tokens)
+            yield name, said[:conversations]
 
 
 def _multiple(chunks: Sequence[EmbeddedPrompt], padding: Padding) -> Batch:
@@ -135,16 +146,35 @@ def _multiple(chunks: Sequence[EmbeddedPrompt], padding: Padding) -> Batch:
 
 def _converse(
     model: Model, scored: acckv_jax.Scored, turns: Sequence[Batch], policy: CachePolicy, max_new_tokens: int
-) -> Iterator[list[str]]:
-    """All rows' answers, turn by turn."""
+) -> list[Said]:
+    """What is said in all rows."""
     cache = acckv_jax.prune(scored, policy, reserved_slots=policy.reserved_slots(max_new_tokens))
+    sizes, by_turn = live_bytes(cache), []
     extend = functools.partial(acckv_jax.jitted.extend, model.decoder, model.params, policy=policy.while_decoding())
     logits, cache = extend(**turns[0].arguments(), cache=cache)
     for turn in turns[1:]:
         following = extend(**turn.arguments(), cache=cache)  # before decoding, which uses up the cache
-        yield _decoded(model, policy, logits, cache, max_new_tokens)
+        by_turn.append(_decoded(model, policy, logits, cache, max_new_tokens))
         logits, cache = following
-    yield _decoded(model, policy, logits, cache, max_new_tokens)
+    by_turn.append(_decoded(model, policy, logits, cache, max_new_tokens))
+    return [Said(list(said), size) for *said, size in zip(*by_turn, sizes, strict=True)]
+
+
+def live_bytes(cache: acckv_jax.KVCache) -> list[int]:
+    """By row, the bytes of its kept tokens: keys, values, scales and what else a slot holds. Free slots do not count.
+
+    A policy that allocates more than it fills looks the better for it; `acckv_jax.cache_bytes` counts that.
+    """
+    sizes = np.zeros(cache.length.shape[0])
+    for stack in cache.stacks:
+        size = acckv_jax.cache_bytes(acckv_jax.KVCache((stack,), cache.length, cache.delta))
+        valid = on_host(stack.valid)
+        slots = valid.shape[-1] - stack.reserved_slots
+        rows = np.moveaxis(valid, -3, 0).reshape(len(sizes), -1).sum(-1)
+        prompt_slots = valid.size // valid.shape[-1] * slots
+        about = sum(leaf.dtype.itemsize for leaf in jax.tree.leaves(stack) if leaf.shape == valid.shape)
+        sizes += rows * (size.prompt / prompt_slots + about)
+    return [round(size) for size in sizes.tolist()]
 
 
 def _decoded(

@@ -15,7 +15,20 @@ from models.devices import from_first
 from models.errors import UserError
 
 Row = dict[str, Any]
-ANSWER = ("example", "policy", "budget", "question", "of", "turn", "group", "answer", "references", "score", "labels")
+ANSWER = (
+    "example",
+    "policy",
+    "budget",
+    "question",
+    "of",
+    "turn",
+    "group",
+    "answer",
+    "references",
+    "score",
+    "bytes",
+    "labels",
+)
 ERROR = ("example", "error")
 
 

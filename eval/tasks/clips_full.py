@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import ClassVar
 
 from acckv_jax import CachePolicy
+from eval.held_back import Said
 from eval.held_out import HeldOutTask, as_asked, layout_of
 from eval.packed import Evaluator
 from eval.tasks.interface import Example, Name
@@ -30,10 +31,10 @@ class ClipsFull(HeldOutTask):
 
     def answers(
         self, example: Example, policies: Mapping[Name, CachePolicy], wanted: Collection[Name]
-    ) -> Iterator[tuple[Name, list[list[str]]]]:
+    ) -> Iterator[tuple[Name, list[Said]]]:
         """The answers of the full attention, under the name of the one policy."""
         rows, media = example.prefix
         words = answer_words(self.clips.pool.sources)[:-1]
         texts = [text for row, length in rows for text in self.evaluator.texts(row, media, length, words)]
         for name in wanted:
-            yield name, [[text] for text in texts]
+            yield name, [Said([text]) for text in texts]

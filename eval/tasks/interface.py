@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 from acckv_jax import CachePolicy
 from eval import held_back
-from eval.held_back import Model, Padding
+from eval.held_back import Model, Padding, Said
 from eval.metrics import METRICS
 from models.interface import EmbeddedPrompt
 
@@ -120,8 +120,8 @@ class Task(abc.ABC):
 
     def answers(
         self, example: Example, policies: Mapping[Name, CachePolicy], wanted: Collection[Name]
-    ) -> Iterator[tuple[Name, list[list[str]]]]:
-        """What the model says under each wanted policy: by conversation, its answers in turn.
+    ) -> Iterator[tuple[Name, list[Said]]]:
+        """What the model says under each wanted policy, by conversation.
 
         A task that answers otherwise, without pruned caches, overrides this.
 

@@ -80,8 +80,8 @@ def test_packed_answers_are_right_where_decoded_ones_are(clips) -> None:
     prefix = decoded.example("1").prefix
     [(_, others)] = decoded.answers(Example(prefix, example.conversations), full, list(full))
     expected = [question.references[0] for [question] in example.conversations]
-    right = [answer == wanted for [answer], wanted in zip(answers, expected, strict=True)]
-    assert right == [answer == wanted for [answer], wanted in zip(others, expected, strict=True)]
+    right = [answer == wanted for ([answer], _), wanted in zip(answers, expected, strict=True)]
+    assert right == [answer == wanted for ([answer], _), wanted in zip(others, expected, strict=True)]
     assert 0.5 < sum(right) / len(right)
 
 

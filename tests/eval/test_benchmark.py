@@ -68,6 +68,8 @@ def test_one_line_per_example_policy_budget_and_question(whole):
     for row in answers:
         assert row["score"] == METRICS["word_error_rate"](row["answer"], row["references"])
     assert len({row["answer"] for row in answers}) > 3  # policies and questions differ
+    sizes = {(row["policy"], row["budget"]): row["bytes"] for row in answers}
+    assert all(0 < sizes[policy, 0.5] < 0.6 * sizes["full", 1.0] for policy in POLICIES)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -25,14 +25,21 @@ def test_without_pruning_answers_are_those_of_the_whole_prompt(task):
     policies = build_policies(("h2o",), ("1.0",), task)
     found = {variant.policy: said for variant, said in task.answers(example, policies, list(policies))}
     assert found.keys() == {"full", "h2o"}
-    assert found["full"] == found["h2o"]
+    assert [said.answers for said in found["full"]] == [said.answers for said in found["h2o"]]
+    length, decoder = len(example.prefix), task.model.decoder_config
+    for said, [question, _] in zip(found["full"], example.conversations, strict=True):
+        tokens = length + len(task.model.encode_question(question.text)) - 1  # the last is held back
+        slot = 2 * decoder.head_dim * 4 + 4 + 1 + 1 + 4 + 4  # keys and values; index, modality, valid, weight and mass
+        size = tokens * slot * decoder.num_key_value_heads * decoder.num_hidden_layers
+        assert said.cache_bytes == size
+    assert [said.cache_bytes for said in found["h2o"]] == [said.cache_bytes for said in found["full"]]
 
     def alone(before: EmbeddedPrompt, text: str) -> str:
         clip = EncodedClip(task.model, before)
         return answer(task.model, clip, text, policy=kv.Full(), max_new_tokens=4).text
 
     for conversation, said in list(zip(example.conversations, found["full"], strict=True))[:2]:
-        first, second = (text.removesuffix(CUT_OFF).strip() for text in said)
+        first, second = (text.removesuffix(CUT_OFF).strip() for text in said.answers)
         question, following = conversation
         assert first == alone(example.prefix, question.text)
         both = task.model.encode_next_question(question.references[0], following.text)
