@@ -1,0 +1,157 @@
+"""Compares cache policies on several tasks: a table of scores, bytes and paired differences, and a report to look at.
+
+    python -m eval.scoreboard --out scoreboard
+    python -m eval.scoreboard --suite smoke --out /tmp/scoreboard
+
+The folder gets TASK.jsonl (every answer, which the same command continues), scoreboard.json, scoreboard.csv and
+report.html.
+"""
+
+import contextlib
+import dataclasses
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+import models
+from acckv_jax import CachePolicy
+from eval import benchmark
+from eval.benchmark import Measured
+from eval.results import Variant
+from eval.scoreboard.about import about_run
+from eval.scoreboard.kept import kept_by, overlap
+from eval.scoreboard.report import write_report
+from eval.scoreboard.suite import SUITES, Entry
+from eval.scoreboard.table import FULL, Answers, Line, as_csv, as_json, comparisons_of, lines_of
+from eval.tasks.interface import Task
+from eval.tasks.registry import TASKS
+from models import command
+from models.devices import Devices, OnDevices, is_first
+from models.errors import UserError
+from models.files import write_text
+
+FOCUS = ("acckv", "acckv_plus")
+"""Policies that are compared with all others."""
+OVERLAP_BUDGET, OVERLAP_EXAMPLES = "0.2", 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """A scoreboard of cache policies."""
+
+    out: Path = Path("scoreboard")
+    """Folder of the answers and the result."""
+    suite: str = "default"
+    """What is asked: default, or smoke, a minute of it."""
+    examples: int | None = None
+    """How many examples of each task; default: as the suite says."""
+    policies: tuple[str, ...] | None = None
+    """Only these, as `eval.benchmark` takes them."""
+    budgets: tuple[str, ...] | None = None
+    """Only these."""
+    devices: OnDevices = Devices()
+
+
+def entries_of(options: Options) -> list[Entry]:
+    """What is to be asked.
+
+    Raises:
+        UserError: if there is no such suite.
+    """
+    if options.suite not in SUITES:
+        raise UserError(f"Unknown suite {options.suite!r}; choose one of {', '.join(SUITES)}.")
+    changes: dict[str, Any] = {name: getattr(options, name) for name in ("examples", "policies", "budgets")}
+    given = {name: value for name, value in changes.items() if value is not None}
+    return [dataclasses.replace(entry, **given) for entry in SUITES[options.suite]]
+
+
+def measure(options: Options, load: benchmark.Loader = benchmark.load_task) -> list[Answers]:
+    """Asks what the folder does not hold yet; the answers of each task, once.
+
+    Raises:
+        UserError: on any mistake in the options or the folder.
+    """
+    found: dict[str, list[Measured]] = {}
+    for entry in entries_of(options):
+        asked = benchmark.Options(
+            entry.task,
+            entry.policies,
+            entry.budgets,
+            entry.examples,
+            entry.first,
+            devices=options.devices,
+        )
+        found.setdefault(entry.task, []).append(benchmark.measure(asked, options.out / f"{entry.task}.jsonl", load))
+    return [answers_of(task, measured) for task, measured in found.items()]
+
+
+def answers_of(task: str, measured: list[Measured]) -> Answers:
+    """The answers of all entries of a task."""
+    rows = {variant: one.rows(variant) for one in measured for variant in one.variants}
+    metric = measured[0].metric
+    return Answers.of(task, metric, (row for own in rows.values() for row in own), lower_is_better="error" in metric)
+
+
+def overlaps(task: Task, policies: dict[Variant, CachePolicy], examples: int) -> tuple[list[str], list[list[float]]]:
+    """Names of policies at one budget, and the overlap of their selections, mean over a task's first examples."""
+    named = {variant.policy: policy for variant, policy in policies.items() if variant.policy != FULL}
+    sums = 0.0
+    for id in task.ids[:examples]:
+        example = task.example(id)
+        prompt = example.prefix.then(task.prompt(example.conversations[0][:1]))
+        sums = sums + overlap([kept for _, kept in kept_by(task.model, prompt, named)])
+    return list(named), (sums / examples).round(4).tolist()
+
+
+def result_of(answers: list[Answers], command: str) -> tuple[dict[str, Any], list[Line]]:
+    """The scoreboard, ready for JSON, and its lines."""
+    lines = [line for one in answers for line in lines_of(one)]
+    comparisons = [comparison for one in answers for comparison in comparisons_of(one, FOCUS)]
+    return {
+        "about": about_run(command),
+        "lines": [as_json(line) for line in lines],
+        "comparisons": [as_json(comparison) for comparison in comparisons],
+    }, lines
+
+
+def run(options: Options, load: benchmark.Loader = benchmark.load_task) -> None:
+    """Measures, and writes the folder.
+
+    Raises:
+        UserError: on any mistake in the options or the folder.
+    """
+    entries = entries_of(options)
+    with contextlib.suppress(FileExistsError):
+        options.out.mkdir(parents=True)
+    if not options.out.is_dir():
+        raise UserError(f"{options.out} is no folder; name another --out.")
+    command.check_output(options.out / "scoreboard.json")
+    answers = measure(options, load)
+    result, lines = result_of(answers, shlex.join(["python", "-m", "eval.scoreboard", *sys.argv[1:]]))
+    first = entries[0]
+    kind = TASKS[first.task]
+    with options.devices.placed(models.kv_heads(kind.default_model), kind.default_model):
+        task = load(first.task, kind.default_model, None)
+        policies = benchmark.build_policies(first.policies, (OVERLAP_BUDGET,), task)
+        names, shares = overlaps(task, policies, min(first.examples, OVERLAP_EXAMPLES))
+    result["overlap"] = {"budget": float(OVERLAP_BUDGET), "policies": names, "shares": shares}
+    if is_first():
+        write_text(options.out / "scoreboard.json", json.dumps(result, indent=1) + "\n")
+        write_text(options.out / "scoreboard.csv", as_csv(lines))
+        write_report(options.out / "report.html", result)
+    Console().print(f"{options.out / 'report.html'}, scoreboard.json, scoreboard.csv", highlight=False)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; 0, or 2 after a user's mistake."""
+    options = tyro.cli(Options, args=arguments, prog="python -m eval.scoreboard", description=__doc__)
+    return command.run(lambda: run(options), keep_programs=True, devices=options.devices)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

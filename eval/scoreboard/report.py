@@ -1,0 +1,99 @@
+"""A scoreboard as one HTML file that needs no network, for readers who know none of the terms."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from eval.scoreboard.curves import SHOWN, overlap_map, score_curves
+from models.files import write_text
+
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+TURNS = {"first": "first question", "later": "later questions"}
+ALWAYS = ("acckv", "acckv_plus", "random")
+"""Policies that every curve shows in colour, if they are there."""
+
+
+def write_report(path: Path, result: Mapping[str, Any]) -> None:
+    """Writes the report.
+
+    Args:
+        path: of the file.
+        result: as in scoreboard.json.
+    """
+    strict = jinja2.StrictUndefined
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=strict)
+    environment.filters |= {"score": _score, "signed": _signed, "size": _size, "percent": lambda x: f"{100 * x:.0f} %"}
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    write_text(path, template.render(result=result, tasks=_tasks(result), overlap=_overlap(result)))
+
+
+def _tasks(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """By task and turn: its picture, and its table of all kinds of questions together."""
+    found = []
+    lines = result["lines"]
+    for task, turn in dict.fromkeys((line["task"], line["turn"]) for line in lines):
+        own = [line for line in lines if (line["task"], line["turn"]) == (task, turn)]
+        groups = list(dict.fromkeys(line["group"] for line in own))
+        whole = [line for line in own if line["group"] == "all"]
+        found.append(
+            {
+                "task": task,
+                "turn": turn,
+                "title": f"{task}: {TURNS[turn]}",
+                "metric": whole[0]["metric"].replace("_", " "),
+                "clips": whole[0]["score"]["clips"],
+                "curves": Markup(score_curves(whole, f"{task}, {TURNS[turn]}", _shown(whole))),
+                "groups": groups,
+                "rows": [(line, _by_group(own, line)) for line in whole],
+            }
+        )
+    return found
+
+
+def _by_group(lines: Sequence[Mapping[str, Any]], of: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The scores of a policy at a budget by group."""
+    return [line["score"] for line in lines if (line["policy"], line["budget"]) == (of["policy"], of["budget"])]
+
+
+def _shown(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The policies that are always shown, and the best of the others."""
+    sign = -1 if lines[0]["lower_is_better"] else 1
+    means: dict[str, list[float]] = {}
+    for line in lines:
+        if line["policy"] != "full":
+            means.setdefault(line["policy"], []).append(sign * line["score"]["value"])
+    best = sorted(means, key=lambda name: -sum(means[name]) / len(means[name]))
+    always = [name for name in ALWAYS if name in means]
+    return [*always, *(name for name in best if name not in always)][:SHOWN]
+
+
+def _overlap(result: Mapping[str, Any]) -> dict[str, Any]:
+    found = result["overlap"]
+    names, shares = found["policies"], found["shares"]
+    same = [
+        (one, other) for i, one in enumerate(names) for j, other in enumerate(names) if i < j and shares[i][j] > 0.999
+    ]
+    return {"budget": found["budget"], "map": Markup(overlap_map(names, shares)), "same": same}
+
+
+def _score(estimate: Mapping[str, Any] | None) -> str:
+    if estimate is None:
+        return ""
+    if estimate["low"] is None:
+        return f"{estimate['value']:.3f}"
+    return f"{estimate['value']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f})"
+
+
+def _signed(estimate: Mapping[str, Any] | None) -> str:
+    if estimate is None:
+        return ""
+    if estimate["low"] is None:
+        return f"{estimate['value']:+.3f}"
+    return f"{estimate['value']:+.3f} ({estimate['low']:+.3f} to {estimate['high']:+.3f})"
+
+
+def _size(size: float | None) -> str:
+    return "" if size is None else f"{size / 1e6:.2f} MB"
