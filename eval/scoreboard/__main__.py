@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tyro
 from rich.console import Console
 
@@ -22,10 +23,11 @@ import models
 from acckv_jax import CachePolicy
 from eval import benchmark
 from eval.benchmark import Measured
-from eval.results import Variant
+from eval.held_out import HeldOutTask
 from eval.scoreboard.about import about_run
 from eval.scoreboard.kept import kept_by, overlap
 from eval.scoreboard.report import write_report
+from eval.scoreboard.retention import clip_retention
 from eval.scoreboard.suite import SUITES, Entry
 from eval.scoreboard.table import FULL, Answers, Line, as_csv, as_json, comparisons_of, lines_of
 from eval.tasks.interface import Task
@@ -35,9 +37,12 @@ from models.devices import Devices, OnDevices, is_first
 from models.errors import UserError
 from models.files import write_text
 
+DEMO = Path(models.__file__).parent / "smolav" / "demo"
+CLIP, QUESTION = DEMO / "demo.mp4", json.loads((DEMO / "questions.json").read_text())["questions"][0]["question"]
 FOCUS = ("acckv", "acckv_plus")
 """Policies that are compared with all others."""
-OVERLAP_BUDGET, OVERLAP_EXAMPLES = "0.2", 5
+LOOKED_AT, OVERLAP_EXAMPLES = "0.2", 5
+"""Budget at which selections are compared and shown, and examples of which they are compared."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,15 +102,14 @@ def answers_of(task: str, measured: list[Measured]) -> Answers:
     return Answers.of(task, metric, (row for own in rows.values() for row in own), lower_is_better="error" in metric)
 
 
-def overlaps(task: Task, policies: dict[Variant, CachePolicy], examples: int) -> tuple[list[str], list[list[float]]]:
-    """Names of policies at one budget, and the overlap of their selections, mean over a task's first examples."""
-    named = {variant.policy: policy for variant, policy in policies.items() if variant.policy != FULL}
-    sums = 0.0
+def overlaps(task: Task, policies: dict[str, CachePolicy], examples: int) -> list[list[float]]:
+    """The overlap of policies' selections, mean over a task's first examples."""
+    sums = np.zeros(())
     for id in task.ids[:examples]:
         example = task.example(id)
         prompt = example.prefix.then(task.prompt(example.conversations[0][:1]))
-        sums = sums + overlap([kept for _, kept in kept_by(task.model, prompt, named)])
-    return list(named), (sums / examples).round(4).tolist()
+        sums = sums + overlap([kept for _, kept in kept_by(task.model, prompt, policies)])
+    return (sums / examples).round(4).tolist()
 
 
 def result_of(answers: list[Answers], command: str) -> tuple[dict[str, Any], list[Line]]:
@@ -131,19 +135,24 @@ def run(options: Options, load: benchmark.Loader = benchmark.load_task) -> None:
     if not options.out.is_dir():
         raise UserError(f"{options.out} is no folder; name another --out.")
     command.check_output(options.out / "scoreboard.json")
-    answers = measure(options, load)
+    answers, pictures = measure(options, load), dict[str, str]()
     result, lines = result_of(answers, shlex.join(["python", "-m", "eval.scoreboard", *sys.argv[1:]]))
     first = entries[0]
     kind = TASKS[first.task]
     with options.devices.placed(models.kv_heads(kind.default_model), kind.default_model):
         task = load(first.task, kind.default_model, None)
-        policies = benchmark.build_policies(first.policies, (OVERLAP_BUDGET,), task)
-        names, shares = overlaps(task, policies, min(first.examples, OVERLAP_EXAMPLES))
-    result["overlap"] = {"budget": float(OVERLAP_BUDGET), "policies": names, "shares": shares}
+        built = benchmark.build_policies(first.policies, (LOOKED_AT,), task)
+        policies = {variant.policy: policy for variant, policy in built.items() if variant.policy != FULL}
+        shares = overlaps(task, policies, min(first.examples, OVERLAP_EXAMPLES))
+        result["overlap"] = {"budget": float(LOOKED_AT), "policies": list(policies), "shares": shares}
+        if isinstance(task, HeldOutTask):
+            shown = clip_retention(task.model, f"{CLIP}", QUESTION, policies)
+            pictures = {one["policy"]: one.pop("picture") for one in shown}
+            result["clip"] = {"question": QUESTION, "policies": shown}
     if is_first():
         write_text(options.out / "scoreboard.json", json.dumps(result, indent=1) + "\n")
         write_text(options.out / "scoreboard.csv", as_csv(lines))
-        write_report(options.out / "report.html", result)
+        write_report(options.out / "report.html", result, pictures)
     Console().print(f"{options.out / 'report.html'}, scoreboard.json, scoreboard.csv", highlight=False)
 
 

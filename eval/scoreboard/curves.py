@@ -51,7 +51,7 @@ def score_curves(lines: Rows, title: str, shown: Sequence[str]) -> str:
     axis.set_title(title, loc="left", fontsize=11)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8, ncols=2)
-    return _svg(figure)
+    return svg(figure)
 
 
 def overlap_map(policies: Sequence[str], shares: Sequence[Sequence[float]]) -> str:
@@ -66,11 +66,11 @@ def overlap_map(policies: Sequence[str], shares: Sequence[Sequence[float]]) -> s
         for j, share in enumerate(row):
             color = "w" if share > 0.6 else "k"
             axis.text(j, i, f"{100 * share:.0f}", ha="center", va="center", fontsize=6, color=color)
-    return _svg(figure)
+    return svg(figure)
 
 
-def _svg(figure: Figure) -> str:
-    """Without the header of a file of its own, and the same bytes every time."""
+def svg(figure: Figure) -> str:
+    """A figure as an element of a page, the same bytes every time."""
     file = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "acckv", "svg.fonttype": "none", "font.family": "sans-serif"}):
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})

@@ -16,18 +16,21 @@ ALWAYS = ("acckv", "acckv_plus", "random")
 """Policies that every curve shows in colour, if they are there."""
 
 
-def write_report(path: Path, result: Mapping[str, Any]) -> None:
+def write_report(path: Path, result: Mapping[str, Any], pictures: Mapping[str, str]) -> None:
     """Writes the report.
 
     Args:
         path: of the file.
         result: as in scoreboard.json.
+        pictures: by policy, what it keeps of the clip in `result`, as SVG.
     """
     strict = jinja2.StrictUndefined
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=strict)
     environment.filters |= {"score": _score, "signed": _signed, "size": _size, "percent": lambda x: f"{100 * x:.0f} %"}
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    write_text(path, template.render(result=result, tasks=_tasks(result), overlap=_overlap(result)))
+    parts = {"tasks": _tasks(result), "overlap": _overlap(result), "clip": result.get("clip")}
+    shown = {policy: Markup(picture) for policy, picture in pictures.items()}
+    write_text(path, template.render(result=result, pictures=shown, **parts))
 
 
 def _tasks(result: Mapping[str, Any]) -> list[dict[str, Any]]:

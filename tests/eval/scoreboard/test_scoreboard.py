@@ -56,6 +56,9 @@ def test_files(folder):
     assert {one["rival"] for one in result["comparisons"]} == {"random", "snapkv"}
     assert result["overlap"]["policies"] == ["random", "snapkv", "acckv"]
     assert result["about"]["packages"]["jax"]
+    assert [clip["policy"] for clip in result["clip"]["policies"]] == ["random", "snapkv", "acckv"]
+    kept, tokens = result["clip"]["policies"][0]["kept"]["text"]
+    assert kept == tokens > 0
     table = list(csv.DictReader((folder / "scoreboard.csv").read_text().splitlines()))
     assert len(table) == len(result["lines"])
     answers = (folder / "clips.jsonl").read_text().splitlines()
@@ -70,7 +73,7 @@ def test_the_report_needs_no_network_and_says_what_is_measured(folder):
         assert all(f"{value}".startswith(("#", "data:")) for value in fetched)
     for words in ("first question", "later questions", "snapkv", "to full cache", "How far policies choose the same"):
         assert words in page.text
-    assert sum(tag == "svg" for tag, _ in page.tags) == 3
+    assert sum(tag == "svg" for tag, _ in page.tags) == 3 + 3
     assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in page.tags
 
 

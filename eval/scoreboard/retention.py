@@ -1,0 +1,100 @@
+"""What a policy keeps of one clip: a timeline with the pictures, the sound, and every layer's tokens."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from matplotlib.figure import Figure
+
+import models
+from acckv_jax import CachePolicy, Modality
+from eval.scoreboard.curves import WIDTH, svg
+from eval.scoreboard.kept import Kept, kept_by
+from models.interface import AVModel
+from models.media.clip import Media
+from models.media.paths import clip_path
+from models.media.waveform import SAMPLE_RATE
+
+THUMBNAILS = 12
+ALONE, MERGED = np.array([0.13, 0.44, 0.71]), np.array([0.90, 0.45, 0.05])
+"""Colours of tokens that are kept as they are, and of those that others were merged into."""
+
+
+def clip_retention(
+    model: AVModel, clip: str, question: str, policies: Mapping[str, CachePolicy]
+) -> list[dict[str, Any]]:
+    """By policy its name, a picture as SVG, and how many tokens of each modality it keeps, mean over layers and heads.
+
+    Raises:
+        UserError: if the clip cannot be read, or a budget is too small for it.
+    """
+    media = model.load_media(clip_path(clip))
+    prompt = models.encode(model, clip).prompt.then(model.encode_question(question))
+    found = []
+    for name, kept in kept_by(model, prompt, policies):
+        counts = {
+            kind.name.lower(): (
+                round(float((kept.tokens[..., kept.modality == kind] > 0).mean((0, 1)).sum()), 1),
+                int((kept.modality == kind).sum()),
+            )
+            for kind in (Modality.TEXT, Modality.VIDEO, Modality.AUDIO)
+        }
+        found.append({"policy": name, "picture": picture(media, kept), "kept": counts})
+    return found
+
+
+def picture(media: Media, kept: Kept) -> str:
+    """Pictures, their tokens by layer, the sound, and its tokens by layer, over the seconds of the clip, as SVG.
+
+    Tokens of a modality are taken to follow each other evenly in time, as encoders emit them.
+    """
+    sound = media.audio if media.audio is not None else np.zeros(0, np.float32)
+    frames = media.frames if media.frames is not None else np.zeros((0, 1, 1, 3), np.uint8)
+    seconds = max(len(frames) / media.fps, len(sound) / SAMPLE_RATE, 1.0)
+    figure = Figure(figsize=(WIDTH, 5.6), layout="constrained")
+    strip, video, wave, audio = figure.subplots(4, 1, sharex=True, height_ratios=(1, 2.4, 0.7, 2.4))
+    for start, end, frame in _thumbnails(frames, media.fps, seconds):
+        strip.imshow(frame, extent=(start, end, 0, 1), aspect="auto")
+    strip.set_yticks([])
+    strip.set_ylim(0, 1)
+    peaks = _peaks(sound)
+    wave.fill_between(np.linspace(0, len(sound) / SAMPLE_RATE, len(peaks)), -peaks, peaks, color="0.4", lw=0)
+    wave.set_yticks([])
+    for axis, kind, name in ((video, Modality.VIDEO, "picture"), (audio, Modality.AUDIO, "sound")):
+        tokens = kept.tokens[..., kept.modality == kind]
+        if tokens.shape[-1]:
+            extent = (0, seconds, len(tokens) - 0.5, -0.5)
+            axis.imshow(_coloured(tokens), extent=extent, aspect="auto", interpolation="none")
+        axis.set_ylabel(f"layer\n({name} tokens)", fontsize=8)
+        axis.tick_params(labelsize=7)
+    audio.set_xlim(0, seconds)
+    audio.set_xlabel("seconds", fontsize=8)
+    return svg(figure)
+
+
+def _coloured(tokens: Float[np.ndarray, "L K T"]) -> Float[np.ndarray, "L T 3"]:
+    """White where no head keeps a token, and a mixture of both colours by the heads that do."""
+    alone, merged = ((tokens == 1).mean(1), (tokens > 1).mean(1))
+    return np.clip(1 - alone[..., None] * (1 - ALONE) - merged[..., None] * (1 - MERGED), 0, 1)
+
+
+def _thumbnails(
+    frames: UInt8[np.ndarray, "n h w 3"], fps: float, seconds: float
+) -> Sequence[tuple[float, float, UInt8[np.ndarray, "h w 3"]]]:
+    """Beginning and end of each picture, and the picture, small."""
+    number = min(THUMBNAILS, len(frames))
+    if not number:
+        return []
+    edges = np.linspace(0, len(frames) / fps, number + 1)
+    middles = ((edges[:-1] + edges[1:]) / 2 * fps).astype(int)
+    step = max(1, max(frames.shape[1:3]) // 64)
+    return [(a, b, frames[i, ::step, ::step]) for a, b, i in zip(edges[:-1], edges[1:], middles, strict=True)]
+
+
+def _peaks(sound: Float[np.ndarray, " samples"]) -> Float[np.ndarray, " n"]:
+    """Largest deflection in each of up to 400 parts."""
+    if not len(sound):
+        return np.zeros(2)
+    parts = np.array_split(np.abs(sound), min(400, len(sound)))
+    return np.array([part.max() for part in parts])
