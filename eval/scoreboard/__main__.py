@@ -25,6 +25,7 @@ from eval import benchmark
 from eval.benchmark import Measured
 from eval.held_out import HeldOutTask
 from eval.scoreboard.about import about_run
+from eval.scoreboard.claims import claims_of, grows_with_depth, video_weights
 from eval.scoreboard.kept import kept_by, overlap
 from eval.scoreboard.report import write_report
 from eval.scoreboard.retention import clip_retention
@@ -41,8 +42,8 @@ DEMO = Path(models.__file__).parent / "smolav" / "demo"
 CLIP, QUESTION = DEMO / "demo.mp4", json.loads((DEMO / "questions.json").read_text())["questions"][0]["question"]
 FOCUS = ("acckv", "acckv_plus")
 """Policies that are compared with all others."""
-LOOKED_AT, OVERLAP_EXAMPLES = "0.2", 5
-"""Budget at which selections are compared and shown, and examples of which they are compared."""
+LOOKED_AT, OVERLAP_EXAMPLES, WEIGHED = "0.2", 5, 50
+"""Budget at which selections are compared and shown, examples of which they are, and of which layers are weighed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +103,18 @@ def answers_of(task: str, measured: list[Measured]) -> Answers:
     return Answers.of(task, metric, (row for own in rows.values() for row in own), lower_is_better="error" in metric)
 
 
+def weights_by_kind(task: HeldOutTask, examples: int) -> dict[str, list[tuple[str, np.ndarray]]]:
+    """W_Vd by layer of the first examples, for their first question about pictures, and about sounds."""
+    found: dict[str, list[tuple[str, np.ndarray]]] = {"video": [], "audio": []}
+    for id in task.ids[:examples]:
+        example = task.example(id)
+        for kind, groups in (("video", ("video",)), ("audio", ("spoken words", "instruments"))):
+            asked = [one[:1] for one in example.conversations if one[0].group in groups]
+            if asked:
+                found[kind].append((id, video_weights(task.model, example.prefix.then(task.prompt(asked[0])))))
+    return found
+
+
 def overlaps(task: Task, policies: dict[str, CachePolicy], examples: int) -> list[list[float]]:
     """The overlap of policies' selections, mean over a task's first examples."""
     sums = np.zeros(())
@@ -120,6 +133,7 @@ def result_of(answers: list[Answers], command: str) -> tuple[dict[str, Any], lis
         "about": about_run(command),
         "lines": [as_json(line) for line in lines],
         "comparisons": [as_json(comparison) for comparison in comparisons],
+        "claims": [claim.as_json() for one in answers for claim in claims_of(one)],
     }, lines
 
 
@@ -143,6 +157,9 @@ def run(options: Options, load: benchmark.Loader = benchmark.load_task) -> None:
         task = load(first.task, kind.default_model, None)
         built = benchmark.build_policies(first.policies, (LOOKED_AT,), task)
         policies = {variant.policy: policy for variant, policy in built.items() if variant.policy != FULL}
+        if isinstance(task, HeldOutTask):
+            first_claim = grows_with_depth(weights_by_kind(task, min(first.examples, WEIGHED)))
+            result["claims"].insert(0, first_claim.as_json())
         shares = overlaps(task, policies, min(first.examples, OVERLAP_EXAMPLES))
         result["overlap"] = {"budget": float(LOOKED_AT), "policies": list(policies), "shares": shares}
         if isinstance(task, HeldOutTask):

@@ -14,6 +14,8 @@ ABLATIONS = (
     "acckv:cross_modal_merge=true",
 )
 """AccKV's parts one by one: what the column sums read, merging, the gate, the split, and merging across modalities."""
+CONTROLS = ("random:only=video", "random:only=audio")
+"""What is left without one of the modalities."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Entry:
 SUITES: dict[str, tuple[Entry, ...]] = {
     "default": (
         Entry("clips", 200),
-        Entry("clips", 200, policies=ABLATIONS, budgets=("0.2", "0.1")),
+        Entry("clips", 200, policies=(*ABLATIONS, *CONTROLS), budgets=("0.2", "0.1")),
     ),
     "smoke": (Entry("clips", 2, policies=("random", "snapkv", "acckv"), budgets=("0.2",)),),
 }

@@ -38,6 +38,18 @@ def test_kept_tokens(small_model, prompt):
     assert (found["full"].modality == prompt.modality[:-1]).all()
 
 
+def test_a_random_choice_of_one_modality(small_model, prompt):
+    read = prompt.modality[:-1]
+    text, video = (int((read == kind).sum()) for kind in (kv.Modality.TEXT, kv.Modality.VIDEO))
+    few, all_of_it = kv.Random(budget=text + 2, only="video"), kv.Random(budget=text + video, only="video")
+    found = dict(kept_by(small_model, prompt, {"few": few, "all": all_of_it}))
+    assert (found["few"].tokens[..., read == kv.Modality.VIDEO].sum(-1) == 2).all()
+    assert (found["all"].tokens[..., read == kv.Modality.VIDEO] == 1).all()
+    for kept in found.values():
+        assert (kept.tokens[..., read == kv.Modality.AUDIO] == 0).all()
+        assert (kept.tokens[..., read == kv.Modality.TEXT] == 1).all()
+
+
 def test_a_budget_that_is_too_small(small_model, prompt):
     with pytest.raises(BudgetError, match="Policy acckv: .*budget 1 "):
         next(kept_by(small_model, prompt, {"acckv": kv.AccKV(budget=1)}))

@@ -57,6 +57,8 @@ def test_files(folder):
     assert result["overlap"]["policies"] == ["random", "snapkv", "acckv"]
     assert result["about"]["packages"]["jax"]
     assert [clip["policy"] for clip in result["clip"]["policies"]] == ["random", "snapkv", "acckv"]
+    claims = {claim["number"]: claim for claim in result["claims"]}
+    assert list(claims) == ["i", "v"] and len(claims["i"]["numbers"]) == 2
     kept, tokens = result["clip"]["policies"][0]["kept"]["text"]
     assert kept == tokens > 0
     table = list(csv.DictReader((folder / "scoreboard.csv").read_text().splitlines()))
