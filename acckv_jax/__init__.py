@@ -22,12 +22,17 @@ from acckv_jax.generate import Generation, generate
 from acckv_jax.modality import Modality, Prompt, bucket_length, make_prompt
 from acckv_jax.policies import POLICIES, make_policy
 from acckv_jax.policies.acckv import AccKV
+from acckv_jax.policies.fastv import FastV
 from acckv_jax.policies.full import Full
 from acckv_jax.policies.h2o import H2O
+from acckv_jax.policies.keydiff import KeyDiff
 from acckv_jax.policies.knorm import Knorm
+from acckv_jax.policies.look_m import LookM
+from acckv_jax.policies.mix_kv import MixKV
 from acckv_jax.policies.random import Random
 from acckv_jax.policies.snapkv import SnapKV
 from acckv_jax.policies.streaming_llm import StreamingLLM
+from acckv_jax.policies.tova import TOVA
 from acckv_jax.policy import CachePolicy, Context
 from acckv_jax.prefill import extend, prefill, score
 from acckv_jax.pruning import prune
@@ -48,12 +53,16 @@ __all__ = [
     "DecodeState",
     "Decoder",
     "EvictEvery",
+    "FastV",
     "Full",
     "Generation",
     "H2O",
     "KVCache",
+    "KeyDiff",
     "Knorm",
     "LayerCache",
+    "LookM",
+    "MixKV",
     "Modality",
     "ModelIdentity",
     "PerLayer",
@@ -69,6 +78,7 @@ __all__ = [
     "Stack",
     "StepFn",
     "StreamingLLM",
+    "TOVA",
     "TokenCounts",
     "Wrapper",
     "bucket_length",

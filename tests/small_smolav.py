@@ -17,8 +17,8 @@ from models.text.tokenizers import load_smollm2_tokenizer
 
 @functools.cache
 def small_smolav() -> SmolAVModel:
-    """SmolAV with its real encoders and tokenizer over a random decoder of two layers."""
-    decoder = DecoderConfig.tiny(vocab_size=49152, max_position_embeddings=2048)
+    """SmolAV with its real encoders and tokenizer over a random decoder of three layers."""
+    decoder = DecoderConfig.tiny(vocab_size=49152, num_hidden_layers=3, max_position_embeddings=2048)
     config = dataclasses.replace(SmolAVConfig.smollm2_135m(), decoder=decoder)
     graph, params = init_params(lambda: SmolAV(config, rngs=FastRngs(0)))
     tokenizer = load_smollm2_tokenizer()

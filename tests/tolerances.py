@@ -2,6 +2,8 @@
 
 FP32 = {"rtol": 1e-5, "atol": 1e-5}
 """float32 against float64 or another order of summation, values of order 1."""
+BF16 = {"rtol": 2e-2, "atol": 2e-2}
+"""bfloat16 against float32."""
 LOGITS = {"rtol": 0.0, "atol": 1e-4}
 """float32 logits of a whole model against a reference implementation."""
 PUBLISHED = {"rtol": 0.0, "atol": 5e-4}

@@ -5,12 +5,17 @@ from collections.abc import Callable
 from typing import Any
 
 from acckv_jax.policies.acckv import AccKV
+from acckv_jax.policies.fastv import FastV
 from acckv_jax.policies.full import Full
 from acckv_jax.policies.h2o import H2O
+from acckv_jax.policies.keydiff import KeyDiff
 from acckv_jax.policies.knorm import Knorm
+from acckv_jax.policies.look_m import LookM
+from acckv_jax.policies.mix_kv import MixKV
 from acckv_jax.policies.random import Random
 from acckv_jax.policies.snapkv import SnapKV
 from acckv_jax.policies.streaming_llm import StreamingLLM
+from acckv_jax.policies.tova import TOVA
 from acckv_jax.policy import CachePolicy
 from acckv_jax.wrappers import WRAPPERS
 
@@ -21,8 +26,14 @@ POLICIES: dict[str, Callable[..., CachePolicy]] = {
     "h2o": H2O,
     "snapkv": SnapKV,
     "knorm": Knorm,
+    "keydiff": KeyDiff,
+    "tova": TOVA,
+    "mix_kv": MixKV,
+    "look_m": LookM,
+    "fastv": FastV,
     "acckv": AccKV,
     "acckv_plus": AccKV.plus,
+    "omni_fit": AccKV.omni_fit,
 }
 
 

@@ -110,6 +110,21 @@ class AccKV(CachePolicy):
         preset = {"rows": "text", "n_min": 64, "split": "weighted", "gate": "none", "log_multiplicity": True}
         return cls(**(preset | options))
 
+    @classmethod
+    def omni_fit(cls, **options: Any) -> Self:
+        """OmniFit's split of the budget, without merging and gate; any option can be overridden.
+
+        Each modality gets slots by the mean attention of a text row to one of its tokens, over all heads; within it
+        text rows choose for each head.
+
+        Example:
+            >>> import acckv_jax as kv
+            >>> kv.AccKV.omni_fit(budget=0.2).merge
+            'none'
+        """
+        preset = {"rows": "text", "split": "weighted", "merge": "none", "gate": "none"}
+        return cls(**(preset | options))
+
     def needed_slots(self, counts: TokenCounts) -> tuple[np.ndarray | int, str]:
         """Text and `b_min` further slots (with summary slots: one for each modality) must fit."""
         least = np.int64(self.b_min)

@@ -39,7 +39,7 @@ class SnapKV(CachePolicy):
 
     def needed_slots(self, counts: TokenCounts) -> tuple[np.ndarray | int, str]:
         """The window must fit."""
-        return self.window_size, "SnapKV's window (window_size can be made smaller) needs"
+        return self.window_size, f"{type(self).__name__}'s window (window_size can be made smaller) needs"
 
     @property
     def queries(self) -> tuple[QuerySet, ...]:

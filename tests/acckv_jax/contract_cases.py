@@ -47,16 +47,39 @@ CONTRACT: dict[str, kv.CachePolicy] = {
     "acckv_every_2": kv.AccKV(budget=30, merge="none", gate="quantile", recent=3, evict_every=2),
     "acckv_plus": kv.make_policy("acckv_plus", budget=0.4),
     "acckv_plus_every_4": kv.AccKV.plus(budget=0.4, evict_every=4),
+    "omni_fit": kv.make_policy("omni_fit", budget=0.4),
     "knorm": kv.Knorm(budget=0.3),
+    "keydiff": kv.KeyDiff(budget=0.3),
+    "keydiff_every_4": kv.EvictEvery(kv.KeyDiff(budget=20), 4),
+    "tova": kv.TOVA(budget=0.3),
+    "mix_kv": kv.MixKV(budget=0.3, window_size=8),
+    "look_m": kv.LookM(budget=0.4),
+    "look_m_weighted": kv.LookM(budget=30, merge="weighted", recent=0.25),
+    "fastv": kv.FastV(budget=0.4, filter_layer=1),
     "protected_snapkv": kv.Protected(kv.SnapKV(budget=0.3, window_size=8), first=3, last=5),
     "protected_acckv_every_2": kv.Protected(
         kv.AccKV(budget=0.4, merge="none", gate="none", recent=3, evict_every=2), first=5, last=2
     ),
+    "protected_look_m": kv.Protected(kv.LookM(budget=0.4), first=5, last=2),
+    "protected_fastv": kv.Protected(kv.FastV(budget=0.4, filter_layer=1), first=5, last=2),
     "per_layer_acckv_plus": kv.PerLayer(kv.AccKV.plus(budget=0.4), shares=(1.25, 0.75)),
     "per_layer_h2o_every_4": kv.PerLayer(kv.H2O(budget=0.3, evict_every=4), shares=(0.5, 1.5)),
     "quantized_acckv": kv.Quantized(kv.AccKV(budget=0.4, tau=0.1)),
     "quantized_h2o_every_4": kv.Quantized(kv.H2O(budget=0.3, evict_every=4)),
 }
+
+
+def allowed(policy: kv.CachePolicy, length: np.ndarray, layer: int) -> np.ndarray:
+    """Slots that rows of these lengths may hold in a layer."""
+    share = 1.0
+    while isinstance(policy, kv.Wrapper):
+        share *= policy.shares[layer] if isinstance(policy, kv.PerLayer) else 1.0
+        policy = policy.inner
+    if isinstance(policy, kv.Full) or (isinstance(policy, kv.FastV) and layer < policy.filter_layer):
+        return length
+    if isinstance(policy.budget, int):
+        return np.minimum(length, round(policy.budget * share))
+    return np.array([round(policy.budget * share * n) for n in length.tolist()])
 
 
 class Inputs(NamedTuple):

@@ -50,3 +50,7 @@ def test_same_slots_and_values_as_numpy(name):
             np.testing.assert_array_equal(pruned.multiplicity[row, head][valid], expected.multiplicity)
             np.testing.assert_allclose(pruned.k[row, head][valid], expected.keys, **FP32)
             np.testing.assert_allclose(pruned.v[row, head][valid], expected.values, **FP32)
+
+
+def test_omni_fit_is_a_preset_of_compared_options():
+    assert AccKV.omni_fit(budget=0.3) == AccKV(**OPTION_SETS["omni_fit"])

@@ -23,6 +23,7 @@ from tests.acckv_jax.contract_cases import (
     QUESTIONS,
     STEPS,
     Inputs,
+    allowed,
     episode,
     params_of,
     random_inputs,
@@ -31,7 +32,7 @@ from tests.acckv_jax.contract_cases import (
 )
 from tests.acckv_jax.dense import dense_logits, episode_masks, merged_slots
 from tests.tiers import ONE_OF_EACH, REPRESENTATIVES, quick_only
-from tests.tolerances import FP32, LOGITS, QUANTIZED
+from tests.tolerances import BF16, FP32, LOGITS, QUANTIZED
 
 every_policy = pytest.mark.parametrize("name", quick_only(CONTRACT, (*REPRESENTATIVES, *ONE_OF_EACH)))
 pruned_by = jax.jit(kv.prune, static_argnames=("policy", "reserved_slots"))
@@ -188,17 +189,27 @@ def test_rule_4_prefill_equals_score_and_prune(name):
     assert_same_cache(jax.device_get(pruned), episode(name).pruned, **FP32)
 
 
-def allowed(policy: kv.CachePolicy, length: np.ndarray, layer: int) -> np.ndarray:
-    """Slots that rows of these lengths may hold in a layer."""
-    if isinstance(policy, kv.Full):
-        return length
-    share = 1.0
-    while isinstance(policy, kv.Wrapper):
-        share *= policy.shares[layer] if isinstance(policy, kv.PerLayer) else 1.0
-        policy = policy.inner
-    if isinstance(policy.budget, int):
-        return np.minimum(length, round(policy.budget * share))
-    return np.array([round(policy.budget * share * n) for n in length.tolist()])
+@pytest.mark.parametrize("name", quick_only(CONTRACT, ("look_m",)))
+def test_a_bfloat16_cache_is_pruned_as_its_values_in_float32(name):
+    scored, policy = scored_by(name), CONTRACT[name]
+
+    def pruned_in(dtype: jnp.dtype) -> kv.KVCache:
+        layers = tuple(
+            dataclasses.replace(
+                layer, k=layer.k.astype(jnp.bfloat16).astype(dtype), v=layer.v.astype(jnp.bfloat16).astype(dtype)
+            )
+            for layer in scored.cache.layers
+        )
+        cache = dataclasses.replace(scored.cache, stacks=layers)
+        return jax.device_get(pruned_by(dataclasses.replace(scored, cache=cache), policy))
+
+    for ours, theirs in zip(pruned_in(jnp.bfloat16).layers, pruned_in(jnp.float32).layers, strict=True):
+        assert ours.keys.dtype == ours.values.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(ours.valid, theirs.valid)
+        np.testing.assert_array_equal(ours.index[ours.valid], theirs.index[theirs.valid])
+        for field in ("keys", "values"):
+            a, b = (np.asarray(getattr(layer, field), np.float32)[layer.valid] for layer in (ours, theirs))
+            np.testing.assert_allclose(a, b, **BF16)
 
 
 @every_policy

@@ -6,6 +6,7 @@ import pytest
 
 import acckv_jax as kv
 from acckv_jax.testing import tiny_decoder
+from tests.tiers import quick_first
 
 DECODER, PARAMS, INPUTS, PROMPT = tiny_decoder()
 
@@ -18,7 +19,21 @@ def indices(layer: kv.LayerCache) -> list[set[int]]:
     return [set(np.asarray(layer.index)[0, head][np.asarray(layer.valid)[0, head]].tolist()) for head in range(2)]
 
 
-@pytest.mark.parametrize("inner", [kv.Knorm(budget=20), kv.AccKV(budget=20, merge="none", gate="none")])
+@pytest.mark.parametrize(
+    "inner",
+    quick_first(
+        [
+            kv.LookM(budget=20),
+            kv.AccKV(budget=20, merge="none", gate="none"),
+            kv.Knorm(budget=20),
+            kv.KeyDiff(budget=20),
+            kv.TOVA(budget=20),
+            kv.MixKV(budget=20, window_size=4),
+        ],
+        3,
+    ),
+    ids=lambda policy: type(policy).__name__,
+)
 def test_protected_tokens_stay_and_the_others_compete(inner):
     ends = {*range(6), *range(60, 64)}
     plain, protected = pruned(inner), pruned(kv.Protected(inner, first=6, last=4))

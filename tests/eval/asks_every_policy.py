@@ -27,7 +27,7 @@ def run(options: Options) -> None:
         clip = models.encode(model, options.clip)
         tokens = {}
         for name in options.policies:
-            policy = build_policy(name, 1.0 if name == "full" else 0.5)
+            policy = build_policy(name, 1.0 if name == "full" else 0.5, filter_layer=1)  # tiny models have two layers
             first = models.answer(model, clip, "What is shown?", policy=policy, max_new_tokens=8)
             second = models.answer(model, clip, "And then?", max_new_tokens=4, follow_up=first)
             tokens[name] = [first.token_ids, second.token_ids]

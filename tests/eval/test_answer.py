@@ -62,7 +62,7 @@ def test_json_is_one_object_with_all_fields(small_model, clip, capsys):
     found = json.loads(capsys.readouterr().out)
     assert set(found) == FIELDS | {"question", "notes"} and found["notes"] == []
     assert found["budget"] == 60
-    assert len(found["kept"]) == 2
+    assert len(found["kept"]) == 3
     assert set(found["kept"][0]) == {"text", "audio", "video"}
     assert found["tokens"]["video"] == 48
     assert 0 < found["cache_bytes"] < found["full_cache_bytes"]

@@ -1,4 +1,4 @@
-"""Makes kvpress_snapkv.npz and kvpress_streaming_llm.npz beside this file; README.md says what they are.
+"""Makes kvpress_*.npz beside this file; README.md says what they are.
 
 Run it in an environment of its own (versions in README.md), from any folder: `python tests/golden/make_kvpress.py`.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from kvpress import SnapKVPress, StreamingLLMPress
+from kvpress import KeyDiffPress, SnapKVPress, StreamingLLMPress, TOVAPress
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -36,6 +36,23 @@ STREAMING_CASES = [
     (13, "llama", (4, 4, 16), 77, 0.30, 8),
     (14, "qwen2", (8, 2, 8), 200, 0.90, 0),
     (15, "llama", (3, 1, 16), 151, 0.65, 2),
+]
+# seed, family, (N, K, H), prompt length, compression ratio
+KEYDIFF_CASES = [
+    (20, "qwen2", (4, 2, 16), 64, 0.50),
+    (21, "qwen2", (4, 2, 16), 96, 0.80),
+    (22, "llama", (6, 2, 16), 128, 0.75),
+    (23, "llama", (4, 4, 16), 77, 0.30),
+    (24, "qwen2", (8, 2, 8), 200, 0.90),
+    (25, "llama", (3, 1, 16), 151, 0.65),
+]
+TOVA_CASES = [
+    (30, "qwen2", (4, 2, 16), 64, 0.50),
+    (31, "qwen2", (4, 2, 16), 96, 0.80),
+    (32, "llama", (6, 2, 16), 128, 0.75),
+    (33, "llama", (4, 4, 16), 77, 0.30),
+    (34, "qwen2", (8, 2, 8), 200, 0.90),
+    (35, "llama", (3, 1, 16), 151, 0.65),
 ]
 
 captured: dict[str, np.ndarray] = {}
@@ -106,8 +123,18 @@ def main() -> None:
         press = StreamingLLMPress(compression_ratio=ratio, n_sink=sinks)
         kept = kept_indices(build(family, shape, seed), length, press, seed)
         streaming |= {f"kept_{number}": kept, f"length_sinks_{number}": np.array([length, sinks], dtype=np.int32)}
+    keydiff: dict[str, np.ndarray] = {}
+    for number, (seed, family, shape, length, ratio) in enumerate(KEYDIFF_CASES):
+        kept = kept_indices(build(family, shape, seed), length, KeyDiffPress(compression_ratio=ratio), seed)
+        keydiff |= {f"k_{number}": captured["k"], f"kept_{number}": kept}
+    tova: dict[str, np.ndarray] = {}
+    for number, (seed, family, shape, length, ratio) in enumerate(TOVA_CASES):
+        kept = kept_indices(build(family, shape, seed), length, TOVAPress(compression_ratio=ratio), seed)
+        tova |= {f"q_{number}": captured["q"], f"k_{number}": captured["k"], f"kept_{number}": kept}
     np.savez_compressed(HERE / "kvpress_snapkv.npz", **snapkv)
     np.savez_compressed(HERE / "kvpress_streaming_llm.npz", **streaming)
+    np.savez_compressed(HERE / "kvpress_keydiff.npz", **keydiff)
+    np.savez_compressed(HERE / "kvpress_tova.npz", **tova)
 
 
 if __name__ == "__main__":

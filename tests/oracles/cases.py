@@ -35,6 +35,7 @@ OPTION_SETS: dict[str, dict[str, Any]] = {
         "refill": True,
         "floor_after_gate": True,
     },
+    "omni_fit": {"budget": 0.3, "rows": "text", "split": "weighted", "merge": "none", "gate": "none"},
     "text_rows": {"budget": 0.4, "rows": "text"},
     "no_diagonal": {"budget": 0.3, "exclude_diagonal": True},
     "n_min": {"budget": 0.5, "n_min": 16},

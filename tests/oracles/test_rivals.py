@@ -1,4 +1,4 @@
-"""The oracles of H2O, StreamingLLM, SnapKV and of pruning between steps, and the golden files."""
+"""The oracles of the rivals and of pruning between steps, and the golden files."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from tests.oracles.attention_numpy import causal_attention
 from tests.oracles.cases import random_case, random_stream
 from tests.oracles.every_n_numpy import column_mass, decode, floors_and_mass, prompt_slots
 from tests.oracles.h2o_numpy import h2o_decode, h2o_prefill, heavy_and_recent
+from tests.oracles.keydiff_numpy import keydiff_prefill, keydiff_scores
 from tests.oracles.snapkv_numpy import snapkv_prefill, snapkv_scores
 from tests.oracles.streaming_numpy import sinks_and_recent, streaming_prefill
+from tests.oracles.tova_numpy import last_row, tova_prefill
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -106,3 +108,21 @@ def test_snapkv_matches_the_golden_file(number: int):
     ranked = -np.sort(-snapkv_scores(q, k, window, kernel), axis=1)
     inside, outside = ranked[:, capacity - window - 1], ranked[:, capacity - window]
     assert ((inside - outside) / inside).min() > 1e-3, "the last kept and first dropped token are too close to compare"
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_keydiff_and_tova_match_the_golden_files(number: int):
+    for name in ("keydiff", "tova"):
+        with np.load(GOLDEN / f"kvpress_{name}.npz") as golden:
+            q, k = (golden.get(f"{part}_{number}", np.zeros(0)).astype(np.float64) for part in "qk")
+            kept = golden[f"kept_{number}"]
+        capacity = kept.shape[1]
+        if name == "keydiff":
+            np.testing.assert_array_equal(keydiff_prefill(k, capacity), kept)
+            scores, compared = keydiff_scores(k), capacity
+        else:
+            np.testing.assert_array_equal([tova_prefill(q, k, capacity)] * len(k), kept)
+            scores, compared = last_row(q, k)[None, :-1], capacity - 1
+        ranked = -np.sort(-scores, axis=1)
+        inside, outside = ranked[:, compared - 1], ranked[:, compared]
+        assert ((inside - outside) / abs(inside)).min() > 1e-3, "the last kept and first dropped token are too close"
