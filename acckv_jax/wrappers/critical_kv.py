@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from acckv_jax.budget import floored_share
@@ -82,6 +83,9 @@ def output_norms(values: Float[Array, "B K S H"], weights: Float[Array, "N H D"]
     """L1 norms of W_O v, mean over the N / K query heads of a KV head, in float32."""
     rows, kv_heads, slots, size = values.shape
     kind = jnp.promote_types(values.dtype, weights.dtype)
+    heads = PartitionSpec(jax.typeof(values).sharding.spec[1], None, None)
+    if jax.typeof(weights).sharding.spec != heads:  # an Explicit mesh may divide D as it does rows
+        weights = jax.sharding.reshard(weights, heads)
     grouped = weights.reshape(kv_heads, -1, *weights.shape[1:]).astype(kind)  # [K, G, H, D]
 
     def of_block(block: Float[Array, "B K s H"]) -> Float[Array, "B K s"]:

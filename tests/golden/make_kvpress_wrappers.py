@@ -22,9 +22,9 @@ CASES = [
     ("ada_kv(snapkv)", 2, "qwen2", (4, 4, 8), 96, 0.75),
     ("ada_kv(knorm)", 3, "llama", (4, 2, 16), 77, 0.5),
     ("ada_kv(knorm)", 4, "qwen2", (6, 3, 8), 64, 0.6),
-    ("critical_kv(snapkv)", 5, "qwen2", (4, 2, 16), 64, 0.5),
+    ("critical_kv(snapkv)", 5, "llama", (4, 2, 16), 64, 0.5),
     ("critical_kv(snapkv)", 6, "llama", (6, 2, 8), 101, 0.7),
-    ("critical_kv(ada_kv(snapkv))", 7, "qwen2", (4, 2, 16), 64, 0.5),
+    ("critical_kv(ada_kv(snapkv))", 7, "llama", (4, 2, 16), 64, 0.5),
     ("critical_kv(ada_kv(snapkv))", 8, "llama", (6, 3, 8), 101, 0.6),
 ]
 

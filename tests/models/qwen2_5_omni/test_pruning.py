@@ -97,7 +97,7 @@ def test_positions_go_on_from_the_uncompressed_prompt(name, ours, cases):
         np.testing.assert_array_equal(cache.length, lengths + more)
         np.testing.assert_array_equal(cache.delta, deltas)
         assert np.asarray([layer.finite for layer in cache.layers]).all()
-    kept = np.asarray([layer.valid.sum(-1).max(-1) for layer in found["pruned"].layers])
+    kept = np.asarray([layer.valid.sum(-1).mean(-1) for layer in found["pruned"].layers])
     assert (kept <= np.round(budget * lengths)).all()
 
 

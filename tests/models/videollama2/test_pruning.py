@@ -77,7 +77,7 @@ def test_positions_go_on_from_the_uncompressed_prompt(name, talks):
     for stage, more in (("pruned", 0), ("answered", STEPS), ("asked", STEPS + turns), ("ended", 2 * STEPS + turns)):
         np.testing.assert_array_equal(found[stage].length, lengths + more)
         assert np.asarray([layer.finite for layer in found[stage].layers]).all()
-    kept = np.asarray([layer.valid.sum(-1).max(-1) for layer in found["pruned"].layers])
+    kept = np.asarray([layer.valid.sum(-1).mean(-1) for layer in found["pruned"].layers])
     assert (kept <= lengths if name == "full" else kept <= np.round(lengths / 2)).all()
     if name in MOVED:
         logits, whole = read(params, batch, decoder=decoder, policy=FULL)
