@@ -41,15 +41,29 @@ from acckv_jax.sampling import Sample, greedy
 from acckv_jax.scored import Scored, repeat_rows
 from acckv_jax.sharding import ShardingRules
 from acckv_jax.stacks import Stack, run_layers
-from acckv_jax.wrappers import WRAPPERS, EvictEvery, PerLayer, Protected, Quantized, Wrapper
+from acckv_jax.wrappers import (
+    CLIE,
+    WRAPPERS,
+    AdaKV,
+    CriticalKV,
+    EvictEvery,
+    PerLayer,
+    Protected,
+    Quantized,
+    Smoothed,
+    Wrapper,
+)
 
 __all__ = [
+    "CLIE",
     "POLICIES",
     "WRAPPERS",
     "AccKV",
+    "AdaKV",
     "CacheBytes",
     "CachePolicy",
     "Context",
+    "CriticalKV",
     "DecodeState",
     "Decoder",
     "EvictEvery",
@@ -74,6 +88,7 @@ __all__ = [
     "Sample",
     "Scored",
     "ShardingRules",
+    "Smoothed",
     "SnapKV",
     "Stack",
     "StepFn",

@@ -114,6 +114,11 @@ def rounded_share(share: float, number: Int[Array, "*B"], most: int) -> Int[Arra
     return _looked_up([round(share * n) for n in range(most + 1)], number)
 
 
+def floored_share(share: float, number: Int[Array, "*B"], most: int) -> Int[Array, "*B"]:
+    """The whole part of share * number, exact, for numbers from 0 to `most`."""
+    return _looked_up([int(share * n) for n in range(most + 1)], number)
+
+
 def _looked_up(table: list[int], at: Int[Array, "*B"]) -> Int[Array, "*B"]:
     """Entries of a table that starts at 0, as a sum of its steps: a gather would need its sharding."""
     steps = np.diff(np.array([0, *table], np.int32)).reshape(*(1,) * at.ndim, -1)

@@ -184,7 +184,7 @@ class Decoder:
 
 
 _MISTAKEN = re.compile(
-    r"'(_Room|NoneType|LayerCache|tuple)' object has no attribute '(first|count|entries|part)'|'Stack' object|"
+    r"'(Room|NoneType|LayerCache|tuple)' object has no attribute '(first|count|entries|part)'|'Stack' object|"
     r"tuple index out of range"
 )
 """Errors of a step that takes its caches for something else."""

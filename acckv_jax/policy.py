@@ -48,7 +48,7 @@ class Context:
         keep: [B, K, S] slots that must stay, or None.
         scores: [B, K, S] in the place of the policy's own scores, or None.
         chosen: [B, K, S] in the place of the policy's own `select`, or None.
-        queries: the sets that `sums` belong to (static).
+        queries: the sets that `sums` belong to (static), see `CachePolicy.queries_in`.
         num_layers: of the decoder (static).
         capacity: slots of the result, the reserved ones not counted (static).
 
@@ -93,7 +93,7 @@ class CachePolicy:
     """Base of all policies. As it is, it scores all tokens alike, so the earliest stay.
 
     A new policy overrides `token_scores`, and lists the attention that it reads in `queries`. All methods but `check`,
-    `needed_slots`, `capacity`, `reserved_slots` and `with_budget` run inside jit.
+    `needed_slots`, `capacity`, `queries_in`, `reserved_slots` and `with_budget` run inside jit.
 
     Attributes:
         budget: fraction of the prompt (float) or number of slots (int) kept per layer, row and KV head.
@@ -183,6 +183,10 @@ class CachePolicy:
     def queries(self) -> tuple[QuerySet, ...]:
         """The sets of query rows whose column sums the policy reads."""
         return ()
+
+    def queries_in(self, layer: int) -> tuple[QuerySet, ...]:
+        """Those of `queries` whose sums the policy is given in a layer, on the host. `prefill` computes no others."""
+        return self.queries
 
     @property
     def mass_queries(self) -> QuerySet | None:

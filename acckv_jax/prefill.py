@@ -32,7 +32,7 @@ from acckv_jax.cache import (
 from acckv_jax.decoder import Decoder, check_decoder
 from acckv_jax.modality import Prompt
 from acckv_jax.policy import CachePolicy, check_policy
-from acckv_jax.pruning import check_reserved, initial_carry, kinds, owned, prune_layer
+from acckv_jax.pruning import Room, check_reserved, initial_carry, kinds, owned, prune_layer, rooms_of
 from acckv_jax.queries import UNFINISHED, Queries, QuerySet
 from acckv_jax.scored import TOKENWISE, Scored
 from acckv_jax.stacks import Stack, grouped, stacks_of
@@ -83,19 +83,19 @@ def prefill(
     check_reserved(reserved_slots)
     check_positions(positions, prompt, delta)
     queries = _queries(prompt, jnp.zeros_like(prompt.length), prompt.length)
-    weights = _weights(policy.queries, queries)
+    weights = dict(zip(policy.queries, _weights(policy.queries, queries), strict=True))
     rows = KVCache((), prompt.length, jnp.zeros_like(prompt.length) if delta is None else delta)
 
-    capacities = [policy.capacity(prompt.modality.shape[1], layer) for layer in range(decoder.num_layers)]
+    rooms = rooms_of(policy, prompt.modality.shape[1], range(decoder.num_layers))
     first_carry = initial_carry(policy, prompt.modality)
-    stacks = tuple(Stack(_Room(size), first, n) for first, n, size in grouped(capacities, scans=decoder.scans))
+    stacks = tuple(Stack(room, first, n) for first, n, room in grouped(rooms, scans=decoder.scans))
 
     def attention(
-        layer: int | Array, q: Array, k: Array, v: Array, room: _Room, carry: Any, **given: Array
+        layer: int | Array, q: Array, k: Array, v: Array, room: Room, carry: Any, **given: Array
     ) -> tuple[Array, LayerCache, Any]:
-        full = _chunk(k, v, queries)
+        full, wanted = _chunk(k, v, queries), tuple(weights[one] for one in room.queries)
         out, sums = attend(
-            _clean(q, queries), full, queries.index, weights, aligned=True, implementation=decoder.attention
+            _clean(q, queries), full, queries.index, wanted, aligned=True, implementation=decoder.attention
         )
         full = _flagged(full, sums, out, queries)
         found = _needed((policy,), given, queries)
@@ -104,7 +104,7 @@ def prefill(
                 f"attend was called with a carry of {kinds(carry)}, where {type(policy).__name__} needs one of "
                 f"{kinds(first_carry)}: hand what attend returned for one layer on to the next."
             )
-        place = (layer, decoder.num_layers, room.capacity)
+        place = (layer, decoder.num_layers, room)
         pruned, carry = prune_layer(policy, full, sums, found, carry, rows, place, reserved_slots)
         # Else XLA puts off what no later layer needs, such as all layers' NaN flags, and keeps what they are made from.
         return jax.lax.optimization_barrier((out, pruned, carry))
@@ -293,14 +293,6 @@ def extend(
     stacks = stacks_of((stack(cache) if decoder.scans else unstack(cache)).stacks)
     logits, layers, _ = decoder.run(params, inputs, where, stacks, (), attention, prompt.length - 1)
     return logits, owned(KVCache(layers, queries.total, cache.delta if delta is None else delta))
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Room:
-    """What layers that are yet to be read are told: how many slots a policy leaves them (static)."""
-
-    capacity: int = dataclasses.field(metadata={"static": True})
 
 
 def _queries(prompt: Prompt, start: Int[Array, " B"], total: Int[Array, " B"]) -> Queries:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -10,9 +11,29 @@ from jaxtyping import Array, Int
 
 from acckv_jax.cache import KVCache, LayerCache, reserve
 from acckv_jax.policy import CachePolicy, Context, check_policy
+from acckv_jax.queries import QuerySet
 from acckv_jax.scored import Scored, listed
 from acckv_jax.sharding import sharded_like
 from acckv_jax.stacks import Stack, grouped, run_layers, stacks_of
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Room:
+    """What a policy gives and is given in a layer. Neighbours with equal ones can be one stack.
+
+    Attributes:
+        capacity: slots that it leaves the layer (static).
+        queries: the sets whose sums it is given (static).
+    """
+
+    capacity: int = dataclasses.field(metadata={"static": True})
+    queries: tuple[QuerySet, ...] = dataclasses.field(metadata={"static": True})
+
+
+def rooms_of(policy: CachePolicy, bucket: int, layers: Iterable[int]) -> list[Room]:
+    """The rooms of layers, by their numbers."""
+    return [Room(policy.capacity(bucket, layer), policy.queries_in(layer)) for layer in layers]
 
 
 def prune(scored: Scored, policy: CachePolicy, *, reserved_slots: int = 0) -> KVCache:
@@ -55,13 +76,12 @@ def prune(scored: Scored, policy: CachePolicy, *, reserved_slots: int = 0) -> KV
     carry = initial_carry(policy, modality.max(1))  # equal in all heads; heads may be divided
     for group in stacks_of(cache.stacks, scored.sums, scored.inputs):
         layer, sums, inputs = group.entries
-        chosen = tuple(sums[scored.queries.index(queries)] for queries in policy.queries)
-        group = dataclasses.replace(group, entries=(layer, chosen, {name: inputs[name] for name in policy.needs}))
-        capacities = [policy.capacity(layer.slots, group.first + i) for i in range(group.count)]
-        for first, count, capacity in grouped(capacities, scans=True):
-            small, carry = _prune_stack(
-                policy, group.part(first, count), carry, cache, cache.num_layers, capacity, reserved_slots
-            )
+        needed = {name: inputs[name] for name in policy.needs}
+        rooms = rooms_of(policy, layer.slots, range(group.first, group.first + group.count))
+        for first, count, room in grouped(rooms, scans=True):
+            chosen = tuple(sums[scored.queries.index(queries)] for queries in room.queries)
+            part = dataclasses.replace(group, entries=(layer, chosen, needed)).part(first, count)
+            small, carry = _prune_stack(policy, part, carry, cache, cache.num_layers, room, reserved_slots)
             pruned.append(small)
     return owned(dataclasses.replace(cache, stacks=tuple(pruned)))
 
@@ -78,7 +98,7 @@ def prune_layer(
     inputs: dict[str, Array],
     carry: Any,
     rows: KVCache,
-    place: tuple[int | Array, int, int],
+    place: tuple[int | Array, int, Room],
     reserved_slots: int,
 ) -> tuple[LayerCache, Any]:
     """One layer, compressed, and the carry for the next one.
@@ -86,14 +106,14 @@ def prune_layer(
     Args:
         policy: the policy.
         layer: in full.
-        sums: of the policy's queries.
+        sums: of the room's queries.
         inputs: that it needs.
         carry: of the layer before.
         rows: of which only lengths and positions are read.
-        place: the layer's number, how many layers there are, and the capacity.
+        place: the layer's number, how many layers there are, and its room.
         reserved_slots: slots for new tokens.
     """
-    number, num_layers, capacity = place
+    number, num_layers, room = place
     context = Context(
         jnp.asarray(number, jnp.int32),
         rows.length,
@@ -102,9 +122,9 @@ def prune_layer(
         sums,
         carry,
         inputs,
-        queries=policy.queries,
+        queries=room.queries,
         num_layers=num_layers,
-        capacity=capacity,
+        capacity=room.capacity,
     )
     return _compress(layer, context, policy, reserved_slots)
 
@@ -115,31 +135,31 @@ def _prune_stack(
     carry: Any,
     rows: KVCache,
     num_layers: int,
-    capacity: int,
+    room: Room,
     reserved_slots: int,
 ) -> tuple[LayerCache, Any]:
-    """Layers of one capacity, compressed one after the other."""
+    """Layers of one room, compressed one after the other."""
     if stack.count == 1:
-        place = (stack.first, num_layers, capacity)
+        place = (stack.first, num_layers, room)
         layer, sums, inputs = stack.entries
         return prune_layer(policy, layer, sums, inputs, carry, rows, place, reserved_slots)
     rows = dataclasses.replace(rows, stacks=())
-    return _scan_prune(stack, carry, rows, policy, num_layers, capacity, reserved_slots)
+    return _scan_prune(stack, carry, rows, policy, num_layers, room, reserved_slots)
 
 
-@functools.partial(jax.jit, static_argnames=("policy", "num_layers", "capacity", "reserved_slots"))
+@functools.partial(jax.jit, static_argnames=("policy", "num_layers", "room", "reserved_slots"))
 def _scan_prune(
     stack: Stack,
     carry: Any,
     rows: KVCache,
     policy: CachePolicy,
     num_layers: int,
-    capacity: int,
+    room: Room,
     reserved_slots: int,
 ) -> tuple[LayerCache, Any]:
     def one(_: tuple[()], number: Array, entries: tuple, carry: Any) -> tuple[tuple[()], LayerCache, Any]:
         layer, sums, inputs = entries
-        place = (number, num_layers, capacity)
+        place = (number, num_layers, room)
         return (), *prune_layer(policy, layer, sums, inputs, carry, rows, place, reserved_slots)
 
     _, (small,), carry = run_layers(one, (), (stack,), carry)
@@ -148,7 +168,7 @@ def _scan_prune(
 
 @functools.partial(jax.jit, static_argnames=("policy", "reserved_slots"))
 def _compress(layer: LayerCache, context: Context, policy: CachePolicy, reserved_slots: int) -> tuple[LayerCache, Any]:
-    if policy.mass_queries is not None:
+    if policy.mass_queries in context.queries:
         layer = dataclasses.replace(layer, mass=context.attention_sums(policy.mass_queries))
     small, carry = _checked(policy, policy.compress(layer, context), layer, context)
     return jax.tree.map(jnp.copy, (reserve(small, reserved_slots), carry))  # what is kept whole is copied: see `owned`

@@ -6,28 +6,54 @@ KV heads nothing is moved.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt
+
+from acckv_jax.sharding import sharded_like
 
 
 def top_k_mask(
-    scores: Float[Array, "B K S"], among: Bool[Array, "B K S"], count: Int[Array, " B"] | Int[Array, "B K"]
+    scores: Float[Array, "B K S"],
+    among: Bool[Array, "B K S"],
+    count: Int[Array, " B"] | Int[Array, "B K"],
+    *,
+    over_heads: bool = False,
 ) -> Bool[Array, "B K S"]:
-    """True for the `count` best slots of each row (or row and head) out of `among`, all of them if there are fewer.
+    """True for the `count` best slots of each row and head out of `among`, all of them if there are fewer.
 
     The lowest score that is still in is found bit by bit: 32 counts over the slots, several times faster than a sort.
+
+    Args:
+        scores: [B, K, S].
+        among: [B, K, S] the slots to choose from.
+        count: [B], the same for all heads of a row, or [B, K].
+        over_heads: chooses `count` [B] slots out of all heads of a row together; ties go to the earlier head. On a mesh
+            that divides the heads only counts are moved.
     """
     count = count.reshape(*count.shape, *(1,) * (3 - count.ndim))
     keys = _ordered(scores)
+    axes = (1, 2) if over_heads else 2
 
-    def refined(number: Int[Array, ""], threshold: UInt[Array, "B K 1"]) -> UInt[Array, "B K 1"]:
+    def refined(number: Int[Array, ""], threshold: UInt[Array, "B _ 1"]) -> UInt[Array, "B _ 1"]:
         trial = threshold | (jnp.uint32(1) << (31 - number).astype(jnp.uint32))
-        enough = jnp.sum(among & (keys >= trial), -1, keepdims=True, dtype=jnp.int32) >= count
+        enough = jnp.sum(among & (keys >= trial), axes, keepdims=True, dtype=jnp.int32) >= count
         return jnp.where(enough, trial, threshold)
 
-    threshold = jax.lax.fori_loop(0, 32, refined, jnp.zeros_like(keys[..., :1]))
+    none = jnp.zeros_like(keys).sum(axes, keepdims=True, dtype=jnp.uint32)
+    threshold = jax.lax.fori_loop(0, 32, refined, none)
     above, tied = among & (keys > threshold), among & (keys == threshold)
-    left = count - above.sum(-1, keepdims=True, dtype=jnp.int32)
+    left = count - above.sum(axes, keepdims=True, dtype=jnp.int32)
+    if over_heads:
+        left = left - _in_earlier_heads(tied)
     return above | (tied & (jnp.cumsum(tied, -1, dtype=jnp.int32) <= left))
+
+
+def _in_earlier_heads(chosen: Bool[Array, "B K S"]) -> Int[Array, "B K 1"]:
+    """How many slots of the heads before are chosen."""
+    counts = chosen.sum(-1, dtype=jnp.int32)
+    earlier = np.tri(counts.shape[1], k=-1, dtype=bool)[None]
+    before = jnp.where(earlier, counts[:, None], 0).sum(-1, dtype=jnp.int32)
+    return sharded_like(before, counts)[..., None]
 
 
 def _ordered(scores: Float[Array, "*B"]) -> UInt[Array, "*B"]:

@@ -10,7 +10,8 @@ REPRESENTATIVES = ("full", "h2o_every_4", "snapkv", "acckv_plus", "quantized_h2o
 
 ONE_OF_EACH = (
     *("random", "streaming_llm", "h2o", "acckv", "omni_fit", "knorm", "keydiff", "tova", "mix_kv", "look_m", "fastv"),
-    *("protected_snapkv", "per_layer_acckv_plus"),
+    *("protected_snapkv", "per_layer_acckv_plus", "quantized_4_snapkv", "ada_kv_snapkv", "critical_kv_snapkv"),
+    *("smoothed_h2o_every_4", "clie_snapkv"),
 )
 """With `REPRESENTATIVES`, every policy and wrapper of the contract once; the rest of it are further options."""
 

@@ -9,4 +9,6 @@ LOGITS = {"rtol": 0.0, "atol": 1e-4}
 PUBLISHED = {"rtol": 0.0, "atol": 5e-4}
 """Outputs of order 10 of a whole network of published weights; Whisper's by transformers are 1.2e-4 from float64."""
 QUANTIZED = {"rtol": 0.02, "atol": 0.05}
-"""Logits over slots in 8 bits, where a rounding may fall either way; several evictions round several times."""
+"""Logits over slots in 8 or 4 bits, where a rounding may fall either way; several evictions round several times."""
+STEP = {8: 0.05, 4: 0.5}
+"""By bits, more than one step of quantised keys and values of order 1, which are that far off where one is rounded."""

@@ -152,11 +152,21 @@ class AccKV(CachePolicy):
         return QuerySet("text", weight="position", exclude_diagonal=self.exclude_diagonal)
 
     def token_scores(self, layer: LayerCache, context: Context) -> Float[Array, "B K S"]:
-        """Redistributed attention (step 1)."""
-        return context.attention_sums(self._redistributed) / self._share(layer)
+        """Redistributed attention (step 1); text, which is kept whole, comes first."""
+        score = context.attention_sums(self._redistributed) / self._share(layer)
+        return jnp.where(is_text(layer.modality), jnp.inf, score)
 
     def compress(self, layer: LayerCache, context: Context) -> tuple[LayerCache, Any]:
-        """Steps 1 to 5 on one layer."""
+        """Steps 1 to 5 on one layer. A selection from outside takes the place of step 3.
+
+        Raises:
+            ValueError: if there is one, and `merge` is "summary".
+        """
+        if context.chosen is not None and self.merge == "summary":
+            raise ValueError(
+                "AccKV with merge='summary' needs slots that a wrapper's own selection does not leave; use "
+                "merge='pivot' or merge='none' inside this wrapper."
+            )
         budget, capacity = context.budget, context.capacity
         score = scores_of(self, "token_scores", layer, context)
         layer = flagged_scores(layer, score)
@@ -167,7 +177,9 @@ class AccKV(CachePolicy):
             weight = self._weights(layer, context.attention_sums(self.mass_queries))
         selected, whole = self._select(seen, score, weight, budget)
         selected = selected if context.chosen is None else context.chosen
-        chosen, owner = self._assign(seen, selected, capacity)
+        # A row's budget grows with its length; a head that a wrapper gives fewer slots than the others loses more.
+        losses = max(1, layer.slots - capacity) if context.chosen is None else layer.slots
+        chosen, owner = self._assign(seen, selected, capacity, losses)
         if self.gate != "none":
             high = jnp.where(whole, -1, _high_priority(weight))
             chosen, owner = self._calibrate(seen, score, high, selected, chosen, owner, budget, capacity)
@@ -178,24 +190,30 @@ class AccKV(CachePolicy):
         return dataclasses.replace(pruned, k=keys, v=values, multiplicity=count, budget=budget), context.carry
 
     def eviction_scores(self, layer: LayerCache, context: Context) -> Float[Array, "B K S"]:
-        """The attention that a token has received from text and generated tokens."""
-        return layer.mass
+        """The attention from text and generated tokens; text and the most recent generated tokens come first."""
+        sure, _ = self._sure(_with_kept_as_text(layer, context), context.budget)
+        return jnp.where(sure, jnp.inf, layer.mass)
 
     def evict(self, layer: LayerCache, context: Context) -> LayerCache:
         """Between decode steps: text whole, modality floors, recent tokens, and the largest accumulated mass."""
         if context.chosen is not None:
             return keep(layer, context.chosen, context)
         seen = _with_kept_as_text(layer, context)
-        text = seen.valid & is_text(seen.modality)
-        free = context.budget[:, None] - text.sum(-1, dtype=jnp.int32)  # [B, K]
-        generated = seen.valid & (seen.modality == Modality.GENERATED)
-        recent_slots = jnp.minimum(self.recent, free // 2)
-        sure = text | top_k_mask(seen.index.astype(jnp.float32), generated, recent_slots)
+        sure, free = self._sure(seen, context.budget)
         score = scores_of(self, "eviction_scores", layer, context)
         layer = flagged_scores(layer, score)
-        sure |= self._best_of_each(seen, score, free - recent_slots)
+        sure |= self._best_of_each(seen, score, free)
         chosen = top_k_mask(jnp.where(sure, jnp.inf, score), seen.valid, context.budget)
         return keep(layer, chosen, context)
+
+    def _sure(self, layer: LayerCache, budget: Int[Array, " B"]) -> tuple[Bool[Array, "B K S"], Int[Array, "B K"]]:
+        """What eviction never drops, text and recent tokens, and how many slots of the budget are left beside it."""
+        text = layer.valid & is_text(layer.modality)
+        free = budget[:, None] - text.sum(-1, dtype=jnp.int32)
+        generated = layer.valid & (layer.modality == Modality.GENERATED)
+        recent_slots = jnp.minimum(self.recent, free // 2)
+        recent = top_k_mask(layer.index.astype(jnp.float32), generated, recent_slots)
+        return text | recent, free - recent_slots
 
     def _share(self, layer: LayerCache) -> Float[Array, "B K S"]:
         """max(n_min, counted rows at or after each column): the divisor that makes a sum a mean (step 1)."""
@@ -263,9 +281,12 @@ class AccKV(CachePolicy):
         return jnp.where(whole, layer.valid, text | media), whole
 
     def _assign(
-        self, layer: LayerCache, selected: Bool[Array, "B K S"], capacity: int
+        self, layer: LayerCache, selected: Bool[Array, "B K S"], capacity: int, losses: int
     ) -> tuple[Bool[Array, "B K S"], Int[Array, "B K S"]]:
-        """Slots that stay (selected ones, and one for each summary), and the slot that every token goes to (step 4)."""
+        """Slots that stay (selected ones, and one for each summary), and the slot that every token goes to (step 4).
+
+        At most `losses` tokens are not selected.
+        """
         group, none = _media_group(layer), layer.slots
         slot = slot_numbers(group)
         lost = (group >= 0) & ~selected
@@ -279,7 +300,6 @@ class AccKV(CachePolicy):
         elif self.merge == "pivot":
             view, kinds = self._view(layer), 1 if self.cross_modal_merge else 2
             kind = jnp.minimum(group, kinds - 1)
-            losses = max(1, layer.slots - capacity)  # the most there can be: a row's budget grows with its length
             rows, is_row, _ = grouped_slots(jnp.where(lost, kind, -1), kinds, losses)
             pivots, is_pivot, _ = grouped_slots(jnp.where(selected, kind, -1), kinds, capacity)
             to = nearest(

@@ -1,6 +1,7 @@
 """The base of all wrappers: policies around other policies."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, Self
 
 import numpy as np
@@ -62,6 +63,11 @@ class Wrapper(CachePolicy):
     @property
     def queries(self) -> tuple[QuerySet, ...]:
         return self.inner.queries
+
+    def queries_in(self, layer: int) -> tuple[QuerySet, ...]:
+        """As the inner policy, or all of this wrapper's own `queries` if it names others."""
+        own = type(self).queries is not Wrapper.queries
+        return self.queries if own else self.inner.queries_in(layer)
 
     @property
     def mass_queries(self) -> QuerySet | None:
@@ -130,3 +136,11 @@ class Wrapper(CachePolicy):
 
     def _overrides(self, method: str) -> bool:
         return getattr(type(self), method) is not getattr(Wrapper, method)
+
+
+def inside(wrapper: Wrapper) -> Iterator[CachePolicy]:
+    """The policies inside a wrapper, from the outermost to the one that is no wrapper."""
+    policy: CachePolicy = wrapper
+    while isinstance(policy, Wrapper):
+        policy = policy.inner
+        yield policy

@@ -8,9 +8,9 @@ import numpy as np
 
 from acckv_jax.budget import TokenCounts
 from acckv_jax.cache import LayerCache
-from acckv_jax.policy import Context
+from acckv_jax.policy import CachePolicy, Context
 from acckv_jax.selection import top_k_mask
-from acckv_jax.wrappers.base import Wrapper
+from acckv_jax.wrappers.base import Wrapper, inside
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,3 +59,22 @@ class Protected(Wrapper):
         if chosen is not None:  # by a wrapper further out, which knew nothing of these tokens
             chosen = top_k_mask(jnp.where(keep, jnp.inf, 0.0), layer.valid & (keep | chosen), context.budget)
         return dataclasses.replace(context, keep=keep if context.keep is None else context.keep | keep, chosen=chosen)
+
+
+def check_selects_alone(wrapper: Wrapper, *, beside: tuple[type[Wrapper], ...] = ()) -> None:
+    """Checks that a wrapper which selects slots by scores overrules no other selection.
+
+    Args:
+        wrapper: the wrapper.
+        beside: wrappers whose own selection it takes into account.
+
+    Raises:
+        ValueError: if there is something inside that protects slots, or selects them by a rule of its own.
+    """
+    name = type(wrapper).__name__
+    for policy in inside(wrapper):
+        if isinstance(policy, Protected):
+            raise ValueError(f"{name} selects slots and must know the protected ones: write Protected({name}(...)).")
+        if type(policy).select not in (CachePolicy.select, Wrapper.select) and not isinstance(policy, beside):
+            other = type(policy).__name__
+            raise ValueError(f"{name} would overrule how {other} selects slots: use one of them without the other.")

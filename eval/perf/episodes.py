@@ -22,11 +22,15 @@ TOKENS, SHORT, QUESTION, STEPS = 320, 270, 8, 6
 GAINS = {"q": np.float32(6), "k": np.float32(6), "v": np.float32(1.5), "o": np.float32(1.5)}
 """Of the decoder's weights, so that few tokens hold most of the attention, and half of the logits come from it."""
 CHECKED: dict[str, kv.CachePolicy] = {name: kv.make_policy(name, budget=0.4) for name in kv.POLICIES} | {
+    "ada_kv(snapkv)": kv.AdaKV(kv.SnapKV(budget=0.4)),
+    "clie(snapkv)": kv.CLIE(kv.SnapKV(budget=0.4), scored_layers=1),
+    "critical_kv(snapkv)": kv.CriticalKV(kv.SnapKV(budget=0.4)),
     "fastv": kv.FastV(budget=0.4, filter_layer=1),  # the decoder has two layers
     "evict_every(h2o)": kv.EvictEvery(kv.H2O(budget=0.4), 4),
     "per_layer(acckv_plus)": kv.PerLayer(kv.AccKV.plus(budget=0.4), shares=(1.25, 0.75)),
     "protected(snapkv)": kv.Protected(kv.SnapKV(budget=0.4), first=3, last=5),
     "quantized(acckv)": kv.Quantized(kv.AccKV(budget=0.4)),
+    "smoothed(snapkv)": kv.Smoothed(kv.SnapKV(budget=0.4)),
 }
 """Every policy, and every wrapper once."""
 

@@ -66,11 +66,21 @@ CONTRACT: dict[str, kv.CachePolicy] = {
     "per_layer_h2o_every_4": kv.PerLayer(kv.H2O(budget=0.3, evict_every=4), shares=(0.5, 1.5)),
     "quantized_acckv": kv.Quantized(kv.AccKV(budget=0.4, tau=0.1)),
     "quantized_h2o_every_4": kv.Quantized(kv.H2O(budget=0.3, evict_every=4)),
+    "quantized_4_snapkv": kv.Quantized(kv.SnapKV(budget=0.3, window_size=8), bits=4),
+    "ada_kv_snapkv": kv.AdaKV(kv.SnapKV(budget=0.3, window_size=8)),
+    "ada_kv_acckv_plus": kv.AdaKV(kv.AccKV.plus(budget=0.4), most=1.5),
+    "ada_kv_h2o_every_4": kv.AdaKV(kv.H2O(budget=0.3, evict_every=4), most=1.5),
+    "critical_kv_snapkv": kv.CriticalKV(kv.SnapKV(budget=0.3, window_size=8)),
+    "critical_kv_ada_kv_h2o": kv.CriticalKV(kv.AdaKV(kv.H2O(budget=0.3, evict_every=0))),
+    "smoothed_snapkv": kv.Smoothed(kv.SnapKV(budget=0.3, window_size=8)),
+    "smoothed_h2o_every_4": kv.Smoothed(kv.H2O(budget=0.3, evict_every=4)),
+    "clie_snapkv": kv.CLIE(kv.SnapKV(budget=0.3, window_size=8), scored_layers=1),
+    "clie_acckv_plus_every_4": kv.CLIE(kv.AccKV.plus(budget=0.4, evict_every=4), scored_layers=1),
 }
 
 
 def allowed(policy: kv.CachePolicy, length: np.ndarray, layer: int) -> np.ndarray:
-    """Slots that rows of these lengths may hold in a layer."""
+    """Slots that rows of these lengths may hold in a layer, mean over heads."""
     share = 1.0
     while isinstance(policy, kv.Wrapper):
         share *= policy.shares[layer] if isinstance(policy, kv.PerLayer) else 1.0
@@ -167,11 +177,17 @@ def scored_by_all() -> kv.Scored:
 
 
 def scored_by(name: str) -> kv.Scored:
-    """The prompt with one policy's sums."""
+    """The prompt with one policy's sums and inputs."""
     scored, policy = scored_by_all(), CONTRACT[name]
     own = zip(*(scored.attention_sums(queries) for queries in policy.queries), strict=True)
     sums = tuple(own) if policy.queries else ((),) * MODEL.layers
-    return dataclasses.replace(scored, sums=sums, queries=policy.queries, window=policy.window)
+    inputs = tuple({name: x for name, x in one.items() if name in policy.needs} for one in scored.inputs)
+    return dataclasses.replace(scored, sums=sums, inputs=inputs, queries=policy.queries, window=policy.window)
+
+
+def is_by_row(path: Any) -> bool:
+    """Whether a leaf of a `Scored` has rows, or is a parameter of its layer."""
+    return not jax.tree_util.keystr(path).endswith("['output_weights']")
 
 
 def place_params(params: dict, model: Llama = MODEL) -> dict:
@@ -198,6 +214,6 @@ def place_scored(scored: kv.Scored, heads: str | None = "tensor") -> kv.Scored:
 
     def place(path: Any, x: jax.Array) -> jax.Array:
         spec = ("data", heads, None, None)[: x.ndim] if x.ndim != 1 else ("data",)
-        return jax.device_put(x, mesh_spec(*spec))
+        return jax.device_put(x, mesh_spec(*(spec if is_by_row(path) else (heads,))))
 
     return jax.tree_util.tree_map_with_path(place, scored)

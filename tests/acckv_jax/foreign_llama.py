@@ -52,7 +52,7 @@ class Llama:
             h = normed(x)
             q, k, v = (jnp.einsum("btd,dnh->btnh", h, w[name]) for name in "qkv")
             q, k = rotated(q, positions, self.theta), rotated(k, positions, self.theta)
-            out, cache, carry = attend(number, q, k, v, cache, carry)
+            out, cache, carry = attend(number, q, k, v, cache, carry, output_weights=w["o"])
             after.append(cache)
             x = x + jnp.einsum("btnh,nhd->btd", out, w["o"], out_sharding=hidden_out)
             h = normed(x)

@@ -10,17 +10,19 @@ import acckv_jax as kv
 
 
 class Recording(NamedTuple):
-    """q [B, T, N, H], k and v [B, T, K, H] of all tokens, prompt and generated alike, by position."""
+    """q [B, T, N, H], k and v [B, T, K, H] of all tokens, prompt and generated alike, by position; W_O [N, H, D]."""
 
     q: jax.Array
     k: jax.Array
     v: jax.Array
+    output_weights: jax.Array | None = None
 
 
 def replay(recording, inputs, positions, caches, carry, attend, logit_positions):
     """Follows `acckv_jax.StepFn` with the recording as parameters; the logits are the attention output, flattened."""
-    q, k, v = (jax.vmap(lambda tokens, at: tokens[at])(x, positions) for x in recording)
-    out, cache, carry = attend(0, q, k, v, caches[0], carry)
+    q, k, v = (jax.vmap(lambda tokens, at: tokens[at])(x, positions) for x in recording[:3])
+    more = {} if recording.output_weights is None else {"output_weights": recording.output_weights}
+    out, cache, carry = attend(0, q, k, v, caches[0], carry, **more)
     out = jax.vmap(lambda tokens, row: tokens[row])(out, logit_positions)
     return out.reshape(out.shape[0], -1), (cache,), carry
 

@@ -22,6 +22,8 @@ POLICIES = [
     kv.Random(budget=0.5),
     kv.Quantized(kv.Protected(kv.H2O(budget=0.5, evict_every=4))),
     kv.PerLayer(kv.Knorm(budget=0.5), shares=(1.0, 0.5)),
+    kv.CriticalKV(kv.AdaKV(kv.H2O(budget=0.5, evict_every=4))),
+    kv.Quantized(kv.Smoothed(kv.CLIE(kv.SnapKV(budget=0.5, window_size=8), scored_layers=1)), bits=4),
 ]
 
 

@@ -205,7 +205,7 @@ def test_rows_without_audio_or_without_video(name):
     tolerance = QUANTIZED if name.startswith("quantized") else FP32  # each eviction quantises anew
     np.testing.assert_allclose(run.question_logits, dense[-1], **tolerance)
     for layer in run.pruned.layers:
-        assert (layer.valid.sum(-1) <= layer.budget[:, None]).all() and layer.finite.all()
+        assert (layer.valid.sum(-1).mean(-1) <= layer.budget).all() and layer.finite.all()
         if hasattr(policy, "gate"):  # no gate without two modalities: the budget is used up
             np.testing.assert_array_equal(layer.valid[:2].sum(-1), np.broadcast_to(layer.budget[:2, None], (2, 4)))
 

@@ -79,7 +79,7 @@ def saved(small, tmp_path):
     return tmp_path / "clip"
 
 
-@pytest.mark.parametrize("name", quick_only(POLICIES, ("per_layer", "quantized")))
+@pytest.mark.parametrize("name", quick_only(POLICIES, ("per_layer", "quantized", "quantized_4")))
 @pytest.mark.parametrize(
     "decoder", quick_only([LOOP, SCANS["run_layers"]], (SCANS["run_layers"],)), ids=["loop", "scan"]
 )
@@ -127,10 +127,10 @@ def test_a_scored_prompt_is_pruned_later(tmp_path):
         assert_equal(kv.prune(loaded, policy, reserved_slots=4), kv.prune(scored, policy, reserved_slots=4))
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_types_are_kept_and_empty_arrays(small, tmp_path, dtype):
+@pytest.mark.parametrize(("dtype", "bits"), [("bfloat16", 8), ("float16", 8), ("bfloat16", 4)])
+def test_types_are_kept_and_empty_arrays(small, tmp_path, dtype, bits):
     cache = jax.tree.map(lambda x: x.astype(dtype) if x.dtype == jnp.float32 else x, small[2].cache)
-    full = (QuantizedSlots.of(x.k, x.valid, 0, per_channel=True) for x in cache.stacks)  # without a free slot
+    full = (QuantizedSlots.of(x.k, x.valid, 0, per_channel=True, bits=bits) for x in cache.stacks)  # no free slot
     stacks = (dataclasses.replace(x, k=k, reserved_slots=0) for x, k in zip(cache.stacks, full, strict=True))
     quantized = dataclasses.replace(cache, stacks=tuple(stacks))
     assert any(x.size == 0 for x in jax.tree.leaves(quantized))

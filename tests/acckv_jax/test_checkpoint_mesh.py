@@ -46,7 +46,7 @@ ROUTES = [
     ("4x2 auto", "8"),
     ("one device", "2x4 auto"),
 ]
-NAMES = ("quantized_h2o_every_4", "per_layer_h2o_every_4", "acckv_plus")
+NAMES = ("quantized_h2o_every_4", "per_layer_h2o_every_4", "acckv_plus", "quantized_4_snapkv")
 QUICK = [(*ROUTES[0], NAMES[0]), (*ROUTES[1], NAMES[0]), (*ROUTES[2], NAMES[1])]
 
 

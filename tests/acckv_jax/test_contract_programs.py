@@ -19,6 +19,7 @@ from tests.acckv_jax.contract_cases import (
     MODEL,
     decoder_of,
     episode,
+    is_by_row,
     params_of,
     scored_by,
 )
@@ -124,7 +125,7 @@ def test_rules_6_and_7_decoding_is_one_program_donates_and_keeps_requests_apart(
 @pytest.mark.parametrize("name", quick_only(CONTRACT, ("acckv_plus", "h2o_every_4")))
 def test_rule_7_inside_vmap_scan_and_shard_map(name):
     policy, scored = CONTRACT[name], scored_by(name)
-    count = MODEL.layers if name.startswith("per_layer") or "fastv" in name else 1
+    count = MODEL.layers if name.startswith(("per_layer", "clie")) or "fastv" in name else 1
     cache = dataclasses.replace(scored.cache, stacks=scored.cache.stacks[:count])
     scored = dataclasses.replace(scored, cache=cache, sums=scored.sums[:count], inputs=scored.inputs[:count])
 
@@ -134,13 +135,16 @@ def test_rule_7_inside_vmap_scan_and_shard_map(name):
     def requests(part: kv.Scored) -> kv.Scored:
         """Rows as requests of one row, stacked on a new leading axis."""
 
-        def rows(x: jax.Array) -> jax.Array:
-            return jnp.broadcast_to(x[None], LENGTHS.shape) if x.ndim == 0 else x[:, None]
+        def rows(path, x: jax.Array) -> jax.Array:
+            return x[:, None] if x.ndim and is_by_row(path) else jnp.broadcast_to(x[None], (len(LENGTHS), *x.shape))
 
-        return jax.tree.map(rows, part)
+        return jax.tree_util.tree_map_with_path(rows, part)
 
     def by_row(tree):
-        return jax.tree.map(lambda x: PartitionSpec("data") if x.ndim else PartitionSpec(), tree)
+        def spec(path, x):
+            return PartitionSpec("data") if x.ndim and is_by_row(path) else PartitionSpec()
+
+        return jax.tree_util.tree_map_with_path(spec, tree)
 
     sharded = jax.shard_map(
         prune, mesh=two_devices(), in_specs=(by_row(scored),), out_specs=by_row(jax.eval_shape(prune, scored))

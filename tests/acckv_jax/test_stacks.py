@@ -83,9 +83,12 @@ POLICIES = {
     "acckv": kv.AccKV(budget=0.5),
     "acckv_plus_every_4": kv.AccKV.plus(budget=0.5, evict_every=4),
     "quantized": kv.Quantized(kv.Protected(kv.H2O(budget=0.5, evict_every=4))),
+    "quantized_4": kv.Quantized(kv.Smoothed(kv.SnapKV(budget=0.5, window_size=8)), bits=4),
     "following": Following(budget=0.5),
+    "clie": kv.CLIE(kv.AccKV.plus(budget=0.5), scored_layers=1),
+    "critical_kv": kv.CriticalKV(kv.AdaKV(kv.H2O(budget=0.5, evict_every=4), most=1.5)),
 }
-COUNTS = {"per_layer": [1, 2, 1]}
+COUNTS = {"per_layer": [1, 2, 1], "clie": [1, LAYERS - 1]}
 by_policy = pytest.mark.parametrize("name", quick_first(POLICIES))
 
 

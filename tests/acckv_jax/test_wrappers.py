@@ -1,18 +1,22 @@
 """Wrappers beyond the contract: their options, how they nest, and what they promise by themselves."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import acckv_jax as kv
-from acckv_jax.testing import tiny_decoder
+from acckv_jax.testing import TinyTransformer, tiny_decoder
 from tests.tiers import quick_first
 
 DECODER, PARAMS, INPUTS, PROMPT = tiny_decoder()
+ODD = TinyTransformer(num_layers=2, head_dim=5)
 
 
-def pruned(policy: kv.CachePolicy) -> kv.KVCache:
-    return kv.jitted.prefill(DECODER, PARAMS, INPUTS, PROMPT, policy)[1]
+def pruned(policy: kv.CachePolicy, model: TinyTransformer | None = None) -> kv.KVCache:
+    decoder = kv.Decoder(model, model.num_layers) if model else DECODER
+    params = model.init(jax.random.key(0)) if model else PARAMS
+    return kv.jitted.prefill(decoder, params, INPUTS, PROMPT, policy)[1]
 
 
 def indices(layer: kv.LayerCache) -> list[set[int]]:
@@ -74,8 +78,10 @@ def test_bytes_of_per_layer_are_freed():
     assert uneven * 8 == even * 3
 
 
-def test_a_stack_of_quantised_layers_reads_as_its_layers():
-    cache = kv.jitted.prefill(DECODER, PARAMS, INPUTS, PROMPT, kv.Quantized(kv.Knorm(budget=0.5)), reserved_slots=8)[1]
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_stack_of_quantised_layers_reads_as_its_layers(bits):
+    policy = kv.Quantized(kv.Knorm(budget=0.5), bits=bits)
+    cache = kv.jitted.prefill(DECODER, PARAMS, INPUTS, PROMPT, policy, reserved_slots=8)[1]
     (stack,) = kv.stack(cache).stacks
     for name in ("keys", "values"):
         layers = [getattr(layer, name) for layer in cache.layers]
@@ -113,7 +119,32 @@ def test_a_stack_of_quantised_layers_reads_as_its_layers():
         (lambda: kv.EvictEvery(kv.Knorm(), float("nan")), "steps must be a proper int"),
         (lambda: kv.Quantized(kv.Knorm(), bits=8.0), "bits must be a proper int"),
         (lambda: kv.make_policy(None), "a policy's name is a text"),
-        (lambda: kv.Quantized(kv.Knorm(), bits=3), "stores 8 bits, not 3"),
+        (lambda: kv.Quantized(kv.Knorm(), bits=3), "stores 8 or 4 bits, not 3"),
+        (lambda: kv.AdaKV(kv.Knorm(), floor=1.5), "floor is a share of the budget from 0 to 1, not 1.5"),
+        (lambda: kv.AdaKV(kv.Knorm(), most=0.5), "most is how many times its budget a head may hold, at least 1"),
+        (
+            lambda: kv.AdaKV(kv.Quantized(kv.Protected(kv.Knorm()))),
+            r"know the protected ones: write Protected.AdaKV",
+        ),
+        (lambda: kv.CriticalKV(kv.Protected(kv.H2O())), r"must know the protected ones: write Protected.CriticalKV"),
+        (lambda: kv.AdaKV(Backwards(kv.Knorm())), "AdaKV would overrule how Backwards selects slots"),
+        (lambda: kv.AdaKV(kv.CriticalKV(kv.H2O())), "AdaKV would overrule how CriticalKV selects slots"),
+        (
+            lambda: kv.CriticalKV(kv.Knorm()),
+            "multiplies attention by .* Knorm reads no attention; wrap a policy that does",
+        ),
+        (lambda: kv.CriticalKV(kv.H2O(), first_share=-0.1), "first_share is a share of a head's slots from 0 to 1"),
+        (lambda: kv.CriticalKV(kv.H2O(), epsilon=-1.0), "epsilon is added to attention, and is at least 0, not -1.0"),
+        (lambda: kv.Smoothed(kv.Knorm(), energy=1.2), "energy is a share from 0 to 1, not 1.2"),
+        (lambda: kv.Smoothed(kv.Knorm(), roll_off=-0.1), "roll_off is a share from 0 to 1, not -0.1"),
+        (lambda: kv.CLIE(kv.StreamingLLM()), "estimates sums of attention, and StreamingLLM reads none"),
+        (lambda: kv.CLIE(kv.H2O(), scored_layers=0), "scored_layers is a number of layers, at least 1, not 0"),
+        (lambda: kv.CLIE(kv.H2O(), scored_layers=2).check_layers(2), "of 2 layers .* the decoder has 2: choose fewer"),
+        (
+            lambda: pruned(kv.AdaKV(kv.AccKV(budget=0.5, merge="summary"))),
+            "merge='summary' needs slots that a wrapper's own selection does not leave; use merge='pivot'",
+        ),
+        (lambda: pruned(kv.Quantized(kv.Knorm(), bits=4), ODD), "a head has 5 channels: use bits=8"),
         (lambda: kv.make_policy("protected"), r"protected wraps another policy; .* such as protected\(snapkv\)"),
         (lambda: kv.make_policy("protected(quantized())"), r"quantized wraps another policy"),
         (lambda: kv.make_policy("protected(lru)"), "unknown policy 'lru'.*protected"),
@@ -137,6 +168,9 @@ def test_budgets_that_the_protected_tokens_do_not_fit():
 
 
 def test_names_make_nested_wrappers():
+    made = kv.make_policy("critical_kv(ada_kv(smoothed(clie(snapkv))))", budget=0.2, most=1.5, mix=0.3, scored_layers=9)
+    inner = kv.Smoothed(kv.CLIE(kv.SnapKV(budget=0.2), scored_layers=9), mix=0.3)
+    assert made == kv.CriticalKV(kv.AdaKV(inner, most=1.5))
     made = kv.make_policy("quantized(protected(h2o))", budget=0.3, first=2, evict_every=8)
     assert made == kv.Quantized(kv.Protected(kv.H2O(budget=0.3, evict_every=8), first=2))
     assert made.with_budget(40) == kv.Quantized(kv.Protected(kv.H2O(budget=40, evict_every=8), first=2))

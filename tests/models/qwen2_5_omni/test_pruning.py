@@ -98,7 +98,7 @@ def test_positions_go_on_from_the_uncompressed_prompt(name, ours, cases):
         np.testing.assert_array_equal(cache.delta, deltas)
         assert np.asarray([layer.finite for layer in cache.layers]).all()
     for number, layer in enumerate(found["pruned"].layers):
-        assert (np.asarray(layer.valid.sum(-1).max(-1)) <= allowed(policy, lengths, number)).all()
+        assert (np.asarray(layer.valid.sum(-1).mean(-1)) <= allowed(policy, lengths, number)).all()
 
 
 @pytest.mark.parametrize("name", quick_only(MOVED))
