@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from models.media.waveform import SAMPLE_RATE
+from tests.train.data.sources import PICTURES, sources
 from train.data.clips import MARGIN, Clip, ClipConfig, PictureSpan, SoundSpan, clip_at
 from train.data.questions import (
     ANSWERS,
@@ -17,33 +18,12 @@ from train.data.questions import (
     questions,
 )
 from train.data.sources import digits, instruments
-from train.data.sources.items import Sounds, Sources, join_sounds
-
-PICTURES = ("airplane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+from train.data.sources.items import Sources
 
 
-def tones(names: tuple[str, ...], copies: int, seconds: tuple[float, float]) -> Sounds:
-    """One pure tone per class and copy; the class is the frequency, 100 Hz apart."""
-    recordings, labels, keys = [], [], []
-    for label in range(len(names)):
-        for copy in range(copies):
-            count = int(SAMPLE_RATE * np.linspace(*seconds, copies)[copy])
-            wave = 9000 * np.sin(2 * np.pi * (200 + 100 * label) * np.arange(count) / SAMPLE_RATE)
-            recordings.append(wave.astype(np.int16))
-            labels.append(label)
-            keys.append(f"{names[label]} {copy}")
-    return join_sounds(recordings, labels, names, keys)
-
-
-@pytest.fixture(scope="module")
-def sources() -> Sources:
-    labels = np.arange(50) % 10
-    return Sources(
-        labels,
-        PICTURES,
-        tones(digits.NAMES, 3, (0.3, 1.5)),
-        tones(instruments.NAMES, 3, (0.5, 5.0)),
-    )
+@pytest.fixture(scope="module", name="sources")
+def made_up() -> Sources:
+    return sources()
 
 
 CONFIGS = {
