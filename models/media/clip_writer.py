@@ -1,5 +1,6 @@
 """Writing of small clips with PyAV: H.264 and AAC, or FFV1 and FLAC, which lose nothing."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -38,13 +39,14 @@ def write_clip(
             f"Height and width must be even, not {frames.shape[1]} x {frames.shape[2]}; resize the frames."
         )
     codecs, pixels, samples = (("ffv1", "flac"), "bgr0", "s16") if lossless else (("libx264", "aac"), "yuv420p", "fltp")
-    with av.open(
-        str(path), "w", options={"movflags": "faststart"} if Path(path).suffix in (".mp4", ".mov") else {}
-    ) as out:
+    options = {"movflags": "faststart"} if Path(path).suffix in (".mp4", ".mov") else {}
+    if lossless:
+        options["fflags"] = "bitexact"  # else Matroska draws random numbers
+    with av.open(str(path), "w", options=options) as out:
         video = sound = None
         if frames is not None:
-            options = {} if lossless else {"crf": str(crf), "preset": "medium"}
-            video = out.add_stream(codecs[0], rate=fps, options=options)
+            quality = {} if lossless else {"crf": str(crf), "preset": "medium"}
+            video = out.add_stream(codecs[0], rate=fps, options=quality)
             video.height, video.width = frames.shape[1:3]
             video.pix_fmt = pixels
         if audio is not None:
@@ -57,8 +59,9 @@ def write_clip(
             out.mux(video.encode(None))
         if sound is not None and audio is not None:
             frame = av.AudioFrame.from_ndarray(to_int16(audio)[None], format="s16", layout="mono")
-            frame.sample_rate = SAMPLE_RATE
-            resampler = av.AudioResampler(format=samples, layout="mono", rate=SAMPLE_RATE, frame_size=1024)
+            frame.sample_rate, frame.pts, frame.time_base = SAMPLE_RATE, 0, Fraction(1, SAMPLE_RATE)
+            size = 1152 if lossless else 1024  # samples of a frame of FLAC at this rate, of AAC
+            resampler = av.AudioResampler(format=samples, layout="mono", rate=SAMPLE_RATE, frame_size=size)
             for block in [*resampler.resample(frame), *resampler.resample(None)]:
                 out.mux(sound.encode(block))
             out.mux(sound.encode(None))

@@ -34,7 +34,7 @@ ONE = {
     "long": Bucket(PoolConfig(clips(15, 30), 600, seed=3), length=960, batch=2),
 }
 TALKS = {
-    "medium_talks": talks(ONE["medium"].pool, 640, batch=3),
+    "medium_talks": talks(ONE["medium"].pool, 832, batch=2, questions=20),
     "long_talks": talks(ONE["long"].pool, 1088, batch=2),
     "busy": talks(PoolConfig(busy((6, 20), 16), 1000, seed=4), 832, batch=2),
     "numbers": talks(PoolConfig(busy((6, 20), 16, digits=1.0), 300, seed=5), 832, batch=2),

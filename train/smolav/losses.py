@@ -58,14 +58,14 @@ def answer_loss(
     chosen = jnp.argmax(scores, axis=-1)
     exact, of_one = exact_answers(chosen, target, batch["question"])
 
-    def share(right: Array, weight: Array) -> Array:
-        return jnp.stack([jnp.sum(right * weight, dtype=jnp.float32), jnp.sum(weight, dtype=jnp.float32)])
+    def share(right: Array, counted: Array, weight: Array) -> Array:
+        return jnp.stack([jnp.sum(jnp.where(which, weight, 0.0)) for which in (right & counted, counted)])
 
     metrics = {
         "loss": jnp.stack([total, count]),
-        "exact": share(exact, of_one * (turn == 1)),
-        "later": share(exact, of_one * (turn > 1)),
-        "words": share(chosen == target, 1.0 * (there & (turn == 0))),
+        "exact": share(exact, turn == 1, of_one),
+        "later": share(exact, turn > 1, of_one),
+        "words": share(chosen == target, there & (turn == 0), jnp.ones_like(of_one)),
     }
     return total / count, metrics
 
@@ -82,4 +82,4 @@ def exact_answers(
     there = target >= 0
     same = (question[:, :, None] == question[:, None, :]) & there[:, None, :]
     right = jnp.all(~same | (chosen == target)[:, None, :], axis=-1)
-    return right & there, there / jnp.maximum(jnp.sum(same, axis=-1, dtype=jnp.float32), 1.0)
+    return right & there, jnp.where(there, 1 / jnp.maximum(jnp.sum(same, axis=-1, dtype=jnp.float32), 1.0), 0.0)

@@ -228,9 +228,9 @@ def test_what_returns_marks_no_moment():
     )
     assert [(q.text, q.answer) for q in questions(clip, None, KINDS[2:])] == [
         ("What is on screen while the number two is spoken?", "ship"),
+        ("Which number is spoken while the ship is shown?", "two"),
         ("Is the number two spoken while the ship is shown?", "yes"),
         ("Is the number two spoken while the cat is shown?", "no"),
-        ("Which number is spoken while the ship is shown?", "two"),
         ("Which vehicle is shown?", "ship"),
         ("Say everything that is heard, in order.", "six two six"),
         ("Say what is shown, in order.", "cat ship cat"),
