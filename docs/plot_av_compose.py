@@ -14,7 +14,7 @@ from train.data.av_compose import SETS, Example, compose, sources_of
 from train.data.sources import Sources, cifar10
 
 HERE = Path(__file__).parent
-LONGEST = 40  # seconds; of each set the first clip that is no longer
+SECONDS = range(20, 41)  # of each set the first clip that lasts so long
 POINTS = 2000  # of the waveform
 
 
@@ -44,17 +44,18 @@ def asked(example: Example) -> str:
 def main() -> None:
     """Writes the picture."""
     sources = sources_of("test")
-    figure = Figure(figsize=(10, 9))
-    rows = figure.add_gridspec(len(SETS), 1, hspace=0.75, top=0.93, bottom=0.14, left=0.02, right=0.98)
+    figure = Figure(figsize=(10, 10))
+    rows = figure.add_gridspec(len(SETS), 1, hspace=0.35, top=0.94, bottom=0.01, left=0.02, right=0.98)
     for row, name in enumerate(SETS):
         examples = (compose(name, "test", number, sources) for number in range(100))
-        example = next(one for one in examples if one.clip.seconds <= LONGEST)
-        cells = rows[row].subgridspec(2, 1, hspace=0.05, height_ratios=(1, 0.8))
+        example = next(one for one in examples if one.clip.seconds in SECONDS)
+        cells = rows[row].subgridspec(3, 1, hspace=0.05, height_ratios=(1, 0.8, 1))
         above, below = figure.add_subplot(cells[0]), figure.add_subplot(cells[1])
         draw(above, below, example, sources)
         above.set_title(f"{name}: {example.clip.seconds} s", loc="left", fontsize=10, fontweight="bold", pad=28)
-        below.text(0, -0.45, asked(example), transform=below.transAxes, va="top", fontsize=8, wrap=True)
-    figure.savefig(HERE / "av_compose.png", dpi=110)
+        text = figure.add_subplot(cells[2], frameon=False, xticks=[], yticks=[])
+        text.text(0, 0.55, asked(example), va="top", fontsize=8)
+    figure.savefig(HERE / "av_compose.png", dpi=90)
 
 
 if __name__ == "__main__":
