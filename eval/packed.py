@@ -26,7 +26,7 @@ from train.smolav.batches import Batch, Packed, collate, question_rows
 from train.smolav.losses import answer_logits, exact_answers
 
 LENGTHS = (512, 1024)  # two compiled shapes: clips up to 14 seconds, and up to 30
-SLOTS = 28  # most questions per row
+TARGETS = 140  # most answer tokens per row
 MEDIA_SHARE = 0.75  # of a row that the media may take; the rest is for questions
 
 
@@ -57,15 +57,16 @@ class Evaluator:
         """All canonical questions of a clip in rows, each with its padded length."""
         tokens = len(media.video) * self.config.frame_tokens + len(media.audio)
         length = next(n for n in LENGTHS if tokens <= MEDIA_SHARE * n or n == LENGTHS[-1])
-        rows = question_rows(clip, media, self.encode, self.chat, layout, self.config, length)
+        rows = question_rows(clip, media, self.encode, self.chat, layout, self.config, length, TARGETS)
         return [(row, length) for row in rows]
 
-    def answer(self, row: Packed, media: EncodedMedia, length: int) -> tuple[Int[np.ndarray, "Q A"], np.ndarray]:
-        """Chosen tokens [questions, answer tokens], and whether each answer is exactly right."""
-        batch = collate([(row, media)], length, SLOTS)
-        chosen = np.asarray(self._choose(self.media, self.frozen, batch)).reshape(batch["target"].shape)
-        right = np.asarray(exact_answers(jnp.asarray(chosen), jnp.asarray(batch["target"])))
-        return chosen[0, : len(row.questions)], right[0, : len(row.questions)]
+    def answer(self, row: Packed, media: EncodedMedia, length: int) -> tuple[Int[np.ndarray, " Q"], np.ndarray]:
+        """The first token that is chosen for each question, and whether its answer is exactly right."""
+        batch = collate([(row, media)], length, TARGETS)
+        chosen = np.asarray(self._choose(self.media, self.frozen, batch))
+        right, _ = exact_answers(*(jnp.asarray(x) for x in (chosen, batch["target"], batch["question"])))
+        firsts = np.cumsum([0, *map(len, row.targets[:-1])])
+        return chosen[0, firsts], np.asarray(right)[0, firsts]
 
     def texts(self, row: Packed, media: EncodedMedia, length: int, words: Sequence[str]) -> list[str]:
         """The answers in words: the right one, or the one that the first chosen token begins, or "other".
@@ -74,7 +75,7 @@ class Evaluator:
         """
         beginnings = {self.encode(word)[0]: word for word in words}
         chosen, right = self.answer(row, media, length)
-        found = [beginnings.get(int(tokens[0]), "other") for tokens in chosen]
+        found = [beginnings.get(int(token), "other") for token in chosen]
         return [
             question.answer if exact else word + CUT_OFF * (word == question.answer)
             for question, word, exact in zip(row.questions, found, right, strict=True)

@@ -1,5 +1,6 @@
-"""Writing of small clips: H.264 and AAC, with PyAV."""
+"""Writing of small clips with PyAV: H.264 and AAC, or FFV1 and FLAC, which lose nothing."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -16,6 +17,7 @@ def write_clip(
     audio: Float[np.ndarray, " samples"] | None = None,
     *,
     crf: int = 20,
+    lossless: bool = False,
 ) -> None:
     """Encodes pictures as H.264 and sound as AAC into an mp4, mov or mkv file (by its suffix).
 
@@ -25,6 +27,7 @@ def write_clip(
         fps: pictures per second.
         audio: 16 kHz mono in [-1, 1]; None for no sound.
         crf: quality of H.264, lower is better (18 is nearly indistinguishable from the source).
+        lossless: instead FFV1 and FLAC, into an mkv file; the sound is rounded to 16 bits.
 
     Raises:
         ValueError: neither pictures nor sound, or an odd height or width (4:2:0 pixels need even ones).
@@ -35,25 +38,30 @@ def write_clip(
         raise ValueError(
             f"Height and width must be even, not {frames.shape[1]} x {frames.shape[2]}; resize the frames."
         )
-    with av.open(
-        str(path), "w", options={"movflags": "faststart"} if Path(path).suffix in (".mp4", ".mov") else {}
-    ) as out:
+    codecs, pixels, samples = (("ffv1", "flac"), "bgr0", "s16") if lossless else (("libx264", "aac"), "yuv420p", "fltp")
+    options = {"movflags": "faststart"} if Path(path).suffix in (".mp4", ".mov") else {}
+    if lossless:
+        options["fflags"] = "bitexact"  # else Matroska draws random numbers
+    with av.open(str(path), "w", options=options) as out:
         video = sound = None
         if frames is not None:
-            video = out.add_stream("libx264", rate=fps, options={"crf": str(crf), "preset": "medium"})
+            quality = {} if lossless else {"crf": str(crf), "preset": "medium"}
+            video = out.add_stream(codecs[0], rate=fps, options=quality)
             video.height, video.width = frames.shape[1:3]
-            video.pix_fmt = "yuv420p"
+            video.pix_fmt = pixels
         if audio is not None:
-            sound = out.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
-            sound.bit_rate = 64_000
+            sound = out.add_stream(codecs[1], rate=SAMPLE_RATE, layout="mono")
+            if not lossless:
+                sound.bit_rate = 64_000
         if video is not None and frames is not None:
             for picture in frames:
                 out.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
             out.mux(video.encode(None))
         if sound is not None and audio is not None:
             frame = av.AudioFrame.from_ndarray(to_int16(audio)[None], format="s16", layout="mono")
-            frame.sample_rate = SAMPLE_RATE
-            resampler = av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE, frame_size=1024)
+            frame.sample_rate, frame.pts, frame.time_base = SAMPLE_RATE, 0, Fraction(1, SAMPLE_RATE)
+            size = 1152 if lossless else 1024  # samples of a frame of FLAC at this rate, of AAC
+            resampler = av.AudioResampler(format=samples, layout="mono", rate=SAMPLE_RATE, frame_size=size)
             for block in [*resampler.resample(frame), *resampler.resample(None)]:
                 out.mux(sound.encode(block))
             out.mux(sound.encode(None))

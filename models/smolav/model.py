@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
-from tokenizers import Tokenizer
 
 from acckv_jax import bucket_length
 from models.batching import filled, joined
@@ -20,15 +19,14 @@ from models.hub.weights import fetch
 from models.interface import EmbeddedPrompt, media_sequence
 from models.layers.init import FastRngs, Params
 from models.media.clip import Media, Progress, Span
-from models.over_decoder import OverDecoder
 from models.placement import place
+from models.smolav.chat import SmolLM2Chat, chat_tokens
 from models.smolav.config import LAYOUTS, Layout, SmolAVConfig
 from models.smolav.encoders import BATCH, Encoders
 from models.smolav.frames import FRAME_SIZE, load_clip
 from models.smolav.modeling import SmolAV
 from models.smolav.params import load_smolav
 from models.smolav.preprocess import (
-    Chat,
     ClipRows,
     EncodedMedia,
     Tokens,
@@ -36,7 +34,6 @@ from models.smolav.preprocess import (
     sequence_tokens,
     text_tokens,
 )
-from models.text.tokenizers import load_smollm2_tokenizer
 
 PRETRAINED = ("smollm2", "whisper-tiny-en", "efficientnet-lite0")
 
@@ -51,13 +48,11 @@ def _embed(
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class SmolAVModel(OverDecoder):
+class SmolAVModel(SmolLM2Chat):
     """A loaded SmolAV: what `models.interface.AVModel` describes."""
 
     config: SmolAVConfig
     encoders: Encoders
-    tokenizer: Tokenizer
-    chat: Chat
 
     family = "smolav"
     layouts = LAYOUTS
@@ -72,17 +67,9 @@ class SmolAVModel(OverDecoder):
         for asset in PRETRAINED:
             fetch(asset, progress=progress)
         config, graph, params = load_smolav(folder) if folder else load_smolav()
-        tokenizer = load_smollm2_tokenizer()
-        chat = Chat.smollm2(lambda text: tokenizer.encode(text).ids)
-        tokenizer.encode_special_tokens = True  # what a user types is never a special token
         name = str(folder) if folder else "smolav"
         params = place(params, lambda: SmolAV(config, rngs=FastRngs(0)))
-        return cls(name, config.decoder, graph, params, config, Encoders.load(config), tokenizer, chat)
-
-    @property
-    def stop_token_ids(self) -> tuple[int, ...]:
-        """The token that ends an answer."""
-        return (self.chat.end,)
+        return cls(name, config.decoder, graph, params, *chat_tokens(), config, Encoders.load(config))
 
     def load_media(self, clip: Path, progress: Progress | None = None, span: Span | None = None) -> Media:
         """Decodes a clip, or a part of it: one frame per second."""
@@ -119,33 +106,6 @@ class SmolAVModel(OverDecoder):
         """
         video, audio = filled(encoded.video, BATCH), filled(encoded.audio, self.encoders.window_tokens)
         return self._embed_media([ClipRows(len(encoded.video), len(encoded.audio))], layout, video, audio)
-
-    def encode_question(self, text: str) -> EmbeddedPrompt:
-        """The question, and the start of the answer's turn.
-
-        Raises:
-            UserError: if the question is empty.
-        """
-        return self.embed_text(self._question(text))
-
-    def encode_next_question(self, answer: str | Sequence[int], text: str) -> EmbeddedPrompt:
-        """A further question: the rest of an answer (its text, or its last tokens), its end, a new turn of the user.
-
-        Raises:
-            UserError: if the question is empty.
-        """
-        rest = self.tokenizer.encode(answer).ids if isinstance(answer, str) else answer
-        spoken = [token for token in rest if token != self.chat.end]
-        return self.embed_text([*spoken, self.chat.end, *self.chat.before, *self._question(text)])
-
-    def detokenize(self, tokens: list[int]) -> str:
-        """Generated tokens as text."""
-        return self.tokenizer.decode([token for token in tokens if token != self.chat.end])
-
-    def _question(self, text: str) -> list[int]:
-        if not text.strip():
-            raise UserError("The question is empty; ask something about the clip.")
-        return [*self.tokenizer.encode(text.strip()).ids, *self.chat.after]
 
     def _embed_media(
         self, clips: Sequence[ClipRows], layout: Layout, video: Float[Array, "F P W"], audio: Float[Array, "A W"]

@@ -47,6 +47,7 @@ SMOKE = {
     "sphinx": "tests/docs/test_site.py::test_pages_are_there",
     "tests.fuzz_media": "tests/test_fuzz_media.py::test_damaged_clips_are_read_or_refused",
     "tests.kill_training": "tests/test_kill_training.py::test_kills_within_saves_cost_no_whole_checkpoint",
+    "train.data.av_compose_tfds": "tests/train/data/test_av_compose.py::test_what_is_prepared_is_what_is_composed",
     "train.data.sources.pack_digits": "tests/train/data/test_sources.py::test_packing_digits",
     "train.export": "tests/train/test_export.py::test_written_anew",
     "train.export --workdir": "tests/train/smolav/test_main.py::test_a_trained_model_is_exported_as_it_was_trained",

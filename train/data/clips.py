@@ -1,7 +1,7 @@
 """Clips composed from single items: pictures shown one after the other, with sounds while they are shown.
 
-A clip is a timeline; its waveform is made from it on demand. Within a clip no class occurs twice, so
-that every question of `train.data.questions` has one answer. Everything here is NumPy and pickles, for grain's workers.
+A clip is a timeline; its waveform is made from it on demand. Within a clip no class occurs twice, unless its
+configuration lets classes return. Everything here is NumPy and pickles, for grain's workers.
 """
 
 from dataclasses import dataclass, field
@@ -106,6 +106,8 @@ class ClipConfig:
         seconds: shortest and longest duration.
         items: fewest and most pictures; at most one for every `shortest` seconds.
         shortest: least duration of a picture, in whole seconds.
+        repeats: classes may return within a clip, but not twice in a row.
+        pictures: names of the classes that are shown; none named are all.
         digits: probability that a sound is a digit and not an instrument.
         silent: probability that a picture has no sound (never all of them).
         note: shortest and longest part of a note that is played, in seconds.
@@ -118,6 +120,8 @@ class ClipConfig:
     seconds: tuple[int, int] = (10, 30)
     items: tuple[int, int] = (2, 4)
     shortest: int = 1
+    repeats: bool = False
+    pictures: tuple[str, ...] = ()
     digits: float = 0.5
     silent: float = 0.1
     note: tuple[float, float] = (0.8, 4.0)
@@ -129,16 +133,17 @@ class ClipConfig:
 
 @dataclass
 class _Deal:
-    """Classes already used in a clip, so that none occurs twice."""
+    """Classes that a clip must not use now: none occurs twice; with `repeats`, none twice in a row."""
 
+    repeats: bool
     used: dict[str, set[int]] = field(default_factory=dict)
 
     def draw(self, rng: np.random.Generator, kind: str, labels: np.ndarray, allowed: np.ndarray | None = None) -> int:
-        """Draws a class evenly among the unused ones, then one of its items evenly among the allowed ones."""
-        used = self.used.setdefault(kind, set())
+        """Draws a class evenly among those left, then one of its items evenly among the allowed ones."""
+        used = self.used.get(kind, set())
         mask = ~np.isin(labels, list(used)) if allowed is None else ~np.isin(labels, list(used)) & allowed
         label = int(rng.choice(np.unique(labels[mask])))
-        used.add(label)
+        self.used[kind] = {label} if self.repeats else used | {label}
         return int(rng.choice(np.flatnonzero(mask & (labels == label))))
 
 
@@ -150,10 +155,17 @@ def _spans(rng: np.random.Generator, seconds: int, parts: int, shortest: int) ->
     return list(zip(edges[:-1], edges[1:], strict=True))
 
 
-def _sound(
-    rng: np.random.Generator, sources: Sources, config: ClipConfig, deal: _Deal, kind: SoundKind, start: int, end: int
+def draw_sound(
+    rng: np.random.Generator,
+    sources: Sources,
+    config: ClipConfig,
+    kind: SoundKind,
+    span: tuple[int, int],
+    deal: _Deal | None = None,
 ) -> SoundSpan:
-    """Draws a sound and a place for it inside the span."""
+    """Draws a sound of a kind and a place for it within (start, end), of a class that the clip may still use."""
+    start, end = span
+    deal = deal or _Deal(config.repeats)
     recordings = _recordings(sources, kind)
     room = end - start - 2 * MARGIN
     tones = config.semitones if kind == "instrument" else config.semitones / 2
@@ -187,14 +199,16 @@ def clip_at(seed: int, index: int, sources: Sources, config: ClipConfig = ClipCo
     seconds = int(rng.integers(config.seconds[0], config.seconds[1] + 1))
     most = seconds // config.shortest
     count = int(rng.integers(min(config.items[0], most), min(config.items[1], most) + 1))
-    deal = _Deal()
+    deal = _Deal(config.repeats)
+    named = np.isin(np.array(sources.picture_names), config.pictures or sources.picture_names)
+    allowed = named[sources.picture_labels]
     pictures, sounds = [], []
     heard = rng.random(count) >= config.silent
     heard[rng.integers(count)] = True
     for (start, end), sound in zip(_spans(rng, seconds, count, config.shortest), heard, strict=True):
-        picture = deal.draw(rng, "picture", sources.picture_labels)
+        picture = deal.draw(rng, "picture", sources.picture_labels, allowed)
         pictures.append(PictureSpan(picture, sources.picture_names[int(sources.picture_labels[picture])], start, end))
         if sound:
             kind: SoundKind = "digit" if rng.random() < config.digits else "instrument"
-            sounds.append(_sound(rng, sources, config, deal, kind, start, end))
+            sounds.append(draw_sound(rng, sources, config, kind, (start, end), deal))
     return Clip(seconds, tuple(pictures), tuple(sounds), _noise(rng, config))

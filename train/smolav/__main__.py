@@ -26,12 +26,13 @@ from models.smolav.config import LAYOUTS
 from models.smolav.encoders import Encoders
 from models.smolav.lora import init_lora
 from models.smolav.modeling import MediaEmbedder
+from models.smolav.params import read_trained
 from models.smolav.preprocess import Chat, EncodedMedia
 from models.smolav.smollm2 import load_smollm2
 from models.text.tokenizers import load_smollm2_tokenizer
 from train.data.features import ClipPool, PictureFeatures, sources_for
 from train.smolav import align, language_model
-from train.smolav.batches import Batch, BatchMaker, collate, question_rows
+from train.smolav.batches import Batch, BatchMaker, collate
 from train.smolav.config import DEFAULT_CONFIG, TrainConfig, read_config
 from train.smolav.loop import Run, train
 
@@ -47,6 +48,8 @@ class Options:
     """The run's configuration."""
     workdir: Path = Path("runs/smolav")
     """Where checkpoints, metrics.csv and the plot are written."""
+    start: Path | None = None
+    """Begin with the trained tensors in this folder (models/smolav, or an export), instead of aligning projectors."""
     stop_at: int | None = None
     """Stop after so many steps of the whole run."""
     skip_damaged: bool = False
@@ -76,10 +79,10 @@ def validation_batches(
             clip = pool.clip(index)
             media = EncodedMedia(pictures[bucket.pool.split].take(clip.picture_ids), pool.audio(index))
             layout = LAYOUTS[index % len(LAYOUTS)]
-            packed = question_rows(clip, media, batches.encode, batches.chat, layout, config.model, bucket.length)
-            rows.append((packed[0], media))
+            rng = np.random.default_rng([config.seed, index])
+            rows.append((batches.packed(rng, clip, media, bucket, layout, canonical=True), media))
         result[name] = [
-            collate(rows[i : i + bucket.batch], bucket.length, bucket.questions)
+            collate(rows[i : i + bucket.batch], bucket.length, bucket.targets)
             for i in range(0, len(rows) - bucket.batch + 1, bucket.batch)
         ]
     return result
@@ -99,10 +102,10 @@ def _train(options: Options, log: Callable[[str], None]) -> None:
     decoder, params = load_smollm2()
     if decoder != config.model.decoder:
         raise UserError("The language model's sizes are not those of the configuration; correct `model.decoder`.")
-    with options.devices.placed(
-        decoder.num_key_value_heads, "SmolAV", AxisType.Auto
-    ):  # its losses leave shardings to the compiler
-        run_training(config, params, options.workdir, options.stop_at, log, skip_damaged=options.skip_damaged)
+    # Its losses leave shardings to the compiler.
+    with options.devices.placed(decoder.num_key_value_heads, "SmolAV", AxisType.Auto):
+        start = options.start and read_trained(options.start, config.model)
+        run_training(config, params, options.workdir, options.stop_at, log, start, skip_damaged=options.skip_damaged)
 
 
 def run_training(
@@ -111,6 +114,7 @@ def run_training(
     workdir: Path,
     stop_at: int | None,
     log: Callable[[str], None],
+    start: Params | None = None,
     *,
     skip_damaged: bool = False,
 ) -> None:
@@ -122,6 +126,7 @@ def run_training(
         workdir: folder for checkpoints, metrics and the plot.
         stop_at: stops after so many steps of the whole run.
         log: prints a line.
+        start: trained parameters to begin with; without them the projectors are aligned first.
         skip_damaged: moves damaged checkpoints away and resumes at the newest whole one.
 
     Raises:
@@ -145,7 +150,7 @@ def run_training(
     embeddings, unseen = decoder["tokens"]["embedding"], pictures["validation"]
 
     def begin() -> Params:
-        return initial(config, graph, encode, embeddings, batches, unseen, log)
+        return start or initial(config, graph, encode, embeddings, batches, unseen, log)
 
     train(run, begin, stop_at, skip_damaged=skip_damaged)
 

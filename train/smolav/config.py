@@ -8,6 +8,7 @@ from typing import Any
 from models.errors import UserError
 from models.smolav.config import SmolAVConfig
 from train.data.features import PoolConfig
+from train.data.questions import WORD_KINDS, Kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,12 +20,18 @@ class Bucket:
         length: tokens per row; what the media leave free is filled with questions.
         batch: rows.
         questions: most questions per clip.
+        targets: most answer tokens per row.
+        kinds: of questions.
+        turns: most questions of a conversation.
     """
 
     pool: PoolConfig
     length: int
     batch: int
     questions: int = 12
+    targets: int = 60
+    kinds: tuple[Kind, ...] = WORD_KINDS
+    turns: int = 1
 
 
 @dataclasses.dataclass(frozen=True)

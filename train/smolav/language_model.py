@@ -18,6 +18,7 @@ from models.smolav.lora import Lora
 
 MASKED = -1e9
 BLOCKS = 4  # of queries
+LONG = 2048  # tokens; longer rows compute every layer anew in the backward pass, or they would need 8 GiB
 
 
 def freeze(params: Params, dtype: jnp.dtype = jnp.bfloat16) -> Params:
@@ -150,7 +151,8 @@ def forward(
         gated = jax.nn.silu(frozen_linear(h, mlp["gate"]["kernel"])) * frozen_linear(h, mlp["up"]["kernel"])
         return x + frozen_linear(gated, mlp["down"]["kernel"]), None
 
-    x, _ = jax.lax.scan(one, embeddings, (frozen["layers"], lora))
+    layer = jax.checkpoint(one) if embeddings.shape[1] > LONG else one
+    x, _ = jax.lax.scan(layer, embeddings, (frozen["layers"], lora))
     return _norm(x, frozen["norm"]["scale"], c.rms_norm_eps)
 
 

@@ -16,11 +16,11 @@ from models.layers.init import Params
 from models.placement import divided
 from models.smolav.params import trained_shapes
 from train.checkpoint import check, finish, finishing, manager, restore, save
-from train.log import MetricsLog, plot_metrics
+from train.log import COLUMNS, MetricsLog, plot_metrics
 from train.preemption import preemption, stopped
 from train.smolav.batches import Batch, BatchMaker
 from train.smolav.config import TrainConfig
-from train.smolav.losses import answer_loss
+from train.smolav.losses import Metrics, answer_loss
 from train.smolav.optimizer import optimizer
 
 
@@ -68,10 +68,14 @@ def make_evaluate(config: TrainConfig, graph: nnx.GraphDef) -> Callable:
 
 
 def validate(evaluate: Callable, trained: Params, frozen: Params, batches: list[Batch]) -> dict[str, float]:
-    """Loss and exact match over validation batches, each batch weighted by its questions."""
-    weights = [float(np.sum(batch["target"][..., 0] >= 0)) for batch in batches]
-    found = [evaluate(trained, frozen, batch) for batch in batches]
-    return {name: float(np.average([float(metrics[name]) for metrics in found], weights=weights)) for name in found[0]}
+    """The metrics over validation batches."""
+    return shares(jax.tree.map(lambda *parts: sum(parts), *[evaluate(trained, frozen, batch) for batch in batches]))
+
+
+def shares(metrics: Metrics) -> dict[str, float]:
+    """The metrics as numbers, without those that nothing counted for."""
+    sums = {name: np.asarray(value) for name, value in metrics.items()}
+    return {name: round(float(total / count), 5) for name, (total, count) in sums.items() if count > 0}
 
 
 def fresh_state(config: TrainConfig, trained: Params) -> Params:
@@ -106,7 +110,8 @@ def train(run: Run, trained: Callable[[], Params], stop_at: int | None = None, *
     else:
         start, state = found
         run.log(f"resumed at step {start}")
-    rows = MetricsLog(run.workdir / "metrics.csv", start) if is_first() else None
+    columns = [*COLUMNS[:-1], "later", "words", COLUMNS[-1]]
+    rows = MetricsLog(run.workdir / "metrics.csv", start, columns) if is_first() else None
     step_fn = make_step(config, run.graph, optimizer(config, state["trained"]))
     evaluate = make_evaluate(config, run.graph)
     tokens, clock = 0, time.perf_counter()
@@ -117,18 +122,16 @@ def train(run: Run, trained: Callable[[], Params], stop_at: int | None = None, *
             tokens += int(np.sum(batch["segment"] >= 0))
             done = step + 1
             if rows is not None and done % config.log_every == 0:
-                values = {name: round(float(value), 5) for name, value in metrics.items()}
+                values = shares(metrics)
                 speed = round(tokens / (time.perf_counter() - clock))
                 rows.write(step=done, stage=stage.name, kind="train", tokens_per_second=speed, **values)
-                shown = f"loss {values['loss']:.3f} exact {values['exact']:.2f}"
-                run.log(f"step {done} {stage.name} {shown} {speed} tokens/s")
+                run.log(f"step {done} {stage.name} {_shown(values)} {speed} tokens/s")
                 tokens, clock = 0, time.perf_counter()
             if done % config.validate_every == 0 or done == last:
                 values = validate(evaluate, state["trained"], run.frozen, run.validation[stage.validate])
-                values = {name: round(value, 5) for name, value in values.items()}
                 if rows is not None:
                     rows.write(step=done, stage=stage.name, kind="validation", **values)
-                run.log(f"step {done} {stage.name} validation loss {values['loss']:.3f} exact {values['exact']:.3f}")
+                run.log(f"step {done} {stage.name} validation {_shown(values)}")
                 clock = time.perf_counter()
             check(checkpoints)
             if preempted(done) and done < last:
@@ -141,6 +144,10 @@ def train(run: Run, trained: Callable[[], Params], stop_at: int | None = None, *
                 save(checkpoints, done, state, config.identity())
     checkpoints.close()
     return state["trained"]
+
+
+def _shown(values: dict[str, float]) -> str:
+    return " ".join(f"{name} {value:.3f}" for name, value in values.items())
 
 
 def _numbered(batches: BatchMaker, start: int, last: int) -> Iterator[tuple[int, Batch]]:

@@ -12,10 +12,11 @@ from models.smolav.config import SmolAVConfig
 from train.smolav import language_model
 
 Metrics = dict[str, Array]
+"""By name a sum and its count, so that batches can be added."""
 
 
 def packed_mask(segment: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
-    """Causal; a question sees the media (segment 0) and itself; nobody sees padding (segment -1)."""
+    """Causal; a conversation sees the media (segment 0) and itself; nobody sees padding (segment -1)."""
     queries, keys = segment[:, :, None], segment[:, None, :]
     t = segment.shape[1]
     causal = jnp.tril(jnp.ones((t, t), bool))[None]
@@ -25,7 +26,7 @@ def packed_mask(segment: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
 def answer_logits(
     config: SmolAVConfig, graph: nnx.GraphDef, trained: Params, frozen: Params, batch: dict[str, Any]
 ) -> Float[Array, "B P V"]:
-    """Logits at the target positions of a batch of `train.smolav.batches.collate`, P = questions x answer tokens."""
+    """Logits at the P target positions of a batch of `train.smolav.batches.collate`."""
     text = language_model.embed(frozen, batch["tokens"])
     media = nnx.merge(graph, trained["media"])
     embeddings = media(text, batch["modality"], batch["seconds"], batch["video"], batch["audio"])
@@ -38,24 +39,47 @@ def answer_logits(
         batch["positions"],
         packed_mask(batch["segment"]),
     )
-    index = batch["target_index"].reshape(len(hidden), -1, 1)
-    return language_model.logits(frozen, jnp.take_along_axis(hidden, index, axis=1))
+    return language_model.logits(frozen, jnp.take_along_axis(hidden, batch["index"][..., None], axis=1))
 
 
 def answer_loss(
     config: SmolAVConfig, graph: nnx.GraphDef, trained: Params, frozen: Params, batch: dict[str, Any]
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Mean cross entropy over answer tokens; the metrics have `exact`, the fraction of answers all right."""
+    """Mean cross entropy over answer tokens, and what was right given what was right before.
+
+    The metrics: `loss`; `exact`, answers of one word all right, of first questions; `later`, of later ones; `words`,
+    tokens of transcripts.
+    """
     scores = jax.nn.log_softmax(answer_logits(config, graph, trained, frozen, batch))
-    target = batch["target"].reshape(scores.shape[:2])
+    target, turn = batch["target"], batch["turn"]
     there = target >= 0
     picked = jnp.take_along_axis(scores, jnp.maximum(target, 0)[..., None], axis=-1)[..., 0]
-    loss = -jnp.sum(jnp.where(there, picked, 0.0)) / jnp.sum(there, dtype=jnp.float32)
-    right = exact_answers(jnp.argmax(scores, axis=-1).reshape(batch["target"].shape), batch["target"])
-    asked = batch["target"][..., 0] >= 0
-    return loss, {"loss": loss, "exact": jnp.sum(right & asked, dtype=jnp.float32) / jnp.sum(asked, dtype=jnp.float32)}
+    total, count = -jnp.sum(jnp.where(there, picked, 0.0)), jnp.sum(there, dtype=jnp.float32)
+    chosen = jnp.argmax(scores, axis=-1)
+    exact, of_one = exact_answers(chosen, target, batch["question"])
+
+    def share(right: Array, counted: Array, weight: Array) -> Array:
+        return jnp.stack([jnp.sum(jnp.where(which, weight, 0.0)) for which in (right & counted, counted)])
+
+    metrics = {
+        "loss": jnp.stack([total, count]),
+        "exact": share(exact, turn == 1, of_one),
+        "later": share(exact, turn > 1, of_one),
+        "words": share(chosen == target, there & (turn == 0), jnp.ones_like(of_one)),
+    }
+    return total / count, metrics
 
 
-def exact_answers(chosen: Int[Array, "B Q A"], target: Int[Array, "B Q A"]) -> Bool[Array, "B Q"]:
-    """Whether greedy decoding would give exactly the target: every token is the most likely one after those before."""
-    return jnp.all((chosen == target) | (target < 0), axis=-1)
+def exact_answers(
+    chosen: Int[Array, "B P"], target: Int[Array, "B P"], question: Int[Array, "B P"]
+) -> tuple[Bool[Array, "B P"], Float[Array, "B P"]]:
+    """Whether greedy decoding would give exactly the target: every token is the most likely one after those before.
+
+    Returns:
+        For every target whether its question's answer is all right; and one over the number of the question's targets,
+        0 where there is no target, with which every question counts once.
+    """
+    there = target >= 0
+    same = (question[:, :, None] == question[:, None, :]) & there[:, None, :]
+    right = jnp.all(~same | (chosen == target)[:, None, :], axis=-1)
+    return right & there, jnp.where(there, 1 / jnp.maximum(jnp.sum(same, axis=-1, dtype=jnp.float32), 1.0), 0.0)

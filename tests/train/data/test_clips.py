@@ -4,36 +4,26 @@ import numpy as np
 import pytest
 
 from models.media.waveform import SAMPLE_RATE
+from tests.train.data.sources import PICTURES, sources
 from train.data.clips import MARGIN, Clip, ClipConfig, PictureSpan, SoundSpan, clip_at
-from train.data.questions import ANSWERS, PHRASINGS, Question, draw_questions, questions
+from train.data.questions import (
+    ANSWERS,
+    KINDS,
+    PHRASINGS,
+    Question,
+    converse,
+    draw_conversations,
+    draw_questions,
+    given_away,
+    questions,
+)
 from train.data.sources import digits, instruments
-from train.data.sources.items import Sounds, Sources, join_sounds
-
-PICTURES = ("airplane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+from train.data.sources.items import Sources
 
 
-def tones(names: tuple[str, ...], copies: int, seconds: tuple[float, float]) -> Sounds:
-    """One pure tone per class and copy; the class is the frequency, 100 Hz apart."""
-    recordings, labels, keys = [], [], []
-    for label in range(len(names)):
-        for copy in range(copies):
-            count = int(SAMPLE_RATE * np.linspace(*seconds, copies)[copy])
-            wave = 9000 * np.sin(2 * np.pi * (200 + 100 * label) * np.arange(count) / SAMPLE_RATE)
-            recordings.append(wave.astype(np.int16))
-            labels.append(label)
-            keys.append(f"{names[label]} {copy}")
-    return join_sounds(recordings, labels, names, keys)
-
-
-@pytest.fixture(scope="module")
-def sources() -> Sources:
-    labels = np.arange(50) % 10
-    return Sources(
-        labels,
-        PICTURES,
-        tones(digits.NAMES, 3, (0.3, 1.5)),
-        tones(instruments.NAMES, 3, (0.5, 5.0)),
-    )
+@pytest.fixture(scope="module", name="sources")
+def made_up() -> Sources:
+    return sources()
 
 
 CONFIGS = {
@@ -41,6 +31,7 @@ CONFIGS = {
     "long": ClipConfig(seconds=(10, 30), items=(2, 4), shortest=2, silent=0.3),
     "training": ClipConfig(seconds=(3, 12), items=(2, 5), augment=True),
 }
+BUSY = ClipConfig(seconds=(12, 40), items=(8, 30), repeats=True)
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
@@ -70,6 +61,17 @@ def test_timeline(clips, sources):
             around = [p for p in clip.pictures if p.start < sound.end and sound.start < p.end]
             assert len(around) == 1
             assert around[0].start + MARGIN - 1e-9 <= sound.start < sound.end <= around[0].end - MARGIN + 1e-9
+
+
+def test_classes_return_but_not_twice_in_a_row(sources):
+    clips = [clip_at(0, i, sources, BUSY) for i in range(30)]
+    assert sum(len({p.name for p in clip.pictures}) < len(clip.pictures) for clip in clips) > 20
+    for clip in clips:
+        for kind in ("digit", "instrument"):
+            names = [s.name for s in clip.sounds if s.kind == kind]
+            assert all(a != b for a, b in zip(names, names[1:], strict=False))
+        names = [p.name for p in clip.pictures]
+        assert all(a != b for a, b in zip(names, names[1:], strict=False))
 
 
 def test_configuration_is_kept(sources):
@@ -160,9 +162,9 @@ def answer_by_watching(question: Question, clip: Clip) -> list[str]:
 
 
 @pytest.mark.parametrize("vary", [False, True])
-def test_answers_are_true_and_unique(clips, vary):
+def test_answers_are_true_and_unique(clips, sources, vary):
     rng = np.random.default_rng(0)
-    for clip in clips[:30]:
+    for clip in [*clips[:30], *(clip_at(1, i, sources, BUSY) for i in range(5))]:
         for question in questions(clip, rng if vary else None):
             assert answer_by_watching(question, clip) == [question.answer], (question, clip)
             assert question.answer.isalpha() and question.answer.islower()
@@ -174,7 +176,7 @@ def test_every_phrasing_and_subkind_occurs(sources):
     one = ClipConfig(seconds=(1, 2), items=(1, 1))
     clips = [clip_at(0, i, sources, config) for config in (CONFIGS["short"], one) for i in range(400)]
     for clip in clips:
-        for question in questions(clip, rng):
+        for question in questions(clip, rng, KINDS):
             (phrasing,) = [
                 p
                 for p in PHRASINGS[question.subkind]
@@ -207,6 +209,57 @@ def test_questions_of_a_known_clip():
         ("audio_visual", "Which number is spoken while the ship is shown?", "seven"),
     }
 
+    assert {(q.kind, q.text, q.answer) for q in questions(clip, None, KINDS[3:])} == {
+        ("category", "Which animal is shown?", "cat"),
+        ("synchrony", "Does the trumpet play while the cat is shown?", "yes"),
+        ("synchrony", "Does the trumpet play while the ship is shown?", "no"),
+        ("synchrony", "Is the number seven spoken while the ship is shown?", "yes"),
+        ("synchrony", "Is the number seven spoken while the car is shown?", "no"),
+        ("transcript", "Say everything that is heard, in order.", "trumpet seven"),
+        ("transcript", "Say what is shown, in order.", "cat ship car"),
+    }
+
+
+def test_what_returns_marks_no_moment():
+    clip = Clip(
+        6,
+        (PictureSpan(3, "cat", 0, 2), PictureSpan(8, "ship", 2, 4), PictureSpan(13, "cat", 4, 6)),
+        tuple(SoundSpan("digit", 0, name, at, at + 1, 0.5) for name, at in (("six", 0.5), ("two", 2.5), ("six", 4.5))),
+    )
+    assert [(q.text, q.answer) for q in questions(clip, None, KINDS[2:])] == [
+        ("What is on screen while the number two is spoken?", "ship"),
+        ("Which number is spoken while the ship is shown?", "two"),
+        ("Is the number two spoken while the ship is shown?", "yes"),
+        ("Is the number two spoken while the cat is shown?", "no"),
+        ("Which vehicle is shown?", "ship"),
+        ("Say everything that is heard, in order.", "six two six"),
+        ("Say what is shown, in order.", "cat ship cat"),
+    ]
+
+
+def test_conversations_give_nothing_away(clips):
+    rng = np.random.default_rng(0)
+    for clip in clips[:30]:
+        drawn = draw_conversations(rng, clip, 12, KINDS, 4, canonical=True)
+        assert sum(map(len, drawn)) == 12
+        assert {len(conversation) for conversation in drawn} <= {1, 2, 3, 4}
+        for conversation in drawn:
+            assert len(set(conversation)) == len(conversation)
+            for turn, question in enumerate(conversation):
+                said = " ".join(f"{q.text} {q.answer}" for q in conversation[:turn]).replace("?", " ").split()
+                if question.answer in ("yes", "no"):
+                    things = {*PICTURES, *digits.NAMES, *instruments.NAMES} & set(question.text.strip("?").split())
+                    assert len(things) == 2 and not things & set(said)
+                else:
+                    assert question.answer not in said
+    first = Question("video", "what_order", "What is shown first?", "cat")
+    two = Question("audio_visual", "number_while_picture", "Which number while the cat?", "two", ("cat",))
+    cat = Question("audio_visual", "picture_while_number", "What while the number two?", "cat", ("two",))
+    meet = Question("synchrony", "number_meets_picture", "Is two spoken while the cat is shown?", "yes", ("two", "cat"))
+    assert given_away(cat, [first]) and given_away(cat, [two]) and not given_away(two, [first])
+    assert given_away(meet, [first]) and not given_away(meet, [])
+    assert converse([first, cat, two, first], 3) == ((first, two), [cat, first])
+
 
 def test_drawn_questions_cover_the_kinds(clips):
     rng = np.random.default_rng(0)
@@ -214,6 +267,7 @@ def test_drawn_questions_cover_the_kinds(clips):
         drawn = draw_questions(rng, clip, 6)
         assert len(drawn) == 6
         assert {q.kind for q in drawn} == {"video", "audio", "audio_visual"}
+        assert {q.kind for q in draw_questions(rng, clip, 12, KINDS)} >= set(KINDS) - {"category"}
     with pytest.raises(ValueError, match="no question"):
         draw_questions(rng, Clip(1, (), ()), 1)
 

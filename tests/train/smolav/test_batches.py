@@ -8,9 +8,10 @@ import pytest
 
 from models.smolav.config import LAYOUTS
 from models.smolav.preprocess import EncodedMedia
-from tests.prompts import prompt_tokens
+from tests.prompts import embeddings, prompt_tokens
+from tests.small_smolav import small_smolav
 from tests.train.synthetic import CHAT, CONFIG, MODEL, SOURCES, SyntheticPictures, SyntheticPool, batch_maker, encode
-from train.data.questions import questions
+from train.data.questions import KINDS, Question, draw_conversations, questions
 from train.smolav.batches import collate, pack, question_rows, redraw_pictures
 from train.smolav.losses import exact_answers, packed_mask
 
@@ -21,12 +22,17 @@ def _clip_and_media():
     return clip, EncodedMedia(SyntheticPictures().take(clip.picture_ids), pool.audio(0))
 
 
+def _pack(asked, media, length=400, targets=400, layout="blocks"):
+    return pack(media, [(question,) for question in asked], encode, CHAT, layout, MODEL, length, targets)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_each_packed_question_reads_as_its_own_prompt(layout: str) -> None:
     clip, media = _clip_and_media()
     asked = questions(clip)
-    packed = pack(media, asked, encode, CHAT, layout, MODEL, 400)
+    packed = _pack(asked, media, layout=layout)
     assert packed.questions == tuple(asked)
+    assert packed.turns == (1,) * len(asked)
     for number, (question, targets) in enumerate(zip(packed.questions, packed.targets, strict=True), start=1):
         prompt = prompt_tokens(media, encode(question.text), CHAT, layout, MODEL)
         seen = (packed.segment == 0) | (packed.segment == number)
@@ -45,24 +51,56 @@ def test_each_packed_question_reads_as_its_own_prompt(layout: str) -> None:
 
 def test_only_answers_are_targets() -> None:
     clip, media = _clip_and_media()
-    packed = pack(media, questions(clip), encode, CHAT, "blocks", MODEL, 400)
-    batch = collate([(packed, media)], 400, len(packed.questions))
-    pairs = {
-        (int(i), int(t)) for i, t in zip(batch["target_index"].ravel(), batch["target"].ravel(), strict=True) if t >= 0
-    }
-    assert pairs == {pair for targets in packed.targets for pair in targets}
+    conversations = draw_conversations(np.random.default_rng(0), clip, 12, KINDS, 4)
+    packed = pack(media, conversations, encode, CHAT, "blocks", MODEL, 400, 100)
+    assert packed.questions == tuple(question for conversation in conversations for question in conversation)
+    batch = collate([(packed, media)], 400, 100)
+    arrays = [batch[name][0] for name in ("question", "turn", "index", "target")]
+    found = [tuple(map(int, values)) for values in zip(*arrays, strict=True) if values[-1] >= 0]
+    turns = [0 if q.kind == "transcript" else turn for q, turn in zip(packed.questions, packed.turns, strict=True)]
+    assert {0, 1, 2} <= set(turns)
+    assert found == [(n, turns[n], *pair) for n, targets in enumerate(packed.targets) for pair in targets]
     assert (batch["segment"][0, len(packed.tokens) :] == -1).all()
 
 
 def test_questions_that_do_not_fit_are_left_out() -> None:
     clip, media = _clip_and_media()
-    everything = pack(media, questions(clip), encode, CHAT, "blocks", MODEL, 400)
-    fewer = pack(media, questions(clip), encode, CHAT, "blocks", MODEL, len(everything.tokens) - 1)
+    everything = _pack(questions(clip), media)
+    fewer = _pack(questions(clip), media, len(everything.tokens) - 1)
     assert len(fewer.questions) == len(everything.questions) - 1
+    assert _pack(questions(clip), media, targets=5).questions == tuple(questions(clip)[:2])
     with pytest.raises(ValueError, match="use a longer bucket"):
-        pack(media, questions(clip), encode, CHAT, "blocks", MODEL, int(np.sum(everything.segment == 0)) + 3)
-    rows = question_rows(clip, media, encode, CHAT, "blocks", MODEL, len(everything.tokens) - 1)
+        _pack(questions(clip), media, int(np.sum(everything.segment == 0)) + 3)
+    rows = question_rows(clip, media, encode, CHAT, "blocks", MODEL, len(everything.tokens) - 1, 400)
     assert [q for row in rows for q in row.questions] == questions(clip)
+
+
+def test_a_conversation_reads_as_the_model_has_it_asked() -> None:
+    model = small_smolav()
+    asked = [
+        Question("video", "what_order", "What is shown first?", "frog"),
+        Question("transcript", "heard", "Say everything that is heard, in order.", "two harp"),
+        Question("audio", "number", "Which number is spoken?", "six"),
+    ]
+    media = EncodedMedia(np.zeros((1, 16, 320), np.float32), np.zeros((10, 384), np.float32))
+
+    def read(text: str) -> list[int]:
+        return model.tokenizer.encode(text).ids
+
+    packed = pack(media, [asked[:1], asked], read, model.chat, "interleaved", model.config, 200, 200)
+    prompts = [model.encode_question(asked[0].text)]
+    prompts += [
+        model.encode_next_question(before.answer, after.text) for before, after in zip(asked, asked[1:], strict=False)
+    ]
+    whole = prompts[0].then(prompts[1]).then(prompts[2])
+    own = packed.segment == 2
+    expected = embeddings(whole.then(model.embed_text(read(asked[-1].answer))))
+    np.testing.assert_array_equal(embeddings(model.embed_text(packed.tokens.ids[own].tolist())), expected)
+    np.testing.assert_array_equal(packed.positions[own], np.sum(packed.segment == 0) + np.arange(len(expected)))
+    # The tokens that predict an answer's first are the last of its prompt.
+    ends = np.cumsum([len(prompt) for prompt in prompts]) - 1
+    assert [targets[0][0] for targets in packed.targets[1:]] == np.flatnonzero(own)[ends].tolist()
+    assert packed.turns == (1, 1, 2, 3)
 
 
 def test_mask_is_causal_and_separates_questions() -> None:
@@ -79,9 +117,12 @@ def test_mask_is_causal_and_separates_questions() -> None:
 
 
 def test_an_answer_is_right_only_as_a_whole() -> None:
-    target = np.array([[[7, 3, -1], [7, 8, 3], [7, 8, 3]]])
-    chosen = np.array([[[7, 3, 9], [7, 8, 4], [7, 8, 3]]])
-    assert np.asarray(exact_answers(jnp.asarray(chosen), jnp.asarray(target))).tolist() == [[True, False, True]]
+    target = np.array([[7, 3, 7, 8, 3, 7, 8, 3, -1]])
+    chosen = np.array([[7, 3, 7, 8, 4, 7, 8, 3, 0]])
+    question = np.array([[0, 0, 1, 1, 1, 2, 2, 2, 0]])
+    right, weight = exact_answers(*(jnp.asarray(x) for x in (chosen, target, question)))
+    assert np.asarray(right).tolist() == [[True] * 2 + [False] * 3 + [True] * 3 + [False]]
+    np.testing.assert_allclose(weight, [[1 / 2] * 2 + [1 / 3] * 6 + [0]], rtol=1e-6)
 
 
 def test_redrawn_pictures_keep_times_and_differ_in_class() -> None:
