@@ -30,6 +30,7 @@ SMOKE = {
     "eval.answer --compare": "tests/eval/test_answer.py::test_table_compares_all_policies",
     "eval.answer --model": "tests/models/qwen2_5_omni/test_model.py::test_the_default_policy_answers",
     "eval.benchmark": "tests/eval/test_benchmark.py::test_the_command_prints_a_table_and_writes_json",
+    "eval.scoreboard": "tests/eval/scoreboard/test_scoreboard.py::test_files",
     "eval.mergenet": "tests/eval/test_mergenet.py::test_an_experiment_from_start_to_table",
     "eval.mergenet_smolav": "tests/eval/test_mergenet_smolav.py::test_what_is_there_is_not_run_again",
     "eval.perf.aot": "tests/eval/perf/test_aot.py::test_programs_of_a_tiny_model",
