@@ -13,7 +13,7 @@ from typing import NoReturn, TextIO
 import jax
 from rich.console import Console
 
-from models.devices import Devices, is_first
+from models.devices import Devices, check_same_command, is_first
 from models.errors import UserError
 from models.files import NotWritten
 from models.hub.package_index import cache_root
@@ -60,6 +60,8 @@ def run(
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         devices.join(hears_sigterm=hears_sigterm)
         with _several() if devices.several else contextlib.nullcontext():
+            if devices.several:
+                check_same_command()
             body()
             sys.stdout.flush()
     except UserError as error:

@@ -87,7 +87,6 @@ class Devices:
                 f"The processes did not find each other through {where} within {PATIENCE} seconds ({reason}); start "
                 "all of them."
             ) from error
-        _check_same_command()
 
     def _checked(self, coordinator: str) -> dict[str, Any]:
         found = COORDINATOR.fullmatch(coordinator)
@@ -265,8 +264,8 @@ def _connected(host: str, port: int) -> socket.socket:
         time.sleep(0.5)
 
 
-def _check_same_command() -> None:
-    """Checks in all processes that they were started alike.
+def check_same_command() -> None:
+    """Checks in all processes that they were started alike; CPUs' collectives print on standard output.
 
     Raises:
         UserError: if not.

@@ -20,7 +20,7 @@ def main(workdir: tyro.conf.Positional[Path], devices: OnDevices = Devices()) ->
         with devices.placed(None, "tiny", AxisType.Auto):
             train(Run(tiny.recipe(), (0,), workdir))
 
-    return command.run(body, devices=devices)
+    return command.run(body, devices=devices, hears_sigterm=True)
 
 
 if __name__ == "__main__":

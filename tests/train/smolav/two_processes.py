@@ -19,7 +19,7 @@ def main(workdir: tyro.conf.Positional[Path], devices: OnDevices = Devices()) ->
         with devices.placed(None, "SmolAV", AxisType.Auto):
             test_main.train_in(workdir)
 
-    return command.run(body, devices=devices)
+    return command.run(body, devices=devices, hears_sigterm=True)
 
 
 if __name__ == "__main__":
