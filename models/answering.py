@@ -23,7 +23,7 @@ from models.acckv_tau import TAU
 from models.batching import in_bucket
 from models.errors import UserError
 from models.interface import AVModel, EmbeddedPrompt
-from models.media.clip import Media, Progress
+from models.media.clip import Media, Progress, Span
 from models.media.paths import clip_path
 
 BUDGET = 0.2
@@ -126,6 +126,7 @@ def encode(
     *,
     layout: str | None = None,
     reuse: bool = True,
+    span: Span | None = None,
     progress: Progress | None = None,
 ) -> EncodedClip:
     """Decodes and encodes a clip, so that questions can be asked about it.
@@ -137,13 +138,14 @@ def encode(
         layout: one of `model.layouts`; by default the first.
         reuse: whether the clip is read once for all questions, its whole cache kept beside theirs. Without it each
             question is read together with the clip in one pass, which prunes every layer before the next one runs.
+        span: seconds (start, end): the part of each file that is read, as if it were the whole clip.
         progress: called with the seconds decoded so far, and the seconds in all.
 
     Raises:
         UserError: if a clip cannot be read, the model does not take it, or there is no such layout.
     """
     several = [clip] if isinstance(clip, Source) else list(clip)
-    media = [one if isinstance(one, Media) else model.load_media(clip_path(one), progress) for one in several]
+    media = [one if isinstance(one, Media) else model.load_media(clip_path(one), progress, span) for one in several]
     prompt = model.encode_media(media, layout or model.layouts[0])
     return EncodedClip(model, prompt, tuple(note for one in media for note in one.notes), [] if reuse else None)
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from acckv_jax import Decoder, Modality
 from models.errors import UserError
 from models.layers.init import Params
-from models.media.clip import Media, Progress
+from models.media.clip import Media, Progress, Span
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -122,8 +122,8 @@ class AVModel(Protocol):
         """Token ids that end an answer."""
         ...
 
-    def load_media(self, clip: Path, progress: Progress | None = None) -> Media:
-        """Decodes a clip, with the frames that the model wants."""
+    def load_media(self, clip: Path, progress: Progress | None = None, span: Span | None = None) -> Media:
+        """Decodes a clip, or a part of it as if it were the whole clip, with the frames that the model wants."""
         ...
 
     def encode_media(self, media: Media | Sequence[Media], layout: str) -> EmbeddedPrompt:

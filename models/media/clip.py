@@ -37,9 +37,10 @@ from models.media.pictures import (
 )
 from models.media.pixels import to_pixels
 from models.media.tracks import choose_tracks, fault
+from models.media.waveform import SAMPLE_RATE
 from models.media.whole import check_whole, has_open_end, is_fragmented
 
-__all__ = ["Media", "Outline", "Progress", "Sampling", "read_clip"]
+__all__ = ["Media", "Outline", "Progress", "Sampling", "Span", "read_clip"]
 
 MAX_SECONDS = 3 * 3600
 JITTER = 1e-3  # seconds by which containers round timestamps
@@ -48,6 +49,9 @@ TIMED = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "flac"})
 MISSING = 0.5  # seconds by which a track may end before its header says
 UNREAD, LITTLE = 0.2, 1 << 14  # share and bytes that may follow the last packet of a transport stream
 DAMAGED = 0.05  # share of packets that may be damaged before the file is refused
+
+Span = tuple[float, float]
+"""Start and end of a part of a clip, in seconds from the clip's start."""
 
 
 @dataclass(frozen=True)
@@ -108,38 +112,47 @@ class Media:
     notes: tuple[str, ...] = ()
 
 
-def read_clip(path: str | Path, sampling: Sampling = Sampling(), *, progress: Progress | None = None) -> Media:
+def read_clip(
+    path: str | Path,
+    sampling: Sampling = Sampling(),
+    *,
+    span: Span | None = None,
+    progress: Progress | None = None,
+) -> Media:
     """Reads a video, a sound file, a picture, an animation, or a sequence of pictures.
 
     Args:
         path: a file; or a folder or a glob pattern of pictures, which are taken in the order of the numbers in their
             names.
         sampling: which frames are read, and at what size (large files of large frames need much memory).
+        span: the part of a video or sound file that is read, as if it were the whole clip; None reads all of it.
         progress: called with how far decoding is.
 
     Raises:
         UserError: as `clip_path`; it is empty, not a media file, damaged, truncated, encrypted, longer than
-            three hours or than the model takes.
+            three hours or than the model takes; or nothing of it lies in the span.
     """
     if sampling.fps <= 0:
         raise UserError(f"Cannot sample {sampling.fps} frames per second; choose a number above 0, such as 1.")
     path = clip_path(path)
     try:
-        return _read(path, sampling, progress)
+        return _read(path, sampling, span, progress)
     except MemoryError as error:
         raise UserError(f"{path} needs more memory than there is; scale its pictures down, or cut it.") from error
     except FFmpegError as error:  # by its scaler or its mixer; those of reading and decoding are counted
         raise UserError(f"{path} cannot be decoded ({error.strerror}); copy it again, or convert it.") from error
 
 
-def _read(path: Path, sampling: Sampling, progress: Progress | None) -> Media:
+def _read(path: Path, sampling: Sampling, span: Span | None, progress: Progress | None) -> Media:
+    if span is not None and (not path.is_file() or is_picture(path)):
+        raise UserError(f"{path} is no video or sound file, of which alone a part can be read; ask about all of it.")
     if not path.is_file():
         files, notes = find_pictures(path)
         return _read_pictures(files, notes, sampling, progress)
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty (0 bytes); copy or record it again.")
     if not is_picture(path):
-        return _read_container(path, sampling, progress)
+        return _read_container(path, sampling, span, progress)
     times = animation_times(path)
     return _read_pictures([path], (), sampling, progress) if times is None else _read_animation(path, times, sampling)
 
@@ -225,7 +238,7 @@ def _frame_numbers(times: FrameTimes, origin: float, sampling: Sampling) -> tupl
     return chosen, len(chosen) * rate / len(times)
 
 
-def _read_container(path: Path, sampling: Sampling, progress: Progress | None) -> Media:
+def _read_container(path: Path, sampling: Sampling, span: Span | None, progress: Progress | None) -> Media:
     check_whole(path)
     with path.open("rb") as file, open_container(path, file) as container:
         tracks = scan(container)
@@ -234,7 +247,7 @@ def _read_container(path: Path, sampling: Sampling, progress: Progress | None) -
     while True:
         choice = choose_tracks(path, tracks, undecodable)
         _check_tracks(path, choice.tracks, promised)
-        numbers, fps = _choose_frames(choice.tracks, sampling)
+        numbers, fps = _choose_frames(path, choice.tracks, sampling, span)
         with path.open("rb") as file, open_container(path, file) as container:
             decoded = decode(container, choice.tracks, numbers, _Resizer(sampling).frame, progress)
         failed = {track.stream for track in choice.tracks if _has_failed(track, tracks, undecodable, decoded)}
@@ -243,7 +256,15 @@ def _read_container(path: Path, sampling: Sampling, progress: Progress | None) -
         undecodable |= failed
     open_end = (f"{path} has no mark of its end: it may be cut short.",) if has_open_end(path) else ()
     notes = (*choice.notes, *_damage_notes(path, choice.tracks, decoded, transport=transport), *open_end)
-    return Media(np.stack(decoded.frames) if decoded.frames else None, decoded.audio, fps, notes)
+    return Media(np.stack(decoded.frames) if decoded.frames else None, _heard(decoded.audio, span), fps, notes)
+
+
+def _heard(audio: Float[np.ndarray, " samples"] | None, span: Span | None) -> Float[np.ndarray, " samples"] | None:
+    """The sound of a part; None if there is none."""
+    if audio is None or span is None:
+        return audio
+    start, end = (round(second * SAMPLE_RATE) for second in span)
+    return audio[start:end] if len(audio) > start else None
 
 
 def _has_failed(track: Track, tracks: Sequence[Track], undecodable: frozenset[int], decoded: Decoded) -> bool:
@@ -283,18 +304,32 @@ def _check_tracks(path: Path, tracks: Sequence[Track], promised: dict[int, float
         raise UserError(f"{path} is longer than {MAX_SECONDS // 3600} hours; cut out the part that you ask about.")
 
 
-def _choose_frames(tracks: Sequence[Track], sampling: Sampling) -> tuple[Sequence[int], float]:
+def _choose_frames(
+    path: Path, tracks: Sequence[Track], sampling: Sampling, span: Span | None
+) -> tuple[Sequence[int], float]:
     """Numbers of the frames to read, and how many there are a second; asks the model whether it takes the clip."""
     origin = min(track.start for track in tracks)
+    start, end = span or (0.0, math.inf)
+    last = max(track.end for track in tracks) - origin
+    if span is not None and not 0 <= start < min(end, last):
+        raise UserError(f"{path} ends after {last:.1f} s, and has no part from second {start:g} to {end:g}.")
     numbers, fps, size, seconds = (), sampling.fps, None, None
     for track in tracks:
         if track.frames is None:
-            seconds = track.end - origin
+            seconds = max(0.0, min(track.end - origin, end) - start)
         else:
-            numbers, fps = _frame_numbers(track.frames, origin, sampling)
-            size = track.size
+            first, part = _part(track.frames, origin + start, origin + end)
+            chosen, fps = _frame_numbers(part, origin + start, sampling)
+            numbers, size = [first + number for number in chosen], track.size
     _check(sampling, Outline(len(numbers), size, seconds))
     return numbers, fps
+
+
+def _part(times: FrameTimes, start: float, end: float) -> tuple[int, FrameTimes]:
+    """Number of the frame that is on at a second, and the times from it on until another second."""
+    first = max(0, int(np.searchsorted(times.starts, start + JITTER, side="right")) - 1)
+    after = max(first + 1, int(np.searchsorted(times.starts, end - JITTER)))
+    return first, FrameTimes(times.starts[first:after], min(times.end, end), times.rate)
 
 
 def _damage_notes(path: Path, tracks: Sequence[Track], decoded: Decoded, *, transport: bool) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from models.media.clip import Media, Outline, Progress, Sampling, check_tokens, read_clip
+from models.media.clip import Media, Outline, Progress, Sampling, Span, check_tokens, read_clip
 from models.media.pictures import on_white, to_rgb
 from models.media.resize import resize_bicubic
 from models.media.waveform import SAMPLE_RATE
@@ -39,8 +39,8 @@ class ClipFrames:
         self._pixels = images.PICTURE_PIXELS
         self._size: tuple[int, int] | None = None
 
-    def load_clip(self, clip: Path, progress: Progress | None = None) -> Media:
-        """Decodes a clip: two frames per second, of a size that depends on how many there are.
+    def load_clip(self, clip: Path, progress: Progress | None = None, span: Span | None = None) -> Media:
+        """Decodes a clip, or a part of it: two frames per second, of a size that depends on how many there are.
 
         Raises:
             UserError: it cannot be read, or is too long.
@@ -53,7 +53,7 @@ class ClipFrames:
             flatten=flatten,
             accept=self.accept,
         )
-        media = read_clip(clip, sampling, progress=progress)
+        media = read_clip(clip, sampling, span=span, progress=progress)
         heard = None if media.audio is None else media.audio[: LONGEST * SAMPLE_RATE]
         return dataclasses.replace(media, audio=heard, fps=self.fps)
 

@@ -7,7 +7,7 @@ from typing import Self
 
 from models.hf.config import reading
 from models.interface import EmbeddedPrompt, media_sequence
-from models.media.clip import Media, Progress
+from models.media.clip import Media, Progress, Span
 from models.over_decoder import OverDecoder
 from models.qwen2_5_omni import images
 from models.qwen2_5_omni.chat import LAYOUTS, Chat, clip_items
@@ -50,9 +50,9 @@ class QwenOmniModel(OverDecoder):
         """The tokens that end an answer."""
         return self.chat.chatml.stop_token_ids
 
-    def load_media(self, clip: Path, progress: Progress | None = None) -> Media:
-        """Decodes a clip: two frames per second, of a size that depends on how many there are."""
-        return ClipFrames(self.config.vision, self.max_context).load_clip(clip, progress)
+    def load_media(self, clip: Path, progress: Progress | None = None, span: Span | None = None) -> Media:
+        """Decodes a clip, or a part of it: two frames per second, of a size that depends on how many there are."""
+        return ClipFrames(self.config.vision, self.max_context).load_clip(clip, progress, span)
 
     def encode_media(self, media: Media | Sequence[Media], layout: str) -> EmbeddedPrompt:
         """The system's turn, and the user's turn as far as its media go: one clip after the other.

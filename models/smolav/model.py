@@ -19,7 +19,7 @@ from models.hub.package_index import DownloadProgress
 from models.hub.weights import fetch
 from models.interface import EmbeddedPrompt, media_sequence
 from models.layers.init import FastRngs, Params
-from models.media.clip import Media, Progress
+from models.media.clip import Media, Progress, Span
 from models.over_decoder import OverDecoder
 from models.placement import place
 from models.smolav.config import LAYOUTS, Layout, SmolAVConfig
@@ -84,9 +84,9 @@ class SmolAVModel(OverDecoder):
         """The token that ends an answer."""
         return (self.chat.end,)
 
-    def load_media(self, clip: Path, progress: Progress | None = None) -> Media:
-        """Decodes a clip: one frame per second."""
-        return load_clip(clip, self.config, progress)
+    def load_media(self, clip: Path, progress: Progress | None = None, span: Span | None = None) -> Media:
+        """Decodes a clip, or a part of it: one frame per second."""
+        return load_clip(clip, self.config, progress, span)
 
     def encode_media(self, media: Media | Sequence[Media], layout: str) -> EmbeddedPrompt:
         """Turn start and media; several clips are shown one after the other, as one.

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from models.media.clip import Media, Progress, Sampling, read_clip
+from models.media.clip import Media, Progress, Sampling, Span, read_clip
 from models.media.pictures import to_rgb
 from models.media.resize import resize_bicubic
 from models.videollama2.preprocess import frame_numbers
 
 
-def load_clip(clip: Path, side: int, count: int, progress: Progress | None = None) -> Media:
+def load_clip(clip: Path, side: int, count: int, progress: Progress | None = None, span: Span | None = None) -> Media:
     """Decodes a clip: frames spread evenly, as squares whatever their form, and all of the sound.
 
     Args:
@@ -19,6 +19,7 @@ def load_clip(clip: Path, side: int, count: int, progress: Progress | None = Non
         side: of the squares, in pixels.
         count: how many frames are seen of a clip of more than one picture.
         progress: called with how far decoding is.
+        span: the part of the clip that is read; None reads all of it.
 
     Raises:
         UserError: it cannot be read.
@@ -31,4 +32,4 @@ def load_clip(clip: Path, side: int, count: int, progress: Progress | None = Non
         return frame_numbers(frames, count).tolist()
 
     sampling = Sampling(choose=choose, resize=square, flatten=to_rgb)
-    return read_clip(clip, sampling, progress=progress)
+    return read_clip(clip, sampling, span=span, progress=progress)

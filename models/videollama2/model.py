@@ -17,7 +17,7 @@ from models.hf.config import reading
 from models.hf.decoder import decoder_tensors
 from models.interface import EmbeddedPrompt, media_sequence
 from models.layers.init import Params
-from models.media.clip import Media, Progress
+from models.media.clip import Media, Progress, Span
 from models.over_decoder import OverDecoder
 from models.text.chatml import ChatML
 from models.text.tokenizers import load_tokenizer
@@ -69,9 +69,9 @@ class VideoLLaMA2Model(OverDecoder):
         """The tokens that end an answer."""
         return self.chat.stop_token_ids
 
-    def load_media(self, clip: Path, progress: Progress | None = None) -> Media:
-        """Decodes a clip: num_frames frames, spread evenly, as squares whatever their form, and all of the sound."""
-        return load_clip(clip, self.config.vision.image_size, self.config.num_frames, progress)
+    def load_media(self, clip: Path, progress: Progress | None = None, span: Span | None = None) -> Media:
+        """Decodes a clip, or a part of it: its sound, and num_frames frames, spread evenly and made squares."""
+        return load_clip(clip, self.config.vision.image_size, self.config.num_frames, progress, span)
 
     def encode_media(self, media: Media | Sequence[Media], layout: str) -> EmbeddedPrompt:
         """System turn, all video tokens, all audio tokens. A clip without sound, or without pictures, has fewer.
