@@ -51,7 +51,8 @@ class Padding:
     Attributes:
         prefix: lengths of prefixes, rising; longer ones are padded to `acckv_jax.bucket_length`.
         question: of questions, and the last rows of the prefix that a policy's window needs, to a multiple of this.
-        rows: conversations that run at once, at least; missing ones are filled up with the first.
+        rows: conversations that run at once, if there are more than one: several runs share the prefill of the prefix,
+            and missing rows are filled up with the first.
     """
 
     prefix: tuple[int, ...] = ()
@@ -98,11 +99,8 @@ def answers(
         raise UserError(
             f"Its prefix, questions and answer take {tokens} tokens, and the model can tell {model.max_context} apart."
         )
-    fill = [0] * (padding.rows - conversations)
-    first, *later = ([turn[i] for i in (*range(conversations), *fill)] for turn in prompts)
-    whole = [prefix.then(question) for question in first]
-    for prompt in whole[:conversations]:
-        check_policies(named, prompt.modality[:-1])
+    for question in prompts[0]:
+        check_policies(named, prefix.then(question).modality[:-1])
 
     reading = tuple({(p.queries, p.needs, p.window): p for p in policies.values()}.values())
     score = functools.partial(acckv_jax.jitted.score, model.decoder, model.params, policies=reading)
@@ -110,16 +108,25 @@ def answers(
     head = prefix.split(shared)[0]
     length = next((n for n in padding.prefix if len(head) <= n), acckv_jax.bucket_length(len(head)))
     _, read = score(**padded([head], length).arguments(), complete=False)
-    tails = [prompt.split(shared)[1] for prompt in whole]
-    held_back = [tail.split(len(tail) - 1) for tail in tails]
-    repeated = acckv_jax.repeat_rows(read, len(whole))
-    _, scored = score(**_multiple([chunk for chunk, _ in held_back], padding).arguments(), before=repeated)
 
-    turns = [padded([last for _, last in held_back], 1), *(_multiple(turn, padding) for turn in later)]
+    @functools.lru_cache(1)  # several blocks at once would take as much memory as all conversations
+    def read_block(start: int) -> tuple[acckv_jax.Scored, list[Batch]]:
+        """`padding.rows` conversations as all policies read them: their first questions, scored, and their turns."""
+        rows = [start + row if start + row < conversations else start for row in range(padding.rows)]
+        first, *later = ([turn[row] for row in rows] for turn in prompts)
+        tails = [prefix.then(question).split(shared)[1] for question in first]
+        held_back = [tail.split(len(tail) - 1) for tail in tails]
+        repeated = acckv_jax.repeat_rows(read, len(rows))
+        _, scored = score(**_multiple([chunk for chunk, _ in held_back], padding).arguments(), before=repeated)
+        return scored, [padded([last for _, last in held_back], 1), *(_multiple(turn, padding) for turn in later)]
+
     for name, policy in policies.items():
         if name in wanted:
-            by_turn = _converse(model, scored, policy, turns, max_new_tokens)
-            yield name, [list(found) for found in zip(*by_turn, strict=True)][:conversations]
+            said = []
+            for start in range(0, conversations, padding.rows):
+                by_turn = _converse(model, *read_block(start), policy, max_new_tokens)
+                said += [list(found) for found in zip(*by_turn, strict=True)][: conversations - start]
+            yield name, said
 
 
 def _multiple(chunks: Sequence[EmbeddedPrompt], padding: Padding) -> Batch:
@@ -127,7 +134,7 @@ def _multiple(chunks: Sequence[EmbeddedPrompt], padding: Padding) -> Batch:
 
 
 def _converse(
-    model: Model, scored: acckv_jax.Scored, policy: CachePolicy, turns: Sequence[Batch], max_new_tokens: int
+    model: Model, scored: acckv_jax.Scored, turns: Sequence[Batch], policy: CachePolicy, max_new_tokens: int
 ) -> Iterator[list[str]]:
     """All rows' answers, turn by turn."""
     cache = acckv_jax.prune(scored, policy, reserved_slots=policy.reserved_slots(max_new_tokens))

@@ -1,5 +1,6 @@
 """How far an answer's text agrees with the right ones."""
 
+import re
 from collections.abc import Callable, Sequence
 
 CUT_OFF = "..."
@@ -35,8 +36,59 @@ def _word_errors(words: list[str], right: list[str]) -> float:
     return costs[-1] / len(right)
 
 
+BETA = 1.2
+"""Weight of ROUGE-L's recall against its precision, as coco-caption has it."""
+
+ENDINGS = r"n't\b|'(?:s|re|ve|ll|d|m)\b"
+"""Of contractions, each a word of its own."""
+
+WORD = re.compile(rf"{ENDINGS}|\w+(?:[-.,/]\w+)*|[%$&/\\]")
+"""Punctuation is none."""
+
+
+def rouge_l(answer: str, references: Sequence[str]) -> float:
+    """ROUGE-L of coco-caption, by which AVSD is scored: the longest common subsequence of words, as F-measure.
+
+    Precision and recall are those of the references where each is highest. Words are in lower case, contractions are
+    two (`is n't`), and punctuation is left out, as by the tokenizer of the Penn Treebank. `CUT_OFF` is no word.
+
+    Source: Lin, ROUGE (2004), section 3; https://github.com/salaniz/pycocoevalcap, rouge and tokenizer.
+
+    Raises:
+        ValueError: if there is no reference with a word.
+    """
+    words, right = _words(answer), [found for found in map(_words, references) if found]
+    if not right:
+        raise ValueError("a reference without words has no ROUGE-L.")
+    if not words:
+        return 0.0
+    common = [_common_subsequence(words, reference) for reference in right]
+    precision = max(common) / len(words)
+    recall = max(n / len(reference) for n, reference in zip(common, right, strict=True))
+    if not precision:
+        return 0.0
+    return (1 + BETA**2) * precision * recall / (recall + BETA**2 * precision)
+
+
+def _words(text: str) -> list[str]:
+    text = text.lower().replace("\u2019", "'").replace("cannot", "can not")
+    return WORD.findall(re.sub(ENDINGS, r" \g<0>", text))
+
+
+def _common_subsequence(words: list[str], others: list[str]) -> int:
+    """The length of the longest one."""
+    longest = [0] * (len(others) + 1)  # of the words so far and the first 0, 1, 2... others
+    for word in words:
+        diagonal = 0
+        for at, other in enumerate(others, 1):
+            diagonal, longest[at] = longest[at], max(longest[at - 1], longest[at], diagonal + (word == other))
+    return longest[-1]
+
+
 METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {
+    "accuracy": exact_match,  # of what a task reads out of an answer
     "exact_match": exact_match,
+    "rouge_l": rouge_l,
     "word_error_rate": word_error_rate,
 }
 """By name, as `Task.metric` gives it."""

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
@@ -24,12 +25,16 @@ class Question:
         references: right answers, one or more.
         group: the column of the results that it counts for.
         labels: further facts for tables, written beside the answer.
+        choices: what there is to choose from; none where the answer is free.
+        history: questions with their answers that a dialogue had before this one.
     """
 
     text: str
     references: tuple[str, ...]
     group: str
     labels: Mapping[str, str | int] = dataclasses.field(default_factory=dict)
+    choices: tuple[str, ...] = ()
+    history: tuple[tuple[str, str], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,11 +101,22 @@ class Task(abc.ABC):
         """
 
     def prompt(self, asked: Sequence[Question]) -> EmbeddedPrompt:
-        """The tokens of the last question of `asked`; those before it were answered with their first reference."""
+        """The tokens of the last question of `asked`; those before it were answered with their first reference.
+
+        A question's history comes before it, turn by turn.
+        """
         *before, question = asked
-        if before:
-            return self.model.encode_next_question(before[-1].references[0], question.text)
-        return self.model.encode_question(question.text)
+        answer, prompt = before[-1].references[0] if before else None, None
+        for text, next_answer in (*question.history, (question.text, None)):
+            encode = (
+                self.model.encode_question
+                if answer is None
+                else functools.partial(self.model.encode_next_question, answer)
+            )
+            prompt = encode(text) if prompt is None else prompt.then(encode(text))
+            answer = next_answer
+        assert prompt is not None
+        return prompt
 
     def answers(
         self, example: Example, policies: Mapping[Name, CachePolicy], wanted: Collection[Name]
@@ -123,3 +139,12 @@ class Task(abc.ABC):
     def score(self, answer: str, question: Question) -> float:
         """The metric of one answer."""
         return METRICS[self.metric](answer, question.references)
+
+    @classmethod
+    def figures(cls, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, float]:
+        """What is told of answers beside the mean of their scores, by name; nothing, unless a task overrides this.
+
+        Args:
+            rows: one or more answers as they are written, with their "answer" and "references".
+        """
+        return {}
