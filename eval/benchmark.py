@@ -38,6 +38,10 @@ from models.errors import UserError
 from models.files import write_text
 from models.policies import build_policy, parse_budget
 
+MEAN = ("asked", "score", "half_width")
+WIDE = 6
+"""Groups that have columns of their own; more have rows."""
+
 Policies = dict[Variant, CachePolicy]
 Loader = Callable[[str, str, Path | None], Task]
 
@@ -62,6 +66,8 @@ class Options:
     """Folder of the task's data, if it reads any."""
     answers: Path | None = None
     """File of the answers; default: TASK.jsonl. It may hold answers of other examples, policies and budgets, too."""
+    by: str | None = None
+    """A label of the answers, such as duration, to group them by instead of what the task groups them by."""
     out: Path | None = None
     """Also write the summary as JSON."""
     devices: OnDevices = Devices()
@@ -209,23 +215,40 @@ def _rows(task: Task, id: str, variant: Variant, example: Example, answers: Sequ
     ]
 
 
-def summary(measured: Measured) -> dict[str, Any]:
-    """Mean scores with their 95 % intervals by policy, budget, turn and group, ready for JSON."""
+def summary(measured: Measured, by: str | None = None) -> dict[str, Any]:
+    """Mean scores with their 95 % intervals by policy, budget, turn and group, ready for JSON.
+
+    Args:
+        measured: the answers.
+        by: a label that takes the place of the task's groups.
+
+    Raises:
+        UserError: if answers have no such label.
+    """
     found = {variant: measured.rows(variant) for variant in measured.variants}
     first = found[measured.variants[0]]
-    groups, turns = dict.fromkeys(row["group"] for row in first), sorted({row["turn"] for row in first})
+    groups, turns = dict.fromkeys(_group(row, by) for row in first), sorted({row["turn"] for row in first})
+    figures = TASKS[measured.task].figures
     rows = []
     for variant, answers in found.items():
         for turn in turns:
             own = [row for row in answers if row["turn"] == turn]
-            by_group = {group: _mean([row for row in own if row["group"] == group]) for group in groups}
-            budget = json.loads(variant.budget)
-            rows.append(
-                {"policy": variant.policy, "budget": budget, "turn": turn, "groups": by_group, "all": _mean(own)}
-            )
+            parts = {group: [row for row in own if _group(row, by) == group] for group in groups} | {None: own}
+            cells = {
+                name: {**_mean(part), **({key: round(x, 4) for key, x in figures(part).items()} if part else {})}
+                for name, part in parts.items()
+            }
+            about = {"policy": variant.policy, "budget": json.loads(variant.budget), "turn": turn}
+            rows.append({**about, "groups": {group: cells[group] for group in groups}, "all": cells[None]})
     about = {"task": measured.task, "model": measured.model, "metric": measured.metric}
     read = len(measured.ids) - len(measured.errors)
     return {**about, "examples": read, "errors": measured.errors, "rows": rows}
+
+
+def _group(row: Row, by: str | None) -> str:
+    if by is not None and by not in row["labels"]:
+        raise UserError(f"--by {by}: there is no such label; answers have {', '.join(row['labels']) or 'none'}.")
+    return row["group"] if by is None else f"{row['labels'][by]}"
 
 
 def _mean(rows: Sequence[Row]) -> dict[str, float | int | None]:
@@ -245,16 +268,25 @@ def _mean(rows: Sequence[Row]) -> dict[str, float | int | None]:
 
 
 def print_summary(console: Console, result: Mapping[str, Any]) -> None:
-    """Prints a table, a row per policy, budget and turn."""
-    groups = result["rows"][0]["groups"]
+    """Prints a table: a row per policy, budget and turn; of many groups, or figures, a row per group too."""
+    cells = [cell for row in result["rows"] for cell in (*row["groups"].values(), row["all"])]
+    figures = list(dict.fromkeys(name for cell in cells for name in cell if name not in MEAN))
+    groups = list(result["rows"][0]["groups"])
     count, plural = result["examples"], "s" * (result["examples"] != 1)
-    title = f"{count} example{plural} of {result['task']}: {result['metric'].replace('_', ' ')}"
-    table = Table(title=title, padding=(0, 0), pad_edge=False)
-    for name in ("policy", "budget", "turn", *groups, "all"):
+    metric = result["metric"].replace("_", " ")
+    table = Table(title=f"{count} example{plural} of {result['task']}: {metric}", padding=(0, 0), pad_edge=False)
+    tall = len(groups) > WIDE or bool(figures)
+    for name in ("policy", "budget", "turn", *(("group", "asked", metric, *figures) if tall else (*groups, "all"))):
         table.add_column(name, no_wrap=name in ("policy", "budget", "turn"))
     for row in result["rows"]:
-        cells = [_shown(cell) for cell in (*row["groups"].values(), row["all"])]
-        table.add_row(row["policy"], f"{row['budget']}", f"{row['turn']}", *cells)
+        variant, by_group = (row["policy"], f"{row['budget']}", f"{row['turn']}"), {**row["groups"], "all": row["all"]}
+        if not tall:
+            table.add_row(*variant, *map(_shown, by_group.values()))
+            continue
+        for number, (group, cell) in enumerate(by_group.items()):
+            shown = (f"{cell[name]:.3f}" if name in cell else "-" for name in figures)
+            about = variant if number == 0 else ("", "", "")
+            table.add_row(*about, group, f"{cell['asked']}", _shown(cell), *shown, end_section=group == "all")
     console.print(table)
 
 
@@ -276,7 +308,7 @@ def run(options: Options, load: Loader = load_task) -> None:
     Raises:
         UserError: on any mistake in the options or the file of answers.
     """
-    result = summary(measure(options, options.answers or Path(f"{options.task}.jsonl"), load))
+    result = summary(measure(options, options.answers or Path(f"{options.task}.jsonl"), load), options.by)
     if options.out and is_first():
         write_text(options.out, json.dumps(result, indent=1) + "\n")
     print_summary(Console(), result)

@@ -41,9 +41,7 @@ def _list(entry: Entry, key: str, length: int) -> list[str]:
     except ValueError:
         found = None
     if not isinstance(found, list) or len(found) != length or not all(isinstance(text, str) for text in found):
-        raise UserError(
-            f"{entry.place}, {key!r} must be {length} texts, and is {entry.text(key)}; copy the file again."
-        )
+        raise UserError(f"{entry.place}, {key!r} must be {length} texts, not {entry.text(key)}; copy the file again.")
     return found
 
 

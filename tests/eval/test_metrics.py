@@ -42,3 +42,35 @@ def test_word_error_rate(answer, references, score):
 def test_a_reference_without_words_has_no_error_rate():
     with pytest.raises(ValueError, match="a reference without words"):
         METRICS["word_error_rate"]("one", (" ",))
+    with pytest.raises(ValueError, match="a reference without words has no ROUGE-L"):
+        METRICS["rouge_l"]("one", (" . ",))
+
+
+@pytest.mark.parametrize(
+    ("answer", "references", "score"),
+    [
+        ("a cat sits on the mat", ("a cat sits on the mat",), 1),
+        (
+            "The man isn't wearing a hat, he's outside.",
+            (
+                "no he is not wearing a hat",
+                "the man isn 't wearing any hat .",
+                "he 's outside without a hat",
+            ),
+            0.486056,
+        ),
+        ("I cannot tell.", ("i can not tell what it is",), 0.693182),
+        ("Yes", ("no , he does not speak",), 0),
+        (
+            "two men and a dog in the kitchen",
+            ("a dog and two men are in the kitchen", "two men in the kitchen"),
+            0.802632,
+        ),
+        ("It is 100% dark; a low-light room.", ("it is dark in a low-light room", "100 % dark"), 0.879808),
+        ("they talk and talk and talk" + CUT_OFF, ("they talk",), 0.549550),
+        (CUT_OFF, ("they talk",), 0),
+    ],
+)
+def test_rouge_l(answer, references, score):
+    """What pycocoevalcap's tokenizer and Rouge give (1.2 of PyPI)."""
+    assert METRICS["rouge_l"](answer, references) == pytest.approx(score, abs=1e-6)
