@@ -215,6 +215,18 @@ def default_policy(model: AVModel) -> kv.CachePolicy:
 
 def _read(model: AVModel, clip: EncodedClip, question: str, policy: kv.CachePolicy, max_new_tokens: int) -> Reading:
     prompt = question_prompt(model, clip, question, [policy], max_new_tokens)
+    return read_prompt(model, clip, prompt, question, policy, max_new_tokens)
+
+
+def read_prompt(
+    model: AVModel,
+    clip: EncodedClip,
+    prompt: EmbeddedPrompt,
+    question: str,
+    policy: kv.CachePolicy,
+    max_new_tokens: int,
+) -> Reading:
+    """Reads a checked prompt that begins with a clip: after the clip's own prefill, if questions share one."""
     if clip.prefills is None:
         return read_alone(model, prompt, question, policy, max_new_tokens)
     if not clip.prefills or not clip.prefills[0].serves(policy):

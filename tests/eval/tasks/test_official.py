@@ -302,13 +302,13 @@ def ask(task, name, path, **options):
 def test_a_run_with_a_clip_that_cannot_be_read(small_model, made, tmp_path):
     """SmolAV: two questions of one clip follow each other too, and broken and missing clips are rows."""
     shutil.copytree(made / "daily_omni", tmp_path, dirs_exist_ok=True)
-    (tmp_path / "Videos/y/y_video.mp4").write_text("no clip")
+    (tmp_path / "Videos/y/y_video.mp4").write_bytes(b"")
     entries = json.loads((tmp_path / "qa.json").read_text())
     _write(tmp_path, json.dumps([*entries, entries[0] | {"video_id": "z"}]))
     task = DailyOmni(small_model, tmp_path, DailyOmni.benchmark.read(tmp_path))
     measured = ask(task, "daily_omni", tmp_path / "answers.jsonl")
     assert {id: error.partition(";")[0] for id, error in measured.errors.items()} == {
-        "Videos/y/y_video.mp4": f"{tmp_path}/Videos/y/y_video.mp4 is a text file, not a video, sound or picture.",
+        "Videos/y/y_video.mp4": f"{tmp_path}/Videos/y/y_video.mp4 is empty (0 bytes)",
         "Videos/z/z_video.mp4": f"There is no file {tmp_path}/Videos/z/z_video.mp4",
     }
     rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()[1:]]
