@@ -1,6 +1,8 @@
 """eval.benchmark: nothing is lost or asked twice when a run is killed, and users' mistakes are one sentence each."""
 
+import dataclasses
 import functools
+import io
 import json
 import os
 import resource
@@ -11,9 +13,11 @@ import time
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from eval import benchmark, results
-from eval.benchmark import Options, main, measure, run, summary
+from eval.benchmark import Options, main, measure, print_summary, run, summary
+from eval.held_back import Padding
 from eval.metrics import METRICS
 from eval.tasks.registry import TASKS
 from tests.eval.tasks.letters import BROKEN, Letters
@@ -123,6 +127,44 @@ def test_an_interval_counts_examples_and_not_questions():
     assert benchmark._mean([]) == {"asked": 0, "score": None, "half_width": None}
 
 
+@dataclasses.dataclass(frozen=True)
+class OneByOne(Letters):
+    padding = Padding(prefix=(64,), question=16, rows=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ThreeRows(Letters):
+    padding = Padding(prefix=(64,), question=16, rows=3)
+
+
+@pytest.mark.parametrize("kind", quick_first((OneByOne, ThreeRows)))
+def test_conversations_answer_alike_however_many_run_at_once(whole, tmp_path, kind):
+    ask(tmp_path / "letters.jsonl", kind(), first=int(BROKEN) - 1)
+    assert (tmp_path / "letters.jsonl").read_bytes() == whole.read_bytes()
+
+
+def test_many_groups_or_figures_are_rows():
+    cell = {"asked": 4, "score": 0.5, "half_width": 0.1}
+    row = {"policy": "full", "budget": 1.0, "turn": 1, "all": cell}
+    about = {"task": "letters", "metric": "word_error_rate", "examples": 4}
+
+    def shown(groups):
+        console = Console(file=io.StringIO(), width=200)
+        print_summary(console, about | {"rows": [row | {"groups": groups, "all": next(iter(groups.values()))}]})
+        return [line.split() for line in console.file.getvalue().replace("│", " ").splitlines()]
+
+    tall = shown(dict.fromkeys([f"g{number}" for number in range(9)], cell))
+    assert ["full", "1.0", "1", "g0", "4", "0.500", "±", "0.100"] in tall
+    assert [line[0] for line in tall if line[1:] == ["4", "0.500", "±", "0.100"]] == [
+        *map("g{}".format, range(1, 9)),
+        "all",
+    ]
+    wide = shown({"yes": cell | {"f1": 0.25}, "no": {"asked": 0, "score": None, "half_width": None}})
+    assert ["policy", "budget", "turn", "group", "asked", "word", "error", "rate", "f1"] in [x[:9] for x in wide]
+    assert ["full", "1.0", "1", "yes", "4", "0.500", "±", "0.100", "0.250"] in wide
+    assert ["no", "0", "-", "-"] in wide
+
+
 def test_first_tokens_come_from_the_pruned_cache(whole):
     """Not from the prefill, whose logits would be the full cache's under every policy."""
     answers = [row for row in lines(whole)[1:] if "error" not in row and row["turn"] == 1]
@@ -153,6 +195,7 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path, monkeypatch, capsy
         (["--budgets", "some"], "Budget 'some' is no number; give a fraction such as 0.2"),
         (["--policies", "snapkv", "--budgets", "3"], "Example 0: Policy snapkv at budget 3: budget 3 keeps 3 of the"),
         (["--examples", "0"], "--examples must be at least 1"),
+        (["--by", "length"], "--by length: there is no such label; answers have none."),
         (["--first", "20"], "Task letters has 20 examples, and --first 20 is none."),
         (["--first", BROKEN, "--examples", "1"], "None of the 1 examples can be asked."),
         (["--answers", "nowhere/x.jsonl"], "There is no folder nowhere to write x.jsonl into; make it first."),
