@@ -5,6 +5,7 @@ import functools
 import io
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -153,7 +154,7 @@ def test_many_groups_or_figures_are_rows():
     def shown(groups):
         console = Console(file=io.StringIO(), width=200)
         print_summary(console, about | {"rows": [row | {"groups": groups, "all": next(iter(groups.values()))}]})
-        return [line.split() for line in console.file.getvalue().replace("│", " ").splitlines()]
+        return [line.split() for line in re.sub("[│┃]", " ", console.file.getvalue()).splitlines()]
 
     tall = shown(dict.fromkeys([f"g{number}" for number in range(9)], cell))
     assert ["full", "1.0", "1", "g0", "4", "0.500", "±", "0.100"] in tall
@@ -197,7 +198,7 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path, monkeypatch, capsy
         (["--budgets", "some"], "Budget 'some' is no number; give a fraction such as 0.2"),
         (["--policies", "snapkv", "--budgets", "3"], "Example 0: Policy snapkv at budget 3: budget 3 keeps 3 of the"),
         (["--examples", "0"], "--examples must be at least 1"),
-        (["--by", "length"], "--by length: there is no such label; answers have none."),
+        (["--by", "length", "--policies", "full"], "--by length: there is no such label; answers have none."),
         (["--first", "20"], "Task letters has 20 examples, and --first 20 is none."),
         (["--first", BROKEN, "--examples", "1"], "None of the 1 examples can be asked."),
         (["--answers", "nowhere/x.jsonl"], "There is no folder nowhere to write x.jsonl into; make it first."),
