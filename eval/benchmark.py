@@ -23,7 +23,6 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-import models
 from acckv_jax import POLICIES, CachePolicy
 from eval import results
 from eval.held_back import Said
@@ -156,7 +155,7 @@ def measure(options: Options, answers: Path | None, load: Loader = load_task) ->
         "policy_options": dict(kind.policy_options),
     }
     with contextlib.ExitStack() as stack:
-        stack.enter_context(options.devices.placed(models.kv_heads(model), model, AxisType.Auto))
+        stack.enter_context(options.devices.placed(kind.kv_heads(model), model, AxisType.Auto))
         found = stack.enter_context(results.opened(answers if is_first() else None, about))
         found.share()
         task = load(options.task, model, options.data)

@@ -9,6 +9,7 @@ import numpy as np
 
 from eval.held_back import Padding
 from eval.tasks.interface import Question, Task
+from models.decoder import DecoderConfig
 from models.errors import UserError
 from models.interface import EmbeddedPrompt
 from models.smolav.chat import SmolLM2Chat, load_smollm2_chat
@@ -38,6 +39,11 @@ class TextTask(Task):
         if data is not None:
             raise UserError(f"This task makes up its texts and reads no data from {data}; leave out --data.")
         return cls(load_text_model(model))
+
+    @classmethod
+    def kv_heads(cls, model: str) -> int:
+        """Those of SmolLM2."""
+        return DecoderConfig.smollm2_135m().num_key_value_heads
 
     @property
     def ids(self) -> Sequence[str]:

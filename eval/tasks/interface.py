@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
+import models
 from acckv_jax import CachePolicy
 from eval import held_back
 from eval.held_back import Model, Padding, Said
@@ -86,6 +87,15 @@ class Task(abc.ABC):
         Raises:
             UserError: if something cannot be had.
         """
+
+    @classmethod
+    def kv_heads(cls, model: str) -> int:
+        """KV heads of the model of this name or folder, which a mesh may divide; reads its configuration alone.
+
+        Raises:
+            UserError: if there is no such model.
+        """
+        return models.kv_heads(model)
 
     @property
     @abc.abstractmethod

@@ -20,7 +20,7 @@ from train.log import COLUMNS, MetricsLog, plot_metrics
 from train.preemption import preemption, stopped
 from train.smolav.batches import Batch, BatchMaker
 from train.smolav.config import TrainConfig
-from train.smolav.losses import Metrics, answer_loss
+from train.smolav.losses import METRICS, Metrics, answer_loss
 from train.smolav.optimizer import optimizer
 
 
@@ -74,7 +74,7 @@ def validate(evaluate: Callable, trained: Params, frozen: Params, batches: list[
 
 def shares(metrics: Metrics) -> dict[str, float]:
     """The metrics as numbers, without those that nothing counted for."""
-    sums = {name: np.asarray(value) for name, value in metrics.items()}
+    sums = {name: np.asarray(metrics[name]) for name in METRICS}
     return {name: round(float(total / count), 5) for name, (total, count) in sums.items() if count > 0}
 
 
@@ -110,7 +110,7 @@ def train(run: Run, trained: Callable[[], Params], stop_at: int | None = None, *
     else:
         start, state = found
         run.log(f"resumed at step {start}")
-    columns = [*COLUMNS[:-1], "later", "words", COLUMNS[-1]]
+    columns = [*COLUMNS[:3], *METRICS, COLUMNS[-1]]
     rows = MetricsLog(run.workdir / "metrics.csv", start, columns) if is_first() else None
     step_fn = make_step(config, run.graph, optimizer(config, state["trained"]))
     evaluate = make_evaluate(config, run.graph)

@@ -13,6 +13,7 @@ from train.smolav import language_model
 
 Metrics = dict[str, Array]
 """By name a sum and its count, so that batches can be added."""
+METRICS = ("loss", "exact", "later", "words")
 
 
 def packed_mask(segment: Int[Array, "B T"]) -> Bool[Array, "B T T"]:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eval.benchmark import Options, build_policies, measure, summary
+from eval.benchmark import Options, build_policies, main, measure, summary
 from eval.tasks.keys import COUNTS, Keys
 from eval.tasks.pass_key import DEPTHS, PassKey
 from eval.tasks.perplexity import CONTEXT, FOLLOWING, Perplexity
@@ -97,7 +97,7 @@ def test_the_unpruned_loss_is_that_of_one_pass(model, text, tmp_path, monkeypatc
     assert [row["all"]["score"] for row in result["rows"]] == pytest.approx([found[0], found[2]], abs=1e-4)
 
 
-def test_what_a_text_must_be(model, tmp_path, monkeypatch):
+def test_what_a_text_must_be(model, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("eval.tasks.perplexity.load_text_model", lambda name: model)
     short, binary = tmp_path / "short.txt", tmp_path / "binary.txt"
     short.write_text("too short")
@@ -112,5 +112,6 @@ def test_what_a_text_must_be(model, tmp_path, monkeypatch):
             Perplexity.load("smollm2", data)
     with pytest.raises(UserError, match="asks smollm2, a language model without eyes and ears, not smolav"):
         PassKey.load("smolav", None)
-    with pytest.raises(UserError, match="leave out --data"):
-        Keys.load("smollm2", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main(["--task", "keys", "--data", "."]) == 2
+    assert "makes up its texts and reads no data from .; leave out --data" in capsys.readouterr().err

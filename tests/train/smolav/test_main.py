@@ -25,7 +25,8 @@ from train.data.sources import cifar10, instruments
 from train.export import export
 from train.log import read_metrics
 from train.smolav.__main__ import run_training
-from train.smolav.config import Bucket, Stage, TrainConfig
+from train.smolav.config import DEFAULT_CONFIG, Bucket, Stage, TrainConfig
+from train.smolav.config import read_config as read_run
 from train.smolav.loop import fresh_state
 
 CLIPS = ClipConfig(seconds=(3, 3), items=(2, 2))
@@ -115,6 +116,13 @@ def test_a_trained_model_is_exported_as_it_was_trained(tmp_path: Path) -> None:
     assert (out / "training.csv").read_bytes() == (workdir / "metrics.csv").read_bytes()
     assert (out / "training.png").read_bytes().startswith(b"\x89PNG")
 
+    said.clear()
+    run_training(CONFIG, decoder, tmp_path / "next", 1, said.append, exported)
+    assert [line.split(" loss")[0] for line in said] == ["step 1 short", "step 1 short validation"]
+    assert export(CONFIG, tmp_path / "next", tmp_path / "further") == 1
+    mean = exported["media"]["audio"]["mean"]  # which no step changes, and another run would have from its own sounds
+    np.testing.assert_array_equal(read_trained(tmp_path / "further", CONFIG.model)["media"]["audio"]["mean"], mean)
+
 
 @pytest.mark.complete
 @pytest.mark.usefixtures("made_up_cache")
@@ -132,6 +140,18 @@ def test_a_mesh_divides_the_rows_and_changes_no_loss(tmp_path: Path) -> None:
     for other in others:
         losses = [[float(row["loss"]) for row in rows] for rows in (one, other)]
         np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
+
+
+def test_rows_of_the_recipe_have_room_for_their_longest_clips() -> None:
+    config = read_run(DEFAULT_CONFIG)
+    assert read_run(DEFAULT_CONFIG.with_name("smolav_continued.py")).stages == config.stages[3:]
+    assert config.buckets["longest"].pool.clips.seconds[1] == 120
+    for name, bucket in config.buckets.items():
+        things, seconds = bucket.pool.clips.items[1], bucket.pool.clips.seconds[1]
+        answer = 2 * things + 1 if "transcript" in bucket.kinds else 5  # tokens: two a word, and the end
+        media = seconds * (config.model.frame_tokens + config.model.audio_rate)
+        assert 4 + media + 20 + answer <= bucket.length, name
+        assert answer <= bucket.targets, name
 
 
 def test_nothing_to_export(tmp_path: Path) -> None:
