@@ -223,10 +223,9 @@ def measure(options: Options) -> Iterator[Row]:
     """
     policies = {tokens: chosen_policies(options, tokens) for tokens in options.tokens}
     config, arrays = load_smollm2()
-    if (longest := max(options.tokens) + options.new_tokens + 1) > config.max_position_embeddings:
-        raise UserError(
-            f"--tokens and --new-tokens must be fewer than {config.max_position_embeddings} together, not {longest - 1}."
-        )
+    longest, most = max(options.tokens) + options.new_tokens, config.max_position_embeddings
+    if longest >= most:
+        raise UserError(f"--tokens and --new-tokens must be fewer than {most} together, not {longest}.")
     tokenizer = load_smollm2_tokenizer()
 
     def encode(text: str) -> list[int]:

@@ -28,8 +28,8 @@ PRESSES: dict[str, Callable[[Any, Any, float], Any]] = {
 }
 """By name of the policy: its press, made from the module kvpress, the policy, and the share of slots to drop.
 
-Left out are policies whose rules differ: kvpress draws other random numbers, and its ObservedAttentionPress divides H2O's
-column sums by the number of rows and keeps no recent tokens.
+Left out are policies whose rules differ: kvpress draws other random numbers, and its ObservedAttentionPress divides
+H2O's column sums by the number of rows and keeps no recent tokens.
 """
 
 

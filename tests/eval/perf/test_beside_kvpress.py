@@ -1,4 +1,4 @@
-"""What the comparison with kvpress does on its own: our side, transformers' side without a press, measures and table."""
+"""What the comparison with kvpress does without it: our side, transformers' side without a press, measures, table."""
 
 import dataclasses
 import sys
@@ -48,6 +48,8 @@ def our_run(tiny, policy):
     return OurRun(decoder, params, ids, policy, NEW, scored)
 
 
+# kvpress takes the releases of transformers that know no other name for it.
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")
 def test_full_caches_answer_as_the_model_without_one(tiny):
     model, ids = tiny[2:]
     runs = {"acckv_jax": our_run(tiny, kv.Full()), "kvpress": PressedRun(model, ids, None, NEW)}
@@ -130,7 +132,7 @@ def test_prompt():
     assert before.endswith((". ", ".\n "))  # between two notes
     assert (pass_key_prompt(encode, 1000, seed=0) == ids).all()
     assert (pass_key_prompt(encode, 1000, seed=1) != ids).any()
-    with pytest.raises(UserError, match="takes at least 164 tokens, not 100"):
+    with pytest.raises(UserError, match="takes at least 166 tokens, not 100"):
         pass_key_prompt(encode, 100, seed=0)
 
 
