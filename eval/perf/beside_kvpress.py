@@ -11,7 +11,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,7 +39,6 @@ from models.policies import build_policy
 from models.smolav.smollm2 import load_smollm2
 from models.text.tokenizers import load_smollm2_tokenizer
 
-NEEDED = ("kvpress", "torch", "transformers")
 OURS, THEIRS = SIDES = ("acckv_jax", "kvpress")
 
 
@@ -219,9 +218,19 @@ def measure(options: Options) -> Iterator[Row]:
     """A row for each length, policy and budget.
 
     Raises:
-        UserError: on any mistake in the options, or if the weights cannot be had.
+        UserError: on any mistake in the options, or if kvpress is missing, or the weights cannot be had.
     """
     policies = {tokens: chosen_policies(options, tokens) for tokens in options.tokens}
+    try:
+        import kvpress  # pyright: ignore[reportMissingImports]
+
+        from eval.perf import kvpress_runs
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{error.name} cannot be imported here; docs/beside_kvpress.md has two commands that make an environment "
+            "with both libraries."
+        ) from error
+    kvpress_runs.use_one_thread()
     config, arrays = load_smollm2()
     longest, most = max(options.tokens) + options.new_tokens, config.max_position_embeddings
     if longest >= most:
@@ -233,12 +242,7 @@ def measure(options: Options) -> Iterator[Row]:
 
     prompts = {tokens: pass_key_prompt(encode, tokens + 1, options.seed) for tokens in options.tokens}
     params = jax.device_put(arrays)
-
-    import kvpress  # pyright: ignore[reportMissingImports]
-
-    from eval.perf.kvpress_runs import PressedRun, llama
-
-    model = llama(config, params)
+    model = kvpress_runs.llama(config, params)
     decoder, params = decoder_of(config), with_single_layers(params)
     for tokens, ids in prompts.items():
         _, scored = kv.jitted.score(decoder, params, *text_prompt(ids), policies=tuple(policies[tokens].values()))
@@ -246,7 +250,7 @@ def measure(options: Options) -> Iterator[Row]:
             ratio = compression_ratio(slots_of(policy.budget, tokens), tokens)
             runs: dict[str, Run] = {
                 OURS: OurRun(decoder, params, ids, policy, options.new_tokens, scored),
-                THEIRS: PressedRun(model, ids, PRESSES[name](kvpress, policy, ratio), options.new_tokens),
+                THEIRS: kvpress_runs.PressedRun(model, ids, PRESSES[name](kvpress, policy, ratio), options.new_tokens),
             }
             yield compare(tokens, name, budget, runs, options.repeats)
 
@@ -289,9 +293,9 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, and how many processes wanted a core of this machine over the last minute."""
-    versions = {name: metadata.version(name) for name in ("jax", *NEEDED)}
-    return {"python": platform.python_version(), **versions, "cores": os.cpu_count(), "load": os.getloadavg()[0]}
+    """What the rows depend on."""
+    versions = {name: metadata.version(name) for name in ("jax", "kvpress", "torch", "transformers")}
+    return {"python": platform.python_version(), **versions, "cores": os.cpu_count()}
 
 
 def run(options: Options) -> None:
@@ -300,31 +304,17 @@ def run(options: Options) -> None:
     Raises:
         UserError: on any mistake in the options, or if kvpress is missing.
     """
-    if missing := [name for name in NEEDED if util.find_spec(name) is None]:
-        raise UserError(
-            f"{' and '.join(missing)} cannot be imported here; docs/beside_kvpress.md has two commands that make an "
-            "environment with both libraries."
-        )
     if not options.tokens or not options.policies or min(options.new_tokens, options.repeats) < 1:
         raise UserError("--tokens and --policies need a value each, --new-tokens and --repeats at least 1.")
     command.check_output(options.out)
-    about, rows, progress = environment(), list[Row](), Console(stderr=True)
+    load, rows, progress = os.getloadavg()[0], list[Row](), Console(stderr=True)
     for row in measure(options):
         rows.append(row)
         progress.print(f"{row.tokens} tokens, {row.policy} {row.budget:g}: {row.agreement:.4f} of the slots agree")
         if options.out is not None:
-            found = {"environment": about, "rows": [dataclasses.asdict(row) for row in rows]}
+            found = {"environment": environment() | {"load": load}, "rows": [dataclasses.asdict(row) for row in rows]}
             write_text(options.out, json.dumps(found, indent=1) + "\n")
     print(markdown(rows))
-
-
-def one_core() -> None:
-    """Leaves this process one core, and both libraries one thread."""
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    if util.find_spec("torch") is not None:
-        import torch
-
-        torch.set_num_threads(1)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -334,5 +324,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    one_core()
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before any library counts the cores
     sys.exit(main())

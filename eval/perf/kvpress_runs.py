@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from transformers import DynamicCache, LlamaForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from models.decoder import DecoderConfig
 from models.hf.decoder import decoder_tensors, llama_section
@@ -19,8 +20,14 @@ from models.hf.export import save_params
 from models.layers.init import Params
 
 
+def use_one_thread() -> None:
+    """Lets torch use one thread, from now on."""
+    torch.set_num_threads(1)
+
+
 def llama(config: DecoderConfig, params: Params) -> Any:
     """The same parameters in transformers, by way of a checkpoint; float32, scaled_dot_product_attention."""
+    disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "llama"
         save_params(checkpoint, params, decoder_tensors(config), llama_section(config, "float32"))

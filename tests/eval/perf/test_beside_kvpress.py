@@ -50,7 +50,8 @@ def our_run(tiny, policy):
 
 # kvpress takes the releases of transformers that know no other name for it.
 @pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")
-def test_full_caches_answer_as_the_model_without_one(tiny):
+def test_full_caches_answer_as_none(tiny):
+    """Both sides give the answer of a model that reads everything anew for each token."""
     model, ids = tiny[2:]
     runs = {"acckv_jax": our_run(tiny, kv.Full()), "kvpress": PressedRun(model, ids, None, NEW)}
     expected = list(ids)
@@ -107,16 +108,23 @@ def test_policies():
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("arguments", "sentence"),
     [
-        ({"policies": ("acckv",)}, "kvpress is compared under full, .*, not under 'acckv'"),
-        ({"budgets": (1.5,)}, "budget 1.5 is no fraction"),
-        ({"budgets": (0.01,)}, "Policy .* at budget 0.01: budget 5 keeps 5 of the 512 prompt tokens"),
+        ([], "kvpress cannot be imported here; docs/beside_kvpress.md has two commands"),
+        (["--policies", "acckv"], "kvpress is compared under full, "),
+        (["--budgets", "1.5"], "budget 1.5 is no fraction"),
+        (["--policies", "snapkv", "--budgets", "0.01"], "Policy snapkv at budget 0.01: budget 5 keeps 5 of the 512 "),
+        (["--repeats", "0"], "--new-tokens and --repeats at least 1"),
+        (["--out", "nowhere/rows.json"], "There is no folder nowhere"),
     ],
 )
-def test_wrong_policies(changes, sentence):
-    with pytest.raises(UserError, match=sentence):
-        chosen_policies(dataclasses.replace(Options(), **changes), 512)
+def test_mistakes_exit_with_2(arguments, sentence, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "kvpress", None)  # as where it is not installed
+    assert main(["--tokens", "512", *arguments]) == 2
+    shown = capsys.readouterr()
+    assert sentence in shown.err
+    assert shown.err.count("\n") == 1 and shown.out == ""
 
 
 def encode(text):
@@ -154,11 +162,3 @@ def test_table():
 def test_published_table_is_of_the_published_rows():
     rows = read_rows(ROOT / "docs" / "beside_kvpress.json")
     assert rows and markdown(rows).strip() in (ROOT / "docs" / "beside_kvpress.md").read_text()
-
-
-def test_without_kvpress(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "kvpress", None)
-    assert main(["--tokens", "512"]) == 2
-    shown = capsys.readouterr()
-    assert "kvpress cannot be imported here; docs/beside_kvpress.md has two commands" in shown.err
-    assert shown.err.count("\n") == 1 and shown.out == ""
