@@ -179,7 +179,7 @@ def measured(options: Options) -> tuple[dict[str, Any], Table]:
     runs = {"without": lambda: alone(1), "transferring": lambda: joint(1)}
     if between:
         runs["between"] = lambda: joint(between)
-    found = in_turns(runs, options.steps // options.cycle)
+    _, found = in_turns(runs, options.steps // options.cycle)
     if between:
         found["between"] /= between
     found["with"] = (found["transferring"] + between * found.get("between", 0.0)) / options.cycle

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -34,21 +35,24 @@ def fastest(
     return result, best
 
 
-def in_turns(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Seconds of the fastest call of each run after a first one that compiles.
+def in_turns(
+    runs: Mapping[str, Callable[..., Any]],
+    repeats: int,
+    prepare: Mapping[str, Callable[[], tuple[Any, ...]]] = MappingProxyType({}),
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Of each run, its last result and the seconds of its fastest call after a first one that compiles.
 
     They are called in turns, so that what else the machine does slows all of them.
 
     Args:
         runs: what is timed, until its result is ready, by name.
         repeats: timed calls of each, at least 1.
+        prepare: makes the arguments of each call, untimed, where a run has any.
     """
-    for run in runs.values():
-        jax.block_until_ready(run())
-    best = dict.fromkeys(runs, float("inf"))
-    for _ in range(repeats):
+    results, best = dict.fromkeys(runs), dict.fromkeys(runs, float("inf"))
+    for turn in range(repeats + 1):
         for name, run in runs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(run())
-            best[name] = min(best[name], time.perf_counter() - start)
-    return best
+            results[name], seconds = fastest(run, 1, prepare.get(name, tuple), compiled=True)
+            if turn:
+                best[name] = min(best[name], seconds)
+    return results, best

@@ -46,10 +46,11 @@ def kept_by(model: Model, prompt: EmbeddedPrompt, policies: Mapping[str, kv.Cach
     _, scored = kv.jitted.score(model.decoder, model.params, **batch.arguments(), policies=reading)
     for name, policy in policies.items():
         cache = kv.prune(scored, policy)
-        yield name, Kept(np.stack([_tokens(layer, len(read)) for layer in cache.layers]), read.modality)
+        yield name, Kept(np.stack([tokens_of(layer, len(read)) for layer in cache.layers]), read.modality)
 
 
-def _tokens(layer: kv.LayerCache, length: int) -> Float[np.ndarray, "K T"]:
+def tokens_of(layer: kv.LayerCache, length: int) -> Float[np.ndarray, "K T"]:
+    """How many tokens the slot of each kept token of the first row holds, as `Kept.tokens`."""
     valid, index, count = (on_host(x)[0] for x in (layer.valid, layer.index, layer.multiplicity))
     found = np.zeros((len(valid), length), np.float32)
     heads, slots = np.nonzero(valid)

@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.docs.pages import ROOT
 
 PAGES = ("README.md", "CONTRIBUTING.md", "docs/**/*.md", "models/**/README.md", "train/**/README.md")
-NEEDS = ("cloud account", "gpu", "hours")
+NEEDS = ("cloud account", "gpu", "hours", "kvpress")
 """What a page may say that a block or paragraph needs, in a comment just above it: <!-- needs: gpu -->."""
 
 PROGRAMS = frozenset(

@@ -1,7 +1,7 @@
 """Every command of the pages is one that there is, and a test runs it at smoke size, or the page says what it needs.
 
 A command on a page needs one of: its program in `SMOKE`, its text in `OTHERS`, or a mark in the page, directly above
-the block or paragraph: `<!-- needs: cloud account -->`, `<!-- needs: gpu -->` or `<!-- needs: hours -->`.
+the block or paragraph: `<!-- needs: cloud account -->`, or another of `NEEDS`.
 """
 
 import argparse
@@ -34,6 +34,7 @@ SMOKE = {
     "eval.mergenet": "tests/eval/test_mergenet.py::test_an_experiment_from_start_to_table",
     "eval.mergenet_smolav": "tests/eval/test_mergenet_smolav.py::test_what_is_there_is_not_run_again",
     "eval.perf.aot": "tests/eval/perf/test_aot.py::test_programs_of_a_tiny_model",
+    "eval.perf.beside_kvpress": "tests/eval/perf/test_beside_kvpress.py::test_full_caches_answer_as_none",
     "eval.perf.column_sums": "tests/eval/perf/test_column_sums.py::test_table",
     "eval.perf.compile": "tests/eval/perf/test_compile.py::test_all_programs_of_a_policy",
     "eval.perf.decode": "tests/eval/perf/test_decode.py::test_rows",
