@@ -51,7 +51,8 @@ class ComposedTask(Task):
     @classmethod
     def without(cls, mute: Muted) -> type[Self]:
         """This task on clips without their sound, or without their pictures."""
-        return type(f"{cls.__name__}Without{mute.title()}", (cls,), {"mute": mute})
+        made: Any = type(f"{cls.__name__}Without{mute.title()}", (cls,), {"mute": mute})
+        return made
 
     @property
     def ids(self) -> Sequence[str]:

@@ -122,7 +122,7 @@ class AccKV(CachePolicy):
             >>> kv.AccKV.omni_fit(budget=0.2).merge
             'none'
         """
-        preset = {"rows": "text", "split": "weighted", "merge": "none", "gate": "none"}
+        preset: dict[str, Any] = {"rows": "text", "split": "weighted", "merge": "none", "gate": "none"}
         return cls(**(preset | options))
 
     def needed_slots(self, counts: TokenCounts) -> tuple[np.ndarray | int, str]:

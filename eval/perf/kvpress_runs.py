@@ -77,7 +77,7 @@ class PressedRun:
             self.press.compress(*arguments)
 
     @torch.inference_mode()
-    def start(self, cache: DynamicCache) -> tuple[DynamicCache]:
+    def start(self, cache: Any) -> tuple[DynamicCache]:
         """A copy of the cache, which `decode` appends to."""
         own = DynamicCache()
         for number, layer in enumerate(cache.layers):
@@ -85,7 +85,7 @@ class PressedRun:
         return (own,)
 
     @torch.inference_mode()
-    def decode(self, cache: DynamicCache) -> list[int]:
+    def decode(self, cache: Any) -> list[int]:
         """The answer, greedily; positions follow the prompt's uncompressed length."""
         token, answer = self.last, []
         for position in range(self.prompt.shape[1], self.prompt.shape[1] + self.new_tokens):
@@ -94,7 +94,7 @@ class PressedRun:
             answer.append(int(token))
         return answer
 
-    def kept(self, cache: DynamicCache) -> Bool[np.ndarray, "L K T"]:
+    def kept(self, cache: Any) -> Bool[np.ndarray, "L K T"]:
         """Which tokens the cache holds: the cached keys are found among all keys, bit by bit."""
         kept = []
         for number, layer in enumerate(cache.layers):
@@ -108,7 +108,7 @@ class PressedRun:
             kept.append(found)
         return np.stack(kept)
 
-    def cache_bytes(self, cache: DynamicCache) -> int:
+    def cache_bytes(self, cache: Any) -> int:
         """Bytes of keys and values."""
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 

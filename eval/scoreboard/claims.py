@@ -102,7 +102,7 @@ def grows_with_depth(weights: Mapping[str, Iterable[tuple[str, Float[np.ndarray,
     """Claim (i): by kind of question, examples with the weights of their layers."""
     numbers = []
     for kind, examples in weights.items():
-        ranks = {id: [float(stats.spearmanr(np.arange(len(w)), w).statistic)] for id, w in examples}
+        ranks = {id: [_rank_correlation(w)] for id, w in examples}
         numbers.append(_number(f"rank correlation of W_Vd with depth, {kind} questions", bootstrap.mean(ranks)))
     return Claim(
         "i",
@@ -110,6 +110,11 @@ def grows_with_depth(weights: Mapping[str, Iterable[tuple[str, Float[np.ndarray,
         "Spearman's correlation of a layer's W_Vd with its number, for each clip.",
         tuple(numbers),
     )
+
+
+def _rank_correlation(weights: Float[np.ndarray, " L"]) -> float:
+    found: Any = stats.spearmanr(np.arange(len(weights)), weights)
+    return float(found.statistic)
 
 
 def claims_of(answers: Answers) -> Iterator[Claim]:

@@ -133,7 +133,8 @@ class Answers:
     def parts(self) -> list[Part]:
         """All turns and groups, all questions of a turn first."""
         rows = next(iter(self.rows.values()), [])
-        turns = [turn for turn in ("first", "later") if any(_turn(row) == turn for row in rows)]
+        both: tuple[Turn, ...] = ("first", "later")
+        turns = [turn for turn in both if any(_turn(row) == turn for row in rows)]
         groups = list(dict.fromkeys(row["group"] for row in rows))
         named = [ALL, *groups] if len(groups) > 1 else [ALL]
         of = (self.task, self.metric, self.lower_is_better)
@@ -241,7 +242,7 @@ def as_csv(lines: Iterable[Line]) -> str:
     writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for line in lines:
-        cells = {key: value for key, value in as_json(line).items() if key in COLUMNS}
+        cells: dict[Any, Any] = {key: value for key, value in as_json(line).items() if key in COLUMNS}
         cells |= {"clips": line.score.clips, **_cells("", line.score, "score")}
         for name, estimate in (("to_full", line.to_full), ("to_random", line.to_random)):
             cells |= _cells(f"{name}_", estimate, name) if estimate else {name: None}

@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -43,7 +44,8 @@ def write_clip(
     if lossless:
         options["fflags"] = "bitexact"  # else Matroska draws random numbers
     with av.open(str(path), "w", options=options) as out:
-        video = sound = None
+        video: Any = None  # streams of PyAV, whose types the name of a codec does not tell
+        sound: Any = None
         if frames is not None:
             quality = {} if lossless else {"crf": str(crf), "preset": "medium"}
             video = out.add_stream(codecs[0], rate=fps, options=quality)

@@ -142,7 +142,7 @@ def _in_order(kind: Kind, subkind: str, spans: list[PictureSpan] | list[SoundSpa
 
 def _templates(clip: Clip) -> list[Template]:
     """Every question that the clip answers; what occurs more than once marks no moment."""
-    found = _in_order("video", "what", list(clip.pictures))
+    found: list[Template] = _in_order("video", "what", list(clip.pictures))
     words: dict[SoundKind, str] = {"digit": "number", "instrument": "instrument"}
     for kind, word in words.items():
         found += _in_order("audio", word, [s for s in clip.sounds if s.kind == kind])
