@@ -286,12 +286,6 @@ def _milliseconds(seconds: float | None) -> str:
     return "" if seconds is None else f"{seconds * 1e3:.1f}"
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a file that the command wrote."""
-    rows = json.loads(path.read_text())["rows"]
-    return [Row(**row | {side: Cost(**row[side]) for side in ("ours", "kvpress")}) for row in rows]
-
-
 def environment() -> dict[str, Any]:
     """What the rows depend on."""
     versions = {name: metadata.version(name) for name in ("jax", "kvpress", "torch", "transformers")}

@@ -19,7 +19,6 @@ from eval.perf.beside_kvpress import (
     equal_tokens,
     main,
     markdown,
-    read_rows,
     text_prompt,
 )
 from eval.perf.kvpress_runs import PressedRun, llama
@@ -29,7 +28,6 @@ from models.decoder import Decoder, DecoderConfig
 from models.errors import UserError
 from models.layers.init import FastRngs, init_params
 from models.over_decoder import decoder_of, with_single_layers
-from tests.docs.pages import ROOT
 
 CONFIG = DecoderConfig.tiny()
 TOKENS, NEW = 32, 6
@@ -157,8 +155,3 @@ def test_table():
         "| full | 1.0000 | 1.000 | 16 of 16 | 1.00 / 1.00 |  | 4.0 / 4.0 | 2.00 / 2.00 |",
         "| snapkv 0.2 | 0.9996 | 0.900 | 5 of 16 | 1.00 / 2.00 | 12.3 / 500.0 | 4.0 / 8.0 | 2.00 / 2.50 |",
     ]
-
-
-def test_published_table_is_of_the_published_rows():
-    rows = read_rows(ROOT / "docs" / "beside_kvpress.json")
-    assert rows and markdown(rows).strip() in (ROOT / "docs" / "beside_kvpress.md").read_text()
