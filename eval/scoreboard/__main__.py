@@ -1,7 +1,7 @@
 """Compares cache policies on several tasks: a table of scores, bytes and paired differences, and a report to look at.
 
     python -m eval.scoreboard --out scoreboard
-    python -m eval.scoreboard --suite smoke --out /tmp/scoreboard
+    python -m eval.scoreboard --suite smoke --out runs/scoreboard
 
 The folder gets TASK.jsonl (every answer, which the same command continues), scoreboard.json, scoreboard.csv and
 report.html.

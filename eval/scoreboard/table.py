@@ -134,7 +134,7 @@ class Answers:
         """All turns and groups, all questions of a turn first."""
         rows = next(iter(self.rows.values()), [])
         both: tuple[Turn, ...] = ("first", "later")
-        turns = [turn for turn in both if any(_turn(row) == turn for row in rows)]
+        turns: list[Turn] = [turn for turn in both if any(_turn(row) == turn for row in rows)]
         groups = list(dict.fromkeys(row["group"] for row in rows))
         named = [ALL, *groups] if len(groups) > 1 else [ALL]
         of = (self.task, self.metric, self.lower_is_better)

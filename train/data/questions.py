@@ -1,7 +1,7 @@
 """Questions about composed clips: of one word, by what must be looked at; transcripts; and conversations of both."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -123,7 +123,7 @@ class Question:
     named: tuple[str, ...] = ()
 
 
-Template = tuple[Kind, str, Mapping[str, str], str]
+Template = tuple[Kind, str, dict[str, str], str]
 """Kind, subkind, what fills the phrasing, answer."""
 
 
