@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, Self
 import models
 from eval.held_back import Padding
 from eval.tasks.interface import Example, Question, Task
+from models.errors import UserError
 from models.interface import AVModel
 from models.media.clip import Media
 from train.data.av_compose import Records, Set
@@ -44,6 +45,10 @@ class ComposedTask(Task):
         """
         if data is None:
             return cls(models.load(model), Records(cls.set))
+        if not (data / "av_compose" / cls.set).is_dir():
+            raise UserError(
+                f"{data} has no av_compose/{cls.set}: prepare it (docs/av_compose.md), or leave out --data."
+            )
         from train.mergenet.tfds_source import open_tfds  # which takes seconds to import
 
         return cls(models.load(model), open_tfds(f"av_compose/{cls.set}", "test", data))

@@ -27,7 +27,6 @@ def indices(layer: kv.LayerCache) -> list[set[int]]:
     "inner",
     quick_first(
         [
-            kv.LookM(budget=20),
             kv.AccKV(budget=20, merge="none", gate="none"),
             kv.Knorm(budget=20),
             kv.KeyDiff(budget=20),

@@ -67,7 +67,7 @@ def test_batches_answer_as_single_runs_do_and_a_killed_run_goes_on(small_model, 
             alone = models.answer(small_model, row["clip"], row["question"], policy=policy, max_new_tokens=3)
             assert row["answer"] == alone.text and row["tokens"] == alone.prompt_tokens
             assert row["cache_bytes"] == alone.cache_bytes.prompt
-            assert sum(row["kept"].values()) == pytest.approx(BUDGET)
+            assert sum(row["kept"].values()) == pytest.approx(BUDGET, abs=0.02)  # three rounded numbers
             mean = {name: np.mean([layer[name] for layer in alone.kept]) for name in row["kept"]}
             assert row["kept"] == pytest.approx(mean, abs=0.01)
 

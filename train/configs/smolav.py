@@ -1,7 +1,7 @@
 """SmolAV 2 on two CPU cores.
 
 The first three stages are version 1: one question at a time about clips of up to 30 seconds. Then come conversations,
-transcripts and clips of up to two minutes. train/configs/smolav_continued.py is these later stages alone.
+transcripts and clips of up to two minutes. train/configs/smolav2_continued.py is these later stages alone.
 """
 
 import dataclasses

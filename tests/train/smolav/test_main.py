@@ -144,7 +144,7 @@ def test_a_mesh_divides_the_rows_and_changes_no_loss(tmp_path: Path) -> None:
 
 def test_rows_of_the_recipe_have_room_for_their_longest_clips() -> None:
     config = read_run(DEFAULT_CONFIG)
-    assert read_run(DEFAULT_CONFIG.with_name("smolav_continued.py")).stages == config.stages[3:]
+    assert read_run(DEFAULT_CONFIG.with_name("smolav2_continued.py")).stages == config.stages[3:]
     assert config.buckets["longest"].pool.clips.seconds[1] == 120
     for name, bucket in config.buckets.items():
         things, seconds = bucket.pool.clips.items[1], bucket.pool.clips.seconds[1]
