@@ -33,6 +33,8 @@ from models.media.paths import clip_path
 from models.policies import build_policy, parse_budget
 
 Loader = Callable[[str, Callable[[str, int, int | None], None]], AVModel]
+DEMO_POLICIES = ("full", "random", "streaming_llm", "h2o", "snapkv", "knorm", "acckv", "acckv_plus")
+"""What the bundled clip is shown with; --compare shows every policy, which takes longer to compile."""
 DEMO = Path(__file__).parent.parent / "models" / "smolav" / "demo"
 
 
@@ -280,7 +282,8 @@ def choose_policies(
         raise UserError("--option belongs to one policy; name it with --policy instead of --compare.")
     if options.policy:
         raise UserError(f"--compare shows every policy; leave it out, or leave out --policy {options.policy}.")
-    return {name: build_policy(name, 1.0 if name == "full" else budget, **defaults) for name in POLICIES}
+    names = POLICIES if options.compare else DEMO_POLICIES
+    return {name: build_policy(name, 1.0 if name == "full" else budget, **defaults) for name in names}
 
 
 def read_clips(
