@@ -5,12 +5,19 @@ from collections.abc import Callable
 from typing import Any
 
 from acckv_jax.policies.acckv import AccKV
+from acckv_jax.policies.expected_attention import ExpectedAttention
 from acckv_jax.policies.full import Full
 from acckv_jax.policies.h2o import H2O
 from acckv_jax.policies.knorm import Knorm
+from acckv_jax.policies.kvzip import KVzip
+from acckv_jax.policies.mada_kv import MadaKV
+from acckv_jax.policies.omni_mem import OmniMem
+from acckv_jax.policies.pyramid_kv import PyramidKV
+from acckv_jax.policies.r_kv import RKV
 from acckv_jax.policies.random import Random
 from acckv_jax.policies.snapkv import SnapKV
 from acckv_jax.policies.streaming_llm import StreamingLLM
+from acckv_jax.policies.vl_cache import VLCache
 from acckv_jax.policy import CachePolicy
 from acckv_jax.wrappers import WRAPPERS
 
@@ -21,6 +28,13 @@ POLICIES: dict[str, Callable[..., CachePolicy]] = {
     "h2o": H2O,
     "snapkv": SnapKV,
     "knorm": Knorm,
+    "pyramid_kv": PyramidKV,
+    "expected_attention": ExpectedAttention,
+    "r_kv": RKV,
+    "kvzip": KVzip,
+    "vl_cache": VLCache,
+    "mada_kv": MadaKV,
+    "omni_mem": OmniMem,
     "acckv": AccKV,
     "acckv_plus": AccKV.plus,
 }

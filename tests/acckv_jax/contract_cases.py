@@ -48,6 +48,13 @@ CONTRACT: dict[str, kv.CachePolicy] = {
     "acckv_plus": kv.make_policy("acckv_plus", budget=0.4),
     "acckv_plus_every_4": kv.AccKV.plus(budget=0.4, evict_every=4),
     "knorm": kv.Knorm(budget=0.3),
+    "pyramid_kv": kv.PyramidKV(budget=0.4, window_size=4, beta=5),
+    "expected_attention": kv.ExpectedAttention(budget=0.3, future_positions=32),
+    "r_kv": kv.RKV(budget=0.3, evict_every=4, window_size=4, kernel_size=3),
+    "kvzip": kv.KVzip(budget=0.3),
+    "vl_cache": kv.VLCache(budget=0.3),
+    "mada_kv": kv.MadaKV(budget=0.3, window_size=8),
+    "omni_mem": kv.OmniMem(budget=0.3),
     "protected_snapkv": kv.Protected(kv.SnapKV(budget=0.3, window_size=8), first=3, last=5),
     "protected_acckv_every_2": kv.Protected(
         kv.AccKV(budget=0.4, merge="none", gate="none", recent=3, evict_every=2), first=5, last=2
@@ -110,11 +117,22 @@ def params_of(model: Llama = MODEL) -> dict:
     return params | {"embed": params["embed"].at[model.vocab - 1].set(jnp.nan)}
 
 
+def read_prompt(
+    decoder: kv.Decoder, params: dict, inputs: Inputs, policy: kv.CachePolicy, reserved_slots: int
+) -> tuple[jax.Array, kv.KVCache]:
+    """Prefill; for a policy that reads a second pass score, probe with the second question, and prune."""
+    if not policy.second_pass:
+        return kv.prefill(decoder, params, inputs.tokens, inputs.prompt, policy, reserved_slots=reserved_slots)
+    logits, scored = kv.score(decoder, params, inputs.tokens, inputs.prompt, (policy,))
+    scored = kv.probe(decoder, params, inputs.question, inputs.question_prompt, scored, (policy,))
+    return logits, kv.prune(scored, policy, reserved_slots=reserved_slots)
+
+
 @functools.partial(jax.jit, static_argnames=("model", "policy"))
 def run_episode(model: Llama, policy: kv.CachePolicy, params: dict, inputs: Inputs) -> Episode:
     """Prefill, `STEPS` decode steps with forced tokens, a second question."""
     decoder, reserved = decoder_of(model), policy.reserved_slots(STEPS)
-    logits, pruned = kv.prefill(decoder, params, inputs.tokens, inputs.prompt, policy, reserved_slots=reserved)
+    logits, pruned = read_prompt(decoder, params, inputs, policy, reserved)
 
     def step(cache: kv.KVCache, tokens: jax.Array) -> tuple[kv.KVCache, Any]:
         logits, cache = kv.decode_step(decoder, params, tokens, cache, policy, tokens >= 0)
@@ -134,7 +152,8 @@ def episode(name: str) -> Episode:
 @functools.partial(jax.jit, static_argnames=("model", "policies"))
 def run_score(model: Llama, policies: tuple[kv.CachePolicy, ...], params: dict, inputs: Inputs):
     """Logits of the prompt, and the prompt with the sums of all `policies`."""
-    return kv.score(decoder_of(model), params, inputs.tokens, inputs.prompt, policies)
+    logits, scored = kv.score(decoder_of(model), params, inputs.tokens, inputs.prompt, policies)
+    return logits, kv.probe(decoder_of(model), params, inputs.question, inputs.question_prompt, scored, policies)
 
 
 @functools.cache

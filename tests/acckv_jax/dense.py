@@ -27,7 +27,7 @@ class Late(NamedTuple):
 def dense_attend(masks: tuple, late: tuple = ()):
     """An `attend` for whole sequences: layer number n sees masks[n] ([B, K, T, T] bool); K and V are repeated."""
 
-    def attend(number, q, k, v, cache, carry):
+    def attend(number, q, k, v, cache, carry, **inputs):
         group = q.shape[2] // k.shape[2]
         mask = jnp.repeat(masks[number], group, axis=1)
 

@@ -28,6 +28,17 @@ def replay(recording, inputs, positions, caches, carry, attend, logit_positions)
 DECODER = kv.Decoder(replay, num_layers=1)
 
 
+def replay_layers(recordings, inputs, positions, caches, carry, attend, logit_positions):
+    """`replay` of several layers, one recording each; the logits are the last layer's."""
+    after = []
+    for number, (recording, cache) in enumerate(zip(recordings, caches, strict=True)):
+        q, k, v = (jax.vmap(lambda tokens, at: tokens[at])(x, positions) for x in recording)
+        out, cache, carry = attend(number, q, k, v, cache, carry)
+        after.append(cache)
+    out = jax.vmap(lambda tokens, row: tokens[row])(out, logit_positions)
+    return out.reshape(out.shape[0], -1), tuple(after), carry
+
+
 def record(*parts: tuple) -> Recording:
     """Joins (q, k, v) parts, each [T, heads, H], into a recording of one row in float32."""
     return Recording(*(jnp.asarray(np.concatenate(x)[None], jnp.float32) for x in zip(*parts, strict=True)))

@@ -188,10 +188,20 @@ def test_rule_4_prefill_equals_score_and_prune(name):
     assert_same_cache(jax.device_get(pruned), episode(name).pruned, **FP32)
 
 
+def pyramid(policy: kv.PyramidKV, length: int, layer: int) -> int:
+    """A row's slots in a layer; neither end of the line reaches a bound in the table."""
+    last = max(policy.budget * length / policy.beta, policy.window_size)
+    first = 2 * policy.budget * length - last
+    assert policy.window_size <= last <= first <= length - policy.window_size
+    return round(first + (last - first) * layer / (MODEL.layers - 1))
+
+
 def allowed(policy: kv.CachePolicy, length: np.ndarray, layer: int) -> np.ndarray:
     """Slots that rows of these lengths may hold in a layer."""
     if isinstance(policy, kv.Full):
         return length
+    if isinstance(policy, kv.PyramidKV):
+        return np.array([pyramid(policy, n, layer) for n in length.tolist()])
     share = 1.0
     while isinstance(policy, kv.Wrapper):
         share *= policy.shares[layer] if isinstance(policy, kv.PerLayer) else 1.0
@@ -201,10 +211,16 @@ def allowed(policy: kv.CachePolicy, length: np.ndarray, layer: int) -> np.ndarra
     return np.array([round(policy.budget * share * n) for n in length.tolist()])
 
 
+def at_most(policy: kv.CachePolicy, length: np.ndarray, layer: int) -> np.ndarray:
+    """Slots of one layer: those allowed, or what layers below left over as well, where rule 5 holds for their mean."""
+    slots = allowed(policy, length, layer)
+    return np.minimum(length, np.floor(policy.most * slots)) if isinstance(policy, kv.MadaKV) else slots
+
+
 @every_policy
 def test_rule_5_bytes_and_valid_slots(name):
     run, policy = episode(name), CONTRACT[name]
-    capacities = [int(allowed(policy, np.array([96]), layer)[0]) for layer in range(MODEL.layers)]
+    capacities = [int(at_most(policy, np.array([96]), layer)[0]) for layer in range(MODEL.layers)]
     reserved = min(policy.evict_every, STEPS) if policy.evict_every else STEPS
     heads = len(LENGTHS) * MODEL.kv_heads
     size = kv.cache_bytes(jax.tree.map(jnp.asarray, run.pruned))
@@ -218,18 +234,22 @@ def test_rule_5_bytes_and_valid_slots(name):
     assert 0 < size.metadata == total - size.prompt - size.reserved
     for number, (layer, capacity) in enumerate(zip(run.pruned.layers, capacities, strict=True)):
         most = allowed(policy, LENGTHS, number)
+        held = at_most(policy, LENGTHS, number)
         assert layer.slots == layer.keys.shape[2] == layer.values.shape[2] == capacity + reserved
         np.testing.assert_array_equal(layer.budget, most)
-        assert (layer.valid.sum(-1) <= most[:, None]).all()
+        assert (layer.valid.sum(-1) <= held[:, None]).all()
         inner = policy
         while isinstance(inner, kv.Wrapper):
             inner = inner.inner
-        if getattr(inner, "gate", "none") == "none" or getattr(inner, "refill", False):
+        gated = getattr(inner, "gate", "none") != "none" and not getattr(inner, "refill", False)
+        if not gated and not isinstance(inner, kv.MadaKV):
             np.testing.assert_array_equal(layer.valid.sum(-1), np.broadcast_to(most[:, None], layer.valid.shape[:2]))
     for number, (layer, capacity) in enumerate(zip(run.decoded.layers, capacities, strict=True)):
         assert layer.slots == layer.keys.shape[2] == capacity + reserved
         grown = reserved if policy.evict_every else STEPS  # between two prunes a row may use its reserved slots
-        assert (layer.valid.sum(-1) <= allowed(policy, LENGTHS, number)[:, None] + grown).all()
+        assert (layer.valid.sum(-1) <= at_most(policy, LENGTHS, number)[:, None] + grown).all()
+    mean = np.mean([layer.valid.sum(-1).mean(1) for layer in run.pruned.layers], axis=0)  # over heads and layers
+    assert (mean <= np.mean([allowed(policy, LENGTHS, layer) for layer in range(MODEL.layers)], axis=0)).all()
     counts = kv.kept_counts(run.pruned)
     for layer, count in zip(run.pruned.layers, counts, strict=True):
         assert sum(count.values()) == pytest.approx(layer.valid.sum() / layer.valid[..., 0].size)

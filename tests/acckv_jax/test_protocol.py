@@ -10,6 +10,7 @@ import pytest
 
 import acckv_jax as kv
 from acckv_jax.testing import tiny_decoder
+from tests.acckv_jax.tiny_dense import dense_run
 from tests.tolerances import FP32
 
 
@@ -64,28 +65,13 @@ def kept(cache: kv.KVCache) -> np.ndarray:
     return np.stack([np.sort(np.where(layer.valid, layer.index, -1), -1) for layer in cache.layers])
 
 
-def dense_run():
-    """Layer inputs, keys, values and attention probabilities of every layer, in float64."""
-    x, found = np.asarray(PARAMS["embed"], float)[INPUTS], []
-    for layer in range(DECODER.num_layers):
-        q, k, v = (np.einsum("btd,dnh->bnth", x, np.asarray(PARAMS[name][layer], float)) for name in "qkv")
-        group = q.shape[1] // k.shape[1]
-        logits = np.einsum("bnth,bnsh->bnts", q, np.repeat(k, group, 1)) / np.sqrt(q.shape[-1])
-        weights = np.exp(np.where(np.tri(x.shape[1], dtype=bool), logits, -np.inf))
-        weights /= weights.sum(-1, keepdims=True)
-        found.append((x, v, weights))
-        out = np.einsum("bnts,bnsh->bnth", weights, np.repeat(v, group, 1))
-        x = x + np.einsum("bnth,nhd->btd", out, np.asarray(PARAMS["o"][layer], float))
-    return found
-
-
 def expected(policy: kv.CachePolicy) -> np.ndarray:
     kept = []
-    runs = dense_run()
-    for layer, (x, v, _) in enumerate(runs):
+    runs = dense_run(PARAMS, INPUTS)
+    for layer, (x, _, _, v, _) in enumerate(runs):
         heads = v.shape[1]
         if isinstance(policy, FirstLayersChoice):
-            score = np.repeat(runs[0][2][:, :, -1].mean(1)[:, None], heads, 1)
+            score = np.repeat(runs[0].attention[:, :, -1].mean(1)[:, None], heads, 1)
         elif isinstance(policy, Novel):
             score = np.repeat(np.linalg.norm(x - np.roll(x, 1, 1), axis=-1)[:, None], heads, 1)
         else:
