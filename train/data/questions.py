@@ -159,14 +159,14 @@ def _templates(clip: Clip) -> list[Template]:
                 others = [name for name in shown if name != picture.name]
                 if named and others:  # as many times yes as no
                     cue, other = sound.name, others[number % len(others)]
-                    found += [
-                        ("synchrony", f"{word}_meets_picture", {"cue": cue, "shown": picture.name}, "yes"),
-                        ("synchrony", f"{word}_meets_picture", {"cue": cue, "shown": other}, "no"),
-                    ]
+                    meets = f"{word}_meets_picture"
+                    found.append(("synchrony", meets, {"cue": cue, "shown": picture.name}, "yes"))
+                    found.append(("synchrony", meets, {"cue": cue, "shown": other}, "no"))
     if len(clip.pictures) > 1:
         for category, members in CATEGORIES.items():
             ours = [picture.name for picture in clip.pictures if picture.name in members]
-            found += [("category", category, {}, name) for name in ours if len(ours) == 1]
+            if len(ours) == 1:
+                found.append(("category", category, {}, ours[0]))
     for subkind, spans in (("heard", clip.sounds), ("shown", clip.pictures)):
         if spans:
             found.append(("transcript", subkind, {}, " ".join(span.name for span in spans)))
