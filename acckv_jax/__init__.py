@@ -15,6 +15,7 @@ from acckv_jax.cache import (
     stack,
     unstack,
 )
+from acckv_jax.calibration import omni_mem_shares, vl_cache_shares
 from acckv_jax.checkpoint import ModelIdentity, load_cache, save_cache
 from acckv_jax.decoder import Decoder, StepFn
 from acckv_jax.decoding import DecodeState, decode, decode_step, start_decoding
@@ -22,19 +23,27 @@ from acckv_jax.generate import Generation, generate
 from acckv_jax.modality import Modality, Prompt, bucket_length, make_prompt
 from acckv_jax.policies import POLICIES, make_policy
 from acckv_jax.policies.acckv import AccKV
+from acckv_jax.policies.expected_attention import ExpectedAttention
 from acckv_jax.policies.fastv import FastV
 from acckv_jax.policies.full import Full
 from acckv_jax.policies.h2o import H2O
 from acckv_jax.policies.keydiff import KeyDiff
 from acckv_jax.policies.knorm import Knorm
+from acckv_jax.policies.kvzip import KVzip
 from acckv_jax.policies.look_m import LookM
+from acckv_jax.policies.mada_kv import MadaKV
 from acckv_jax.policies.mix_kv import MixKV
+from acckv_jax.policies.omni_mem import OmniMem
+from acckv_jax.policies.pyramid_kv import PyramidKV
+from acckv_jax.policies.r_kv import RKV
 from acckv_jax.policies.random import Random
 from acckv_jax.policies.snapkv import SnapKV
 from acckv_jax.policies.streaming_llm import StreamingLLM
 from acckv_jax.policies.tova import TOVA
+from acckv_jax.policies.vl_cache import VLCache
 from acckv_jax.policy import CachePolicy, Context
 from acckv_jax.prefill import extend, prefill, score
+from acckv_jax.probing import probe
 from acckv_jax.pruning import prune
 from acckv_jax.queries import QuerySet
 from acckv_jax.sampling import Sample, greedy
@@ -68,6 +77,7 @@ __all__ = [
     "Decoder",
     "EvictEvery",
     "FastV",
+    "ExpectedAttention",
     "Full",
     "Generation",
     "H2O",
@@ -77,13 +87,18 @@ __all__ = [
     "LayerCache",
     "LookM",
     "MixKV",
+    "KVzip",
+    "MadaKV",
     "Modality",
     "ModelIdentity",
+    "OmniMem",
     "PerLayer",
     "Prompt",
     "Protected",
+    "PyramidKV",
     "Quantized",
     "QuerySet",
+    "RKV",
     "Random",
     "Sample",
     "Scored",
@@ -95,6 +110,7 @@ __all__ = [
     "StreamingLLM",
     "TOVA",
     "TokenCounts",
+    "VLCache",
     "Wrapper",
     "bucket_length",
     "cache_bytes",
@@ -111,7 +127,9 @@ __all__ = [
     "load_cache",
     "make_policy",
     "make_prompt",
+    "omni_mem_shares",
     "prefill",
+    "probe",
     "prune",
     "repeat_rows",
     "run_layers",
@@ -120,6 +138,7 @@ __all__ = [
     "stack",
     "start_decoding",
     "unstack",
+    "vl_cache_shares",
 ]
 
 _RENAMED = {"every_n_steps": "EvictEvery(policy, steps)"}

@@ -66,6 +66,8 @@ def attend(
     by_few = functools.partial(row_blocks.attend, block=row_blocks.CPU_BLOCK, **options)
     by_many = functools.partial(_row_blocks, block=row_blocks.BLOCK, **options)
     unfit = "merged slots" if log_multiplicity else None if aligned else "rows that are not the last slots"
+    if any(stat.reduce == "max" for stat in statistics):
+        unfit = "the largest attention of a token"
     chosen = {}
     for name in _BY_DEFAULT if implementation is None else {implementation} & _KERNELS.keys():
         platform, kernel = _KERNELS[name]

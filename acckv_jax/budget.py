@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
@@ -106,20 +107,32 @@ def _smallest_fraction(slots: int, length: int) -> float:
 
 def row_slots(budget: Budget, length: Int[Array, "*B"], longest: int) -> Int[Array, "*B"]:
     """`slots_of` on the device, for lengths up to `longest`: float32 would round differently."""
-    return _looked_up([slots_of(budget, n) for n in range(longest + 1)], length)
+    return looked_up(np.array([slots_of(budget, n) for n in range(longest + 1)]), length)
 
 
 def rounded_share(share: float, number: Int[Array, "*B"], most: int) -> Int[Array, "*B"]:
     """round(share * number), half to even and exact, for numbers from 0 to `most`."""
-    return _looked_up([round(share * n) for n in range(most + 1)], number)
+    return looked_up(np.array([round(share * n) for n in range(most + 1)]), number)
 
 
 def floored_share(share: float, number: Int[Array, "*B"], most: int) -> Int[Array, "*B"]:
     """The whole part of share * number, exact, for numbers from 0 to `most`."""
-    return _looked_up([int(share * n) for n in range(most + 1)], number)
+    return looked_up(np.array([int(share * n) for n in range(most + 1)]), number)
 
 
-def _looked_up(table: list[int], at: Int[Array, "*B"]) -> Int[Array, "*B"]:
+def looked_up(table: Int[Array | np.ndarray, " n"], at: Int[Array, "*B"]) -> Int[Array, "*B"]:
     """Entries of a table that starts at 0, as a sum of its steps: a gather would need its sharding."""
-    steps = np.diff(np.array([0, *table], np.int32)).reshape(*(1,) * at.ndim, -1)
+    difference = jnp.diff if isinstance(table, jax.Array) else np.diff
+    steps = difference(table, prepend=0).astype(np.int32).reshape(*(1,) * at.ndim, -1)
     return jnp.where(at[..., None] >= np.arange(len(table)).reshape(steps.shape), steps, 0).sum(-1, dtype=jnp.int32)
+
+
+def few_levels(capacities: tuple[int, ...], levels: int) -> tuple[int, ...]:
+    """Capacities of layers, each raised to one of at most `levels`: evenly spaced, and as low as those it serves."""
+    if len(set(capacities)) <= levels:
+        return capacities
+    least, most = min(capacities), max(capacities)
+    step = -(-(most - least) // levels)
+    group = [max(1, -(-(capacity - least) // step)) for capacity in capacities]
+    largest = {g: max(c for c, own in zip(capacities, group, strict=True) if own == g) for g in group}
+    return tuple(largest[g] for g in group)

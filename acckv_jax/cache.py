@@ -41,6 +41,8 @@ class LayerCache:
         budget: [B] slots that the row may hold after pruning.
         next_slot: [] the slot that `append` writes next.
         finite: [B] false once a NaN or infinity was seen in the row, or a token was written without a free slot.
+        recent_queries: [B, N, n, H] rotated queries of the row's last n tokens, the newest last, zeros where it has
+            fewer; None unless the policy reads them.
         reserved_slots: slots at the end that are kept for new tokens (static).
 
     Example:
@@ -63,6 +65,7 @@ class LayerCache:
     budget: Int[Array, " B"]
     next_slot: Int[Array, ""]
     finite: Bool[Array, " B"]
+    recent_queries: Float[Array, "B N n H"] | None = None
     reserved_slots: int = dataclasses.field(default=0, metadata={"static": True})
 
     @property
@@ -294,7 +297,10 @@ def join(layer: LayerCache, recent: LayerCache) -> LayerCache:
 
     joined = _update_free(layer, written, recent)
     return dataclasses.replace(
-        joined, next_slot=layer.next_slot + recent.next_slot, finite=layer.finite & recent.finite
+        joined,
+        next_slot=layer.next_slot + recent.next_slot,
+        finite=layer.finite & recent.finite,
+        recent_queries=recent.recent_queries,
     )
 
 
@@ -345,7 +351,8 @@ def compact(cache: KVCache) -> KVCache:
         slots, kept, _ = chosen_slots(layer.valid, used)
         small = take_slots(layer, slots, kept, reserved_slots=layer.reserved_slots)
         budget = jnp.minimum(layer.budget, used)
-        shrunk.append(dataclasses.replace(small, budget=budget, finite=jnp.copy(layer.finite)))
+        own = jax.tree.map(jnp.copy, {"finite": layer.finite, "recent_queries": layer.recent_queries})
+        shrunk.append(dataclasses.replace(small, budget=budget, **own))
     small = KVCache(tuple(shrunk), jnp.copy(cache.length), jnp.copy(cache.delta))
     return stack(small) if any(one.is_stack for one in cache.stacks) else small
 

@@ -27,6 +27,7 @@ AXES = {
     **dict.fromkeys(("k", "v", "codes", "scale", "zero", "free"), "BKSH"),
     **dict.fromkeys(("index", "modality", "valid", "multiplicity", "mass", "sums"), "BKS"),
     **dict.fromkeys(("budget", "finite", "length", "delta", "token", "active"), "B"),
+    "recent_queries": "BNTH",
     "hidden_states": "BSD",
     "unrotated_q": "BSNH",
     "output_weights": "NHD",

@@ -19,7 +19,8 @@ Attend = Callable[..., tuple[Array, Any, Any]]
 `layer` is the layer's number, a Python int or a traced one. `cache` is what the decoder was handed for this layer, the
 returned one is what it hands back for it. `carry` passes from layer to layer. `inputs` is optional and serves policies
 that ask for more than attention (`CachePolicy.needs`): `hidden_states` [B, T, D] the layer's input, `unrotated_q`
-[B, T, N, H] the queries before rotation, `output_weights` [N, H, D] the output projection W_O.
+[B, T, N, H] the queries before rotation, `rotary_frequencies` [H/2] the radians per position by which the pairs
+(i, i + H/2) of a head are rotated, `output_weights` [N, H, D] the output projection W_O.
 """
 
 

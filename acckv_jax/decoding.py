@@ -29,6 +29,7 @@ from acckv_jax.cache import (
 from acckv_jax.decoder import Decoder, check_decoder
 from acckv_jax.modality import Modality
 from acckv_jax.policy import CachePolicy, between_steps
+from acckv_jax.recent import recent_count, with_recent_queries
 from acckv_jax.sampling import Sampler, greedy
 from acckv_jax.stacks import numbered, stacks_of
 from acckv_jax.storage import after
@@ -97,6 +98,7 @@ def _append_token(
         q = jnp.where(active[:, None, None, None], q, 0)  # NaN of an ended row would stay in its mass
         own, *older = past
         layer = append(own, full_layer(k, v, index, generated, active[:, None]))
+        layer = with_recent_queries(layer, q, active.astype(jnp.int32), recent_count(layer))
         read = (dataclasses.replace(x, k=after(x.k, q), v=after(x.v, q)) for x in older)
         out, sums = attend(q, (*read, layer), index, counted, log_multiplicity=policy.log_multiplicity)
         layers = (*older, layer)

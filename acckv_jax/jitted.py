@@ -15,13 +15,15 @@ Example:
 
 import jax
 
-from acckv_jax import decoding
+from acckv_jax import decoding, probing
 from acckv_jax import prefill as reading
 
 prefill = jax.jit(reading.prefill, static_argnames=("decoder", "policy", "reserved_slots"))
 """`acckv_jax.prefill`, jitted."""
 score = jax.jit(reading.score, static_argnames=("decoder", "policies", "complete"))
 """`acckv_jax.score`, jitted."""
+probe = jax.jit(probing.probe, static_argnames=("decoder", "policies"))
+"""`acckv_jax.probe`, jitted."""
 extend = jax.jit(reading.extend, static_argnames=("decoder", "policy", "reserved_slots"))
 """`acckv_jax.extend`, jitted."""
 decode_step = jax.jit(decoding.decode_step, static_argnames=("decoder", "policy"), donate_argnames="cache")

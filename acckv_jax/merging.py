@@ -38,8 +38,8 @@ def nearest(
         [B, K, S] number of the pivot, C where the group has none.
     """
     slots, capacity = keys.shape[2], pivots.shape[2]
-    keys, key_group = _in_blocks(unit(keys), key_group, block)
-    pivots, pivot_group = _in_blocks(unit(pivots), pivot_group, block)
+    keys, key_group = in_blocks(unit(keys), key_group, block)
+    pivots, pivot_group = in_blocks(unit(pivots), pivot_group, block)
     first = block * jnp.arange(len(pivots), dtype=jnp.int32)
 
     def assign(key: tuple[Array, Array]) -> Array:
@@ -66,8 +66,8 @@ def nearest(
     return out.transpose(1, 2, 0, 3).reshape(*out.shape[1:3], -1)[..., :slots]
 
 
-def _in_blocks(x: Float[Array, "B K S H"], group: Int[Array, "B K S"], block: int) -> tuple[Array, Array]:
-    """[N, B, K, block, H] and [N, B, K, block], padded with slots of no group."""
+def in_blocks(x: Float[Array, "B K S H"], group: Int[Array, "B K S"], block: int) -> tuple[Array, Array]:
+    """[N, B, K, block, H] and [N, B, K, block] for N blocks, padded with slots of no group."""
     count = -(-x.shape[2] // block)
     extra = count * block - x.shape[2]
     x = jnp.pad(x, ((0, 0), (0, 0), (0, extra), (0, 0)))

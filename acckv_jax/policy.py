@@ -44,7 +44,7 @@ class Context:
         sums: [B, K, S] for each entry of `queries`; read them by `attention_sums`.
         carry: what `compress` returned for the layer before; for the first layer, `CachePolicy.init_carry`.
         inputs: by name, what the policy `needs`, aligned with the slots: `hidden_states` [B, S, D], `unrotated_q`
-            [B, S, N, H], `output_weights` [N, H, D]. Empty while decoding.
+            [B, S, N, H], `rotary_frequencies` [H/2], `output_weights` [N, H, D]. Empty while decoding.
         keep: [B, K, S] slots that must stay, or None.
         scores: [B, K, S] in the place of the policy's own scores, or None.
         chosen: [B, K, S] in the place of the policy's own `select`, or None.
@@ -157,6 +157,15 @@ class CachePolicy:
             ValueError: if it is made for another number.
         """
 
+    def for_layers(self, num_layers: int) -> "CachePolicy":
+        """The policy for a decoder of so many layers: itself, unless its capacities depend on their number.
+
+        Raises:
+            ValueError: if it is made for another number.
+        """
+        self.check_layers(num_layers)
+        return self
+
     def needed_slots(self, counts: TokenCounts) -> tuple[np.ndarray | int, str]:
         """Slots [B] that the policy cannot do without, and what needs them, as the beginning of a sentence."""
         return 1, "a row needs"
@@ -192,6 +201,16 @@ class CachePolicy:
     def mass_queries(self) -> QuerySet | None:
         """The one of `queries` that `LayerCache.mass` begins with; decoding then adds each step's attention to it."""
         return None
+
+    @property
+    def second_pass(self) -> bool:
+        """Whether it reads what further tokens attend to: `probe` must then run before `prune`."""
+        return any(queries.rows == "probe" for queries in self.queries)
+
+    @property
+    def recent_queries(self) -> int:
+        """How many queries of the last tokens `LayerCache.recent_queries` holds, while decoding too."""
+        return 0
 
     @property
     def window(self) -> int:

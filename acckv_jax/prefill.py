@@ -33,7 +33,8 @@ from acckv_jax.decoder import Decoder, check_decoder
 from acckv_jax.modality import Prompt
 from acckv_jax.policy import CachePolicy, check_policy
 from acckv_jax.pruning import Room, check_reserved, initial_carry, kinds, owned, prune_layer, rooms_of
-from acckv_jax.queries import UNFINISHED, Queries, QuerySet
+from acckv_jax.queries import UNFINISHED, UNPROBED, Queries, QuerySet
+from acckv_jax.recent import recent_count, with_recent_queries
 from acckv_jax.scored import TOKENWISE, Scored
 from acckv_jax.stacks import Stack, grouped, stacks_of
 
@@ -79,11 +80,16 @@ def prefill(
     """
     check_decoder(decoder)
     check_policy(policy)
-    policy.check_layers(decoder.num_layers)
+    if policy.second_pass:
+        raise ValueError(
+            f"{type(policy).__name__} reads what further tokens attend to in the prompt, and prefill is one pass: call "
+            "score, probe and prune instead."
+        )
+    policy = policy.for_layers(decoder.num_layers)
     check_reserved(reserved_slots)
     check_positions(positions, prompt, delta)
-    queries = _queries(prompt, jnp.zeros_like(prompt.length), prompt.length)
-    weights = dict(zip(policy.queries, _weights(policy.queries, queries), strict=True))
+    queries = chunk_queries(prompt, jnp.zeros_like(prompt.length), prompt.length)
+    weights = dict(zip(policy.queries, query_weights(policy.queries, queries), strict=True))
     rows = KVCache((), prompt.length, jnp.zeros_like(prompt.length) if delta is None else delta)
 
     rooms = rooms_of(policy, prompt.modality.shape[1], range(decoder.num_layers))
@@ -93,11 +99,10 @@ def prefill(
     def attention(
         layer: int | Array, q: Array, k: Array, v: Array, room: Room, carry: Any, **given: Array
     ) -> tuple[Array, LayerCache, Any]:
-        full, wanted = _chunk(k, v, queries), tuple(weights[one] for one in room.queries)
-        out, sums = attend(
-            _clean(q, queries), full, queries.index, wanted, aligned=True, implementation=decoder.attention
-        )
-        full = _flagged(full, sums, out, queries)
+        full, wanted = chunk_layer(k, v, queries), tuple(weights[one] for one in room.queries)
+        q = clean(q, queries)
+        out, sums = attend(q, full, queries.index, wanted, aligned=True, implementation=decoder.attention)
+        full = with_recent_queries(flagged_outputs(full, sums, out, queries), q, prompt.length, policy.recent_queries)
         found = _needed((policy,), given, queries)
         if jax.tree.structure(carry) != jax.tree.structure(first_carry):
             raise ValueError(
@@ -135,6 +140,8 @@ def score(
 ) -> tuple[Float[Array, "B V"], Scored]:
     """Runs a chunk of a prompt after what came `before`, keeping all of it and the statistics of all `policies`.
 
+    Those of a second pass come from `probe`.
+
     Column sums are additive over chunks, so a prompt in chunks gives what it gives in one piece. The last
     `policy.window` tokens of every row must come in one chunk (of ragged rows only the longest can be checked here).
 
@@ -169,9 +176,16 @@ def score(
     for policy in policies:
         check_policy(policy)
     check_positions(positions, prompt, delta)
-    sets = tuple(dict.fromkeys(queries for policy in policies for queries in policy.queries))
+    sets = tuple(queries for queries in query_sets(policies) if queries.rows != "probe")
+    probed = () if before is None else before.queries[len(sets) :]
     window = max((policy.window for policy in policies), default=0)
-    if before is not None and (before.queries != sets or before.complete):
+    recent = max((policy.recent_queries for policy in policies), default=0)
+    if before is not None and (
+        before.queries[: len(sets)] != sets
+        or any(queries.rows != "probe" for queries in probed)
+        or before.complete
+        or recent_count(before.cache.stacks[0]) != recent
+    ):
         raise ValueError(
             "a chunk must follow an incomplete prompt (complete=False) that was scored by the same policies."
         )
@@ -182,29 +196,29 @@ def score(
             f"{prompt.modality.shape[1]}: split the prompt earlier, or choose a smaller window."
         )
     if before is not None:
-        _check_rows(prompt, before.cache)
+        check_rows(prompt, before.cache)
     start = jnp.zeros_like(prompt.length) if before is None else before.cache.length
     shift = jnp.zeros_like(start) if before is None else before.cache.delta
     total = start + prompt.length
-    queries = _queries(prompt, start, total if complete else jnp.full_like(total, UNFINISHED))
-    weights = _weights(sets, queries)
+    queries = chunk_queries(prompt, start, total if complete else jnp.full_like(total, UNFINISHED))
+    weights = query_weights(sets, queries)
 
     def attention(
         _: int | Array, q: Array, k: Array, v: Array, past: Any, carry: Any, **given: Array
     ) -> tuple[Array, tuple, Any]:
-        full, found = _chunk(k, v, queries), _needed(policies, given, queries)
+        full, found = chunk_layer(k, v, queries), _needed(policies, given, queries)
         if past is not None:
             cached, old_sums, old_inputs = past
             full = append(widen(cached, k.shape[1]), full)
             found = {name: _joined(name, old_inputs[name], x) for name, x in found.items()}
-        out, sums = attend(
-            _clean(q, queries), full, queries.index, weights, aligned=True, implementation=decoder.attention
-        )
-        full = _flagged(full, sums, out, queries)
+        q = clean(q, queries)
+        out, sums = attend(q, full, queries.index, weights, aligned=True, implementation=decoder.attention)
+        full = with_recent_queries(flagged_outputs(full, sums, out, queries), q, prompt.length, recent)
         if past is not None:
-            sums = tuple(
-                new + jnp.pad(old, ((0, 0), (0, 0), (0, k.shape[1]))) for new, old in zip(sums, old_sums, strict=True)
-            )
+            earlier = zip(sets, old_sums, strict=False)  # those of a probe come last
+            old = [_widened(one.still_counted(x, queries), k.shape[1], 0.0) for one, x in earlier]
+            sums = tuple(stat.combined(*both) for stat, *both in zip(weights, old, sums, strict=True))
+            sums += tuple(_widened(x, k.shape[1], UNPROBED) for x in old_sums[len(sets) :])
         return out, (full, sums, found), carry
 
     if before is None:
@@ -222,7 +236,7 @@ def score(
     )
     cached, sums, found = zip(*layers, strict=True)
     cache = owned(KVCache(cached, total, shift if delta is None else delta))
-    return logits, Scored(cache, sums, found, sets, window, complete)
+    return logits, Scored(cache, sums, found, sets + probed, window, complete)
 
 
 def extend(
@@ -274,18 +288,19 @@ def extend(
     check_policy(policy)
     check_reserved(reserved_slots)
     check_positions(positions, prompt, delta)
-    _check_rows(prompt, cache)
-    queries = _queries(prompt, cache.length, cache.length + prompt.length)
+    check_rows(prompt, cache)
+    queries = chunk_queries(prompt, cache.length, cache.length + prompt.length)
     ones = (QueryWeights(queries.valid.astype(jnp.float32)),) if policy.mass_queries is not None else ()
 
     def attention(
         _: int | Array, q: Array, k: Array, v: Array, past: tuple[LayerCache], carry: Any, **given: Array
     ) -> tuple[Array, LayerCache, Any]:
         (past_layer,) = past
-        new = _chunk(k, v, queries)
-        layer = append(reserve(widen(past_layer, new.slots), reserved_slots), new)
-        out, sums = attend(_clean(q, queries), layer, queries.index, ones, log_multiplicity=policy.log_multiplicity)
-        layer = _flagged(with_mass(layer, sums), sums, out, queries)
+        new = chunk_layer(k, v, queries)
+        layer, q = append(reserve(widen(past_layer, new.slots), reserved_slots), new), clean(q, queries)
+        out, sums = attend(q, layer, queries.index, ones, log_multiplicity=policy.log_multiplicity)
+        layer = flagged_outputs(with_mass(layer, sums), sums, out, queries)
+        layer = with_recent_queries(layer, q, prompt.length, recent_count(layer))
         layer = dataclasses.replace(layer, budget=layer.budget + prompt.length)
         return out, store_like(layer, past_layer), carry
 
@@ -295,16 +310,32 @@ def extend(
     return logits, owned(KVCache(layers, queries.total, cache.delta if delta is None else delta))
 
 
-def _queries(prompt: Prompt, start: Int[Array, " B"], total: Int[Array, " B"]) -> Queries:
+def query_sets(policies: Iterable[CachePolicy]) -> tuple[QuerySet, ...]:
+    """All query sets of the policies, each once."""
+    return tuple(dict.fromkeys(queries for policy in policies for queries in policy.queries))
+
+
+def _widened(sums: Float[Array, "B K S"], slots: int, value: float) -> Float[Array, "B K C"]:
+    return jnp.pad(sums, ((0, 0), (0, 0), (0, slots)), constant_values=value)
+
+
+def chunk_queries(prompt: Prompt, start: Int[Array, " B"], total: Int[Array, " B"]) -> Queries:
+    """The rows of a chunk that begins at `start` in a prompt of `total` tokens."""
     index = start[:, None] + jnp.arange(prompt.modality.shape[1], dtype=jnp.int32)[None, :]
     return Queries(index, prompt.modality, prompt.valid, total)
 
 
-def _weights(sets: tuple[QuerySet, ...], queries: Queries) -> tuple[QueryWeights, ...]:
-    return tuple(QueryWeights(one.weights(queries), one.exclude_diagonal, one.last) for one in sets)
+def query_weights(sets: tuple[QuerySet, ...], queries: Queries) -> tuple[QueryWeights, ...]:
+    """The rows' weights in each set."""
+    return tuple(QueryWeights(one.weights(queries), one.exclude_diagonal, one.last, one.reduce) for one in sets)
 
 
-def _check_rows(prompt: Prompt, cache: KVCache) -> None:
+def check_rows(prompt: Prompt, cache: KVCache) -> None:
+    """Checks that a chunk has as many rows as what it follows.
+
+    Raises:
+        ValueError: if not.
+    """
     rows, others = prompt.length.shape[0], cache.length.shape[0]
     if rows != others:
         raise ValueError(f"the prompt has {rows} rows, and what it follows has {others}; they must be as many.")
@@ -355,7 +386,7 @@ def _joined(name: str, old: Array, new: Array) -> Array:
     return jnp.concatenate([old, new], axis=1) if name in TOKENWISE else new
 
 
-def _chunk(k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], queries: Queries) -> LayerCache:
+def chunk_layer(k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], queries: Queries) -> LayerCache:
     """The layer of a chunk, after checking that inputs and prompt are of one size."""
     rows, tokens = queries.index.shape
     if k.shape[:2] != (rows, tokens):
@@ -366,12 +397,14 @@ def _chunk(k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], queries: Quer
     return full_layer(k, v, queries.index, queries.modality, queries.valid)
 
 
-def _clean(q: Float[Array, "B T N H"], queries: Queries) -> Float[Array, "B T N H"]:
+def clean(q: Float[Array, "B T N H"], queries: Queries) -> Float[Array, "B T N H"]:
     """Queries of padding become zero: a NaN there would survive its weight of zero in the column sums."""
     return jnp.where(queries.valid[..., None, None], q, 0)
 
 
-def _flagged(layer: LayerCache, sums: tuple[Array, ...], out: Float[Array, "B T N H"], queries: Queries) -> LayerCache:
+def flagged_outputs(
+    layer: LayerCache, sums: tuple[Array, ...], out: Float[Array, "B T N H"], queries: Queries
+) -> LayerCache:
     """`flagged` by the outputs of real rows and the scores of real slots (keys and values were looked at before)."""
     layer = flagged(layer, jnp.where(queries.valid[..., None, None], out, 0))
     for x in sums:

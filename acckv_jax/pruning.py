@@ -12,6 +12,7 @@ from jaxtyping import Array, Int
 from acckv_jax.cache import KVCache, LayerCache, reserve
 from acckv_jax.policy import CachePolicy, Context, check_policy
 from acckv_jax.queries import QuerySet
+from acckv_jax.recent import recent_count
 from acckv_jax.scored import Scored, listed
 from acckv_jax.sharding import sharded_like
 from acckv_jax.stacks import Stack, grouped, run_layers, stacks_of
@@ -58,19 +59,24 @@ def prune(scored: Scored, policy: CachePolicy, *, reserved_slots: int = 0) -> KV
         [32, 16]
     """
     check_policy(policy)
-    policy.check_layers(scored.cache.num_layers)
+    policy = policy.for_layers(scored.cache.num_layers)
     check_reserved(reserved_slots)
+    cache = scored.cache
     if not scored.complete:
         raise ValueError("only a complete prompt can be pruned: the last call of score needs complete=True.")
+    if any(queries.rows == "probe" and queries not in scored.queries for queries in policy.queries):
+        raise ValueError(f"{type(policy).__name__} reads a second pass over the prompt: call probe before prune.")
     missing: list[Any] = [queries for queries in policy.queries if queries not in scored.queries]
     missing += [name for name in policy.needs if name not in scored.inputs[0]]
+    recent = policy.recent_queries > recent_count(cache.stacks[0])
+    missing += [f"the last {policy.recent_queries} queries"] * recent
     if missing or policy.window > scored.window:
         raise ValueError(
             f"{type(policy).__name__} cannot prune by the sums of this prompt: it reads "
-            f"{listed(policy.queries + policy.needs)}, and the prompt was scored for "
+            f"{listed((*policy.queries, *policy.needs, *missing[-1:] * recent))}, and the prompt was scored for "
             f"{listed(scored.queries + tuple(scored.inputs[0]))}; name the policy when the prompt is scored."
         )
-    cache, pruned = scored.cache, []
+    pruned = []
     modality = cache.stacks[0].modality
     modality = modality[0] if cache.stacks[0].is_stack else modality
     carry = initial_carry(policy, modality.max(1))  # equal in all heads; heads may be divided
@@ -170,8 +176,16 @@ def _scan_prune(
 def _compress(layer: LayerCache, context: Context, policy: CachePolicy, reserved_slots: int) -> tuple[LayerCache, Any]:
     if policy.mass_queries in context.queries:
         layer = dataclasses.replace(layer, mass=context.attention_sums(policy.mass_queries))
+    layer = _with_last_queries(layer, policy.recent_queries)
     small, carry = _checked(policy, policy.compress(layer, context), layer, context)
+    small = _with_last_queries(small, policy.recent_queries if policy.evict_every else 0)
     return jax.tree.map(jnp.copy, (reserve(small, reserved_slots), carry))  # what is kept whole is copied: see `owned`
+
+
+def _with_last_queries(layer: LayerCache, number: int) -> LayerCache:
+    """Without those of the recent queries that nobody will read."""
+    last = None if layer.recent_queries is None or not number else layer.recent_queries[:, :, -number:]
+    return dataclasses.replace(layer, recent_queries=last)
 
 
 def initial_carry(policy: CachePolicy, modality: Int[Array, "B S"]) -> Any:

@@ -65,7 +65,12 @@ class TinyTransformer:
 
         def layer(x: jax.Array, number: int | jax.Array, cache: Any, carry: Any) -> tuple[jax.Array, Any, Any]:
             q, k, v = (jnp.einsum("btd,dnh->btnh", x, params[name][number]) for name in "qkv")
-            more = {"hidden_states": x, "unrotated_q": q, "output_weights": params["o"][number]}
+            more = {
+                "hidden_states": x,
+                "unrotated_q": q,
+                "rotary_frequencies": jnp.zeros(self.head_dim // 2),
+                "output_weights": params["o"][number],
+            }
             out, cache, carry = attend(number, q, k, v, cache, carry, **more)
             return x + jnp.einsum("btnh,nhd->btd", out, more["output_weights"]), cache, carry
 

@@ -30,7 +30,7 @@ from models.devices import Devices, OnDevices
 from models.errors import UserError
 from models.interface import AVModel
 from models.media.paths import clip_path
-from models.policies import build_policy, parse_budget
+from models.policies import build_policy, check_one_pass, parse_budget
 
 Loader = Callable[[str, Callable[[str, int, int | None], None]], AVModel]
 DEMO_POLICIES = ("full", "random", "streaming_llm", "h2o", "snapkv", "knorm", "acckv", "acckv_plus")
@@ -167,7 +167,7 @@ def run_batch(options: Options, err: Console, load: Loader) -> None:
     if options.max_new_tokens < 1 or options.rows < 1:
         raise UserError("--max-new-tokens and --rows must be at least 1.")
     budget = choose_budget(options)
-    choose_policies(options, budget, compare=False)  # mistakes are reported before a large model is loaded
+    check_one_pass(choose_policies(options, budget, compare=False))  # before a large model is loaded
     command.check_output(options.out)
     questions = read_questions(options.batch)
     with contextlib.ExitStack() as on_devices, progress_bar(err) as progress:

@@ -17,6 +17,7 @@ from eval.perf.timing import fastest
 from models.answering import (
     Answer,
     EncodedClip,
+    Prefill,
     Reading,
     prefill_clip,
     prune_question,
@@ -107,24 +108,30 @@ def measure(
     """
     chosen = list(policies.values())
     prompts = [question_prompt(model, clip, question, chosen, max_new_tokens) for question in questions]
-    before, shared_seconds, speeds = None, 0.0, dict[str, float]()
-    if clip.prefills is not None:
-        report("prefill of the clip")
-        before, shared_seconds = _timed(lambda: prefill_clip(model, clip, chosen), lambda found: found.scored)
+    speeds, shared = dict[str, float](), dict[bool, tuple[Prefill, float]]()
+    for second_pass in (False, True):  # apart, because a second pass must follow the whole clip
+        alike = [policy for policy in chosen if policy.second_pass == second_pass]
+        if alike and (second_pass or clip.prefills is not None):
+            report("prefill of the clip, and a second pass over it" if second_pass else "prefill of the clip")
+            read = functools.partial(prefill_clip, model, clip, alike)
+            shared[second_pass] = _timed(read, lambda found: found.scored)
     for question, prompt in zip(questions, prompts, strict=True):
         report(f"prefill of “{question}”")
-        if before is not None:
-            (logits, scored), seconds = fastest(functools.partial(score_question, model, before, prompt), 1)
+        scored_by = {
+            second_pass: fastest(functools.partial(score_question, model, before, prompt), 1)
+            for second_pass, (before, _) in shared.items()
+        }
         for name, policy in policies.items():
             report(f"{name}: “{question}”")
             options = (prompt, question, policy, max_new_tokens)
-            if before is None:
+            if policy.second_pass not in shared:
                 reading, prefill_seconds = _timed(functools.partial(read_alone, model, *options), _arrays)
                 prune_seconds = 0.0
             else:
+                (logits, scored), seconds = scored_by[policy.second_pass]
                 prune = functools.partial(prune_question, scored, logits, *options)
                 reading, prune_seconds = _timed(prune, _arrays)
-                prefill_seconds = shared_seconds + seconds
+                prefill_seconds = shared[policy.second_pass][1] + seconds
             least = step_bytes(model.params, reading.cache) / bandwidth
             kept = None if name in speeds else jax.tree.map(jnp.copy, reading.cache)  # writing uses up the cache
             *_, found = write_answer(model, reading, max_new_tokens, sampler, seed)

@@ -22,6 +22,7 @@ from models.batching import Batch, padded
 from models.errors import UserError
 from models.interface import EmbeddedPrompt
 from models.layers.init import Params
+from models.retelling import retold
 
 Name = TypeVar("Name")
 
@@ -39,6 +40,7 @@ class Model(Protocol):
     def max_context(self) -> int: ...
     @property
     def stop_token_ids(self) -> tuple[int, ...]: ...
+    def embed_text(self, ids: Sequence[int]) -> EmbeddedPrompt: ...
     def encode_question(self, text: str) -> EmbeddedPrompt: ...
     def encode_next_question(self, answer: str, text: str) -> EmbeddedPrompt: ...
     def detokenize(self, tokens: list[int]) -> str: ...
@@ -114,12 +116,14 @@ def answers(
     for question in prompts[0]:
         check_policies(named, prefix.then(question).modality[:-1])
 
-    reading = tuple({(p.queries, p.needs, p.window): p for p in policies.values()}.values())
+    reading = tuple({(p.queries, p.needs, p.window, p.recent_queries): p for p in policies.values()}.values())
     score = functools.partial(acckv_jax.jitted.score, model.decoder, model.params, policies=reading)
     shared = max(1, len(prefix) - max(policy.window for policy in reading))
     head = prefix.split(shared)[0]
     length = next((n for n in padding.prefix if len(head) <= n), acckv_jax.bucket_length(len(head)))
     _, read = score(**padded([head], length).arguments(), complete=False)
+    if any(policy.second_pass for policy in reading):
+        read = retold(model, prefix, shared, read, reading)
 
     @functools.lru_cache(1)  # several blocks at once would take as much memory as all conversations
     def read_block(start: int) -> tuple[acckv_jax.Scored, list[Batch]]:

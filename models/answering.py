@@ -17,6 +17,7 @@ import numpy as np
 import acckv_jax as kv
 from acckv_jax.cache import finite_rows
 from acckv_jax.generate import for_decoding, reserved_slots, write
+from acckv_jax.recent import recent_count
 from acckv_jax.sampling import Sampler, random_key
 from acckv_jax.sharding import on_host
 from models.acckv_tau import TAU
@@ -25,6 +26,7 @@ from models.errors import UserError
 from models.interface import AVModel, EmbeddedPrompt
 from models.media.clip import Media, Progress, Span
 from models.media.paths import clip_path
+from models.retelling import retold
 
 BUDGET = 0.2
 """Fraction of the prompt that is kept where no policy is given."""
@@ -51,7 +53,9 @@ class Prefill:
     def serves(self, policy: kv.CachePolicy) -> bool:
         """Whether there are all statistics that the policy reads."""
         known = {*self.scored.queries, *self.scored.inputs[0]}
-        return known >= {*policy.queries, *policy.needs} and policy.window <= self.scored.window
+        recent = recent_count(self.scored.cache.stacks[0])
+        enough = policy.window <= self.scored.window and policy.recent_queries <= recent
+        return enough and known >= {*policy.queries, *policy.needs}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -227,11 +231,12 @@ def read_prompt(
     max_new_tokens: int,
 ) -> Reading:
     """Reads a checked prompt that begins with a clip: after the clip's own prefill, if questions share one."""
-    if clip.prefills is None:
+    if clip.prefills is None and not policy.second_pass:
         return read_alone(model, prompt, question, policy, max_new_tokens)
-    if not clip.prefills or not clip.prefills[0].serves(policy):
-        clip.prefills[:] = [prefill_clip(model, clip, [policy])]
-    logits, scored = score_question(model, clip.prefills[0], prompt)
+    prefills = [] if clip.prefills is None else clip.prefills
+    if not prefills or not prefills[0].serves(policy):
+        prefills[:] = [prefill_clip(model, clip, [policy])]
+    logits, scored = score_question(model, prefills[0], prompt)
     return prune_question(scored, logits, prompt, question, policy, max_new_tokens)
 
 
@@ -265,11 +270,16 @@ def read_alone(
 
 
 def prefill_clip(model: AVModel, clip: EncodedClip, policies: Sequence[kv.CachePolicy]) -> Prefill:
-    """Reads a clip in full, but for the last tokens that a policy's window may need together with the question."""
+    """Reads a clip in full, but for the last tokens that a policy's window may need together with the question.
+
+    For policies with a second pass the model then describes the clip (`models.retelling`).
+    """
     tokens = max(1, len(clip.prompt) - max(policy.window for policy in policies))
     head = in_bucket(clip.prompt.split(tokens)[0])
     named = tuple(dict.fromkeys(policy.with_budget(1.0) for policy in policies))  # budgets share a program
     _, scored = kv.jitted.score(model.decoder, model.params, **head.arguments(), policies=named, complete=False)
+    if any(policy.second_pass for policy in named):
+        scored = retold(model, clip.prompt, tokens, scored, named)
     return Prefill(tokens, scored, named)
 
 

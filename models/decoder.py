@@ -22,7 +22,7 @@ from models.layers.init import Params
 from models.layers.linear import Embed, Linear
 from models.layers.mlp import SwiGLU, in_row_blocks
 from models.layers.norm import RMSNorm
-from models.layers.rope import Rotation, rotate, rotation
+from models.layers.rope import Rotation, rotary_frequencies, rotate, rotation
 from models.layers.stacked import layer_of, stacked
 
 
@@ -72,6 +72,7 @@ class DecoderLayer(nnx.Module):
         self.mlp_norm = RMSNorm(c.hidden_size, epsilon=c.rms_norm_eps, dtype=dtype)
         self.mlp = SwiGLU(c.hidden_size, c.intermediate_size, rules=rules, rngs=rngs, dtype=dtype)
         self.head_dim = c.head_dim
+        self.rope_theta = c.rope_theta
 
     def __call__(
         self, x: Float[Array, "B T D"], table: Rotation, index: int | Array, cache: Any, carry: Any, attend: Attend
@@ -79,7 +80,12 @@ class DecoderLayer(nnx.Module):
         """Applies layer number `index`; returns the hidden states, the layer's next cache, and the next carry."""
         h = self.attn_norm(x)
         q, k, v = (p(h).reshape(*h.shape[:2], -1, self.head_dim) for p in (self.q, self.k, self.v))
-        more = {"hidden_states": x, "unrotated_q": q, "output_weights": self._output_weights()}
+        more = {
+            "hidden_states": x,
+            "unrotated_q": q,
+            "rotary_frequencies": rotary_frequencies(self.head_dim, self.rope_theta),
+            "output_weights": self._output_weights(),
+        }
         out, cache, carry = attend(index, rotate(q, table), rotate(k, table), v, cache, carry, **more)
         x = x + self.o(out.reshape(*h.shape[:2], -1))
         return x + in_row_blocks(lambda rows: self.mlp(self.mlp_norm(rows)), x), cache, carry

@@ -134,6 +134,10 @@ class AVModel(Protocol):
         """
         ...
 
+    def embed_text(self, ids: Sequence[int]) -> EmbeddedPrompt:
+        """Tokens of text as they are."""
+        ...
+
     def encode_question(self, text: str) -> EmbeddedPrompt:
         """The question and what follows it up to the answer, as embeddings.
 

@@ -10,6 +10,8 @@ from models.errors import UserError
 
 WORDS = {"true": True, "false": False, "none": None, "null": None}
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", type(None): "none"}
+ONE_PASS = tuple(name for name, make in acckv_jax.POLICIES.items() if not make().second_pass)
+"""Policies that prune a prompt while it is read."""
 
 
 def build_policy(name: str, budget: float | int, options: Sequence[str] = (), **defaults: Any) -> CachePolicy:
@@ -34,6 +36,20 @@ def build_policy(name: str, budget: float | int, options: Sequence[str] = (), **
         raise
     except ValueError as error:
         raise UserError(f"{error}") from error
+
+
+def check_one_pass(policies: Mapping[str, CachePolicy]) -> None:
+    """Checks policies for a program that reads every prompt once.
+
+    Raises:
+        UserError: naming one that reads it twice.
+    """
+    for name, policy in policies.items():
+        if policy.second_pass:
+            raise UserError(
+                f"Policy {name} reads every prompt twice, which this program does not do: choose another policy, or "
+                "ask with eval.answer or eval.benchmark."
+            )
 
 
 def parse_budget(text: str) -> float | int:

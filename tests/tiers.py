@@ -12,6 +12,8 @@ ONE_OF_EACH = (
     *("random", "streaming_llm", "h2o", "acckv", "omni_fit", "knorm", "keydiff", "tova", "mix_kv", "look_m", "fastv"),
     *("protected_snapkv", "per_layer_acckv_plus", "quantized_4_snapkv", "ada_kv_snapkv", "critical_kv_snapkv"),
     *("smoothed_h2o_every_4", "clie_snapkv"),
+    *("random", "streaming_llm", "h2o", "acckv", "knorm", "protected_snapkv", "per_layer_acckv_plus"),
+    *("pyramid_kv", "expected_attention", "r_kv", "kvzip", "vl_cache", "mada_kv", "omni_mem"),
 )
 """With `REPRESENTATIVES`, every policy and wrapper of the contract once; the rest of it are further options."""
 

@@ -67,7 +67,8 @@ def attend(
         def step(carry: Sums, one: tuple, visible: LayerCache = visible) -> tuple[Sums, Array]:
             rows_q, rows_index, rows_stats = one
             out, sums = _rows(rows_q, rows_index, (visible,), rows_stats, log_multiplicity)
-            return jax.tree.map(jnp.add, carry, sums), out
+            both = zip(statistics, carry, sums, strict=True)
+            return tuple(stat.combined(old, new) for stat, old, new in both), out
 
         part, out = jax.lax.scan(
             step,
@@ -132,6 +133,8 @@ def _column_sums(
     rows, heads, group, tokens, slots = weights.shape
     if stat.exclude_diagonal:
         weights = jnp.where(age[:, :, None] == 0, 0.0, weights)
+    if stat.reduce == "max":
+        return (weights * (stat.weights[:, None, None, :] / total)[..., None]).max((2, 3))
     share = stat.weights[:, None, None, :] / (total * group)  # [B, K, G, T]
     share, flat = share.reshape(rows, heads, group * tokens), weights.reshape(rows, heads, group * tokens, slots)
     return jnp.einsum("bkr,bkrs->bks", share, flat)

@@ -5,17 +5,24 @@ from collections.abc import Callable
 from typing import Any
 
 from acckv_jax.policies.acckv import AccKV
+from acckv_jax.policies.expected_attention import ExpectedAttention
 from acckv_jax.policies.fastv import FastV
 from acckv_jax.policies.full import Full
 from acckv_jax.policies.h2o import H2O
 from acckv_jax.policies.keydiff import KeyDiff
 from acckv_jax.policies.knorm import Knorm
+from acckv_jax.policies.kvzip import KVzip
 from acckv_jax.policies.look_m import LookM
+from acckv_jax.policies.mada_kv import MadaKV
 from acckv_jax.policies.mix_kv import MixKV
+from acckv_jax.policies.omni_mem import OmniMem
+from acckv_jax.policies.pyramid_kv import PyramidKV
+from acckv_jax.policies.r_kv import RKV
 from acckv_jax.policies.random import Random
 from acckv_jax.policies.snapkv import SnapKV
 from acckv_jax.policies.streaming_llm import StreamingLLM
 from acckv_jax.policies.tova import TOVA
+from acckv_jax.policies.vl_cache import VLCache
 from acckv_jax.policy import CachePolicy
 from acckv_jax.wrappers import WRAPPERS
 
@@ -31,6 +38,13 @@ POLICIES: dict[str, Callable[..., CachePolicy]] = {
     "mix_kv": MixKV,
     "look_m": LookM,
     "fastv": FastV,
+    "pyramid_kv": PyramidKV,
+    "expected_attention": ExpectedAttention,
+    "r_kv": RKV,
+    "kvzip": KVzip,
+    "vl_cache": VLCache,
+    "mada_kv": MadaKV,
+    "omni_mem": OmniMem,
     "acckv": AccKV,
     "acckv_plus": AccKV.plus,
     "omni_fit": AccKV.omni_fit,

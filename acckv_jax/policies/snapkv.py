@@ -24,7 +24,7 @@ class SnapKV(CachePolicy):
     Example:
         >>> import acckv_jax as kv
         >>> kv.SnapKV(budget=0.2, window_size=16).queries
-        (QuerySet(rows='all', last=16, weight='one', exclude_diagonal=False),)
+        (QuerySet(rows='all', last=16, weight='one', exclude_diagonal=False, reduce='sum'),)
     """
 
     window_size: int = 32
@@ -55,13 +55,13 @@ class SnapKV(CachePolicy):
 
 
 def pooled(
-    score: Float[Array, "B K S"], index: Int[Array, "B K S"], valid: Array, kernel: int
+    score: Float[Array, "B K S"], index: Int[Array, "B K S"], valid: Array, kernel: int, *, largest: bool = False
 ) -> Float[Array, "B K S"]:
-    """Mean over `kernel` neighbouring tokens, by token index: padding between chunks does not count as a token."""
-    slots = score.shape[-1]
+    """Mean (or maximum) over `kernel` neighbouring tokens, by token index: padding between chunks is not a token."""
+    slots, beyond = score.shape[-1], -jnp.inf if largest else 0.0
     at = jnp.where(valid, index, slots)
-    dense = scatter_slots(jnp.zeros_like(score), at, score)
+    dense = scatter_slots(jnp.full_like(score, beyond), at, score)
     half = kernel // 2
-    padded = jnp.pad(dense, ((0, 0), (0, 0), (half, half)))
-    mean = jnp.stack([padded[..., i : i + slots] for i in range(kernel)]).mean(0)
-    return gather_slots(mean, jnp.minimum(at, slots - 1))
+    padded = jnp.pad(dense, ((0, 0), (0, 0), (half, half)), constant_values=beyond)
+    near = jnp.stack([padded[..., i : i + slots] for i in range(kernel)])
+    return gather_slots(near.max(0) if largest else near.mean(0), jnp.minimum(at, slots - 1))

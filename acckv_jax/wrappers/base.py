@@ -74,6 +74,10 @@ class Wrapper(CachePolicy):
         return self.inner.mass_queries
 
     @property
+    def recent_queries(self) -> int:
+        return self.inner.recent_queries
+
+    @property
     def window(self) -> int:
         """As the inner policy's, or this wrapper's own if it names other `queries`."""
         return max(self.inner.window, super().window)
@@ -84,6 +88,11 @@ class Wrapper(CachePolicy):
 
     def check_layers(self, num_layers: int) -> None:
         self.inner.check_layers(num_layers)
+
+    def for_layers(self, num_layers: int) -> Self:
+        """The same wrapper around the inner policy for so many layers."""
+        self.check_layers(num_layers)
+        return dataclasses.replace(self, inner=self.inner.for_layers(num_layers))
 
     def needed_slots(self, counts: TokenCounts) -> tuple[np.ndarray | int, str]:
         return self.inner.needed_slots(counts)

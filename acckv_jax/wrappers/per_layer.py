@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from acckv_jax.budget import Budget
+from acckv_jax.budget import Budget, few_levels
 from acckv_jax.policy import CachePolicy
 from acckv_jax.wrappers.base import Wrapper
 
@@ -52,7 +52,8 @@ class PerLayer(Wrapper):
 
     def capacity(self, bucket: int, layer: int) -> int:
         """The capacity of the layer's budget, rounded up to one of few levels."""
-        return _level(tuple(self._of_layer(i).capacity(bucket, i) for i in range(len(self.shares))), self.levels)[layer]
+        capacities = tuple(self._of_layer(i).capacity(bucket, i) for i in range(len(self.shares)))
+        return few_levels(capacities, self.levels)[layer]
 
     def row_budget(self, length: Int[Array, " B"], bucket: int, layer: int | Array) -> Int[Array, " B"]:
         """[B] slots that each row may hold in the layer, whose number may be traced."""
@@ -84,13 +85,3 @@ def _with_share(inner: CachePolicy, share: float) -> CachePolicy:
     if isinstance(budget, float) and budget > 1.0:
         raise ValueError(f"a share of {share} of the budget {inner.budget} is more than the prompt: {budget:g}.")
     return inner.with_budget(budget)
-
-
-@functools.cache
-def _level(capacities: tuple[int, ...], levels: int) -> tuple[int, ...]:
-    """Each capacity rounded up, so that there are at most `levels` different ones, evenly spaced."""
-    least, most = min(capacities), max(capacities)
-    if len(set(capacities)) <= levels:
-        return capacities
-    step = -(-(most - least) // levels)
-    return tuple(min(most, least + max(1, -(-(c - least) // step)) * step) for c in capacities)

@@ -23,7 +23,7 @@ from eval.perf.roofline import measured_bandwidth, step_bytes
 from eval.policies import check_policies
 from models import command
 from models.errors import UserError
-from models.policies import build_policy
+from models.policies import ONE_PASS, build_policy, check_one_pass
 
 SHARING = "acckv"
 """The policy that many budgets from one prefill are measured for."""
@@ -39,7 +39,7 @@ class Options:
     """Prompt tokens."""
     budgets: tuple[float, ...] = (0.5, 0.2)
     """Fractions of the prompt to keep."""
-    policies: tuple[str, ...] = tuple(acckv_jax.POLICIES)
+    policies: tuple[str, ...] = ONE_PASS
     """Policies to measure; full is measured first in any case."""
     shared: tuple[float, ...] = (0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
     """Budgets that AccKV prunes from one prefill, for what they cost together; none: not measured."""
@@ -120,6 +120,7 @@ def chosen_policies(options: Options) -> dict[str, dict[float, CachePolicy]]:
             chosen[name] = {budget: build_policy(name, budget, tau=TAU[options.model]) for budget in budgets}
     for name, policies in chosen.items():
         labelled = {f"{name} at budget {budget:g}": policy for budget, policy in policies.items()}
+        check_one_pass(labelled)
         check_policies(labelled, modalities(options.context)[0])
     return chosen
 

@@ -102,13 +102,18 @@ def run_episode(
 ) -> Episode:
     """Prefill, a decode loop and a step; a question, a step; as NumPy arrays. Policies share what follows the prune."""
     room, loop = policy.reserved_slots(STEPS + 1), policy.while_decoding()
-    logits, cache = kv.jitted.prefill(decoder, params, tokens, prompt, policy, reserved_slots=room)
+    question = kv.make_prompt(np.zeros((len(tokens), QUESTION), int))
+    if policy.second_pass:
+        logits, scored = kv.jitted.score(decoder, params, tokens, prompt, (policy,))
+        scored = kv.jitted.probe(decoder, params, tokens[:, :QUESTION], question, scored, (policy,))
+        cache = kv.prune(scored, policy, reserved_slots=room)
+    else:
+        logits, cache = kv.jitted.prefill(decoder, params, tokens, prompt, policy, reserved_slots=room)
     pruned = jax.device_get(cache)
     state = kv.start_decoding(logits, cache, jax.random.key(1), sampler=random_token)
     _, _, state = kv.jitted.decode(decoder, params, state, loop, steps=STEPS, sampler=random_token)
     token, active = state.token, state.active
     after_loop, cache = kv.jitted.decode_step(decoder, params, token, state.cache, loop, active)
-    question = kv.make_prompt(np.zeros((len(token), QUESTION), int))
     room = loop.reserved_slots(1)
     answer, cache = kv.jitted.extend(decoder, params, tokens[:, :QUESTION], question, cache, loop, reserved_slots=room)
     last, cache = kv.jitted.decode_step(decoder, params, token, cache, loop, active)

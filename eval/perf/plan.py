@@ -24,7 +24,7 @@ from models.errors import UserError
 from models.layers.init import FastRngs, Params
 from models.over_decoder import SINGLE, DecoderStep
 from models.placement import abstract_params_on
-from models.policies import build_policy
+from models.policies import build_policy, check_one_pass
 from models.qwen2_5_omni.config import ThinkerConfig
 from models.qwen2_5_omni.modeling import Thinker
 from models.smolav.config import SmolAVConfig
@@ -240,6 +240,7 @@ def policies_for(preset: Preset, context: int, names: Sequence[str], budget: flo
         UserError: on an unknown name, or a budget that is too small.
     """
     policies = {name: build_policy(name, budget, tau=TAU[preset.family]) for name in names}
+    check_one_pass(policies)
     check_policies(policies, modalities(context)[0])
     check_layers(policies, preset.decoder.num_hidden_layers)
     return policies

@@ -41,7 +41,7 @@ from models.errors import UserError
 from models.files import write_text
 from models.layers.init import Params
 from models.over_decoder import SINGLE, OverDecoder
-from models.policies import build_policy
+from models.policies import build_policy, check_one_pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,6 +288,7 @@ def measure(options: Options) -> Iterator[Row]:
     ]
     for name, policy in policies:
         labelled = {f"{name} at budget {policy.budget:g}": policy}
+        check_one_pass(labelled)
         check_policies(labelled, modalities(options.context)[0])
         check_layers(labelled, config.num_hidden_layers)
     inputs = group_prompt(options.context, config.vocab_size)

@@ -24,7 +24,7 @@ def rotation(
     Raises:
         ValueError: if the sections do not sum to H/2, or their number is not the number of position axes.
     """
-    frequencies = 1.0 / theta ** (jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    frequencies = rotary_frequencies(head_dim, theta)
     if sections is None or positions.ndim == 2:
         angles = positions[..., None].astype(jnp.float32) * frequencies.reshape(1, 1, -1)
         return jnp.cos(angles), jnp.sin(angles)
@@ -36,6 +36,11 @@ def rotation(
     axis = jnp.repeat(jnp.arange(len(sections)), jnp.array(sections), total_repeat_length=head_dim // 2)
     angles = positions[axis].transpose(1, 2, 0).astype(jnp.float32) * frequencies.reshape(1, 1, -1)
     return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotary_frequencies(head_dim: int, theta: float) -> Float[Array, " H/2"]:
+    """Radians per position of each pair."""
+    return 1.0 / theta ** (jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
 
 
 def rotate(x: Float[Array, "B T N H"], table: Rotation) -> Float[Array, "B T N H"]:

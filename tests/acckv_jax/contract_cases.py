@@ -56,6 +56,13 @@ CONTRACT: dict[str, kv.CachePolicy] = {
     "look_m": kv.LookM(budget=0.4),
     "look_m_weighted": kv.LookM(budget=30, merge="weighted", recent=0.25),
     "fastv": kv.FastV(budget=0.4, filter_layer=1),
+    "pyramid_kv": kv.PyramidKV(budget=0.4, window_size=4, beta=5),
+    "expected_attention": kv.ExpectedAttention(budget=0.3, future_positions=32),
+    "r_kv": kv.RKV(budget=0.3, evict_every=4, window_size=4, kernel_size=3),
+    "kvzip": kv.KVzip(budget=0.3),
+    "vl_cache": kv.VLCache(budget=0.3),
+    "mada_kv": kv.MadaKV(budget=0.3, window_size=8),
+    "omni_mem": kv.OmniMem(budget=0.3),
     "protected_snapkv": kv.Protected(kv.SnapKV(budget=0.3, window_size=8), first=3, last=5),
     "protected_acckv_every_2": kv.Protected(
         kv.AccKV(budget=0.4, merge="none", gate="none", recent=3, evict_every=2), first=5, last=2
@@ -79,6 +86,14 @@ CONTRACT: dict[str, kv.CachePolicy] = {
 }
 
 
+def pyramid(policy: kv.PyramidKV, length: int, layer: int) -> int:
+    """A row's slots in a layer; neither end of the line reaches a bound in the table."""
+    last = max(policy.budget * length / policy.beta, policy.window_size)
+    first = 2 * policy.budget * length - last
+    assert policy.window_size <= last <= first <= length - policy.window_size
+    return round(first + (last - first) * layer / (MODEL.layers - 1))
+
+
 def allowed(policy: kv.CachePolicy, length: np.ndarray, layer: int) -> np.ndarray:
     """Slots that rows of these lengths may hold in a layer, mean over heads."""
     share = 1.0
@@ -87,6 +102,8 @@ def allowed(policy: kv.CachePolicy, length: np.ndarray, layer: int) -> np.ndarra
         policy = policy.inner
     if isinstance(policy, kv.Full) or (isinstance(policy, kv.FastV) and layer < policy.filter_layer):
         return length
+    if isinstance(policy, kv.PyramidKV):
+        return np.array([pyramid(policy, n, layer) for n in length.tolist()])
     if isinstance(policy.budget, int):
         return np.minimum(length, round(policy.budget * share))
     return np.array([round(policy.budget * share * n) for n in length.tolist()])
@@ -143,11 +160,22 @@ def params_of(model: Llama = MODEL) -> dict:
     return params | {"embed": params["embed"].at[model.vocab - 1].set(jnp.nan)}
 
 
+def read_prompt(
+    decoder: kv.Decoder, params: dict, inputs: Inputs, policy: kv.CachePolicy, reserved_slots: int
+) -> tuple[jax.Array, kv.KVCache]:
+    """Prefill; for a policy that reads a second pass score, probe with the second question, and prune."""
+    if not policy.second_pass:
+        return kv.prefill(decoder, params, inputs.tokens, inputs.prompt, policy, reserved_slots=reserved_slots)
+    logits, scored = kv.score(decoder, params, inputs.tokens, inputs.prompt, (policy,))
+    scored = kv.probe(decoder, params, inputs.question, inputs.question_prompt, scored, (policy,))
+    return logits, kv.prune(scored, policy, reserved_slots=reserved_slots)
+
+
 @functools.partial(jax.jit, static_argnames=("model", "policy"))
 def run_episode(model: Llama, policy: kv.CachePolicy, params: dict, inputs: Inputs) -> Episode:
     """Prefill, `STEPS` decode steps with forced tokens, a second question."""
     decoder, reserved = decoder_of(model), policy.reserved_slots(STEPS)
-    logits, pruned = kv.prefill(decoder, params, inputs.tokens, inputs.prompt, policy, reserved_slots=reserved)
+    logits, pruned = read_prompt(decoder, params, inputs, policy, reserved)
 
     def step(cache: kv.KVCache, tokens: jax.Array) -> tuple[kv.KVCache, Any]:
         logits, cache = kv.decode_step(decoder, params, tokens, cache, policy, tokens >= 0)
@@ -167,7 +195,8 @@ def episode(name: str) -> Episode:
 @functools.partial(jax.jit, static_argnames=("model", "policies"))
 def run_score(model: Llama, policies: tuple[kv.CachePolicy, ...], params: dict, inputs: Inputs):
     """Logits of the prompt, and the prompt with the sums of all `policies`."""
-    return kv.score(decoder_of(model), params, inputs.tokens, inputs.prompt, policies)
+    logits, scored = kv.score(decoder_of(model), params, inputs.tokens, inputs.prompt, policies)
+    return logits, kv.probe(decoder_of(model), params, inputs.question, inputs.question_prompt, scored, policies)
 
 
 @functools.cache

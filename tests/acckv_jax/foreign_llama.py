@@ -51,8 +51,10 @@ class Llama:
         for number, (w, cache) in enumerate(zip(params["layers"], caches, strict=True)):
             h = normed(x)
             q, k, v = (jnp.einsum("btd,dnh->btnh", h, w[name]) for name in "qkv")
+            more = {"hidden_states": x, "unrotated_q": q, "rotary_frequencies": frequencies(self.head_dim, self.theta)}
             q, k = rotated(q, positions, self.theta), rotated(k, positions, self.theta)
-            out, cache, carry = attend(number, q, k, v, cache, carry, output_weights=w["o"])
+            more = {"output_weights": w["o"]} | more
+            out, cache, carry = attend(number, q, k, v, cache, carry, **more)
             after.append(cache)
             x = x + jnp.einsum("btnh,nhd->btd", out, w["o"], out_sharding=hidden_out)
             h = normed(x)
@@ -67,10 +69,16 @@ def normed(x: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)
 
 
+def frequencies(head_dim: int, theta: float) -> jax.Array:
+    """[H/2] radians per position."""
+    half = head_dim // 2
+    return theta ** (-jnp.arange(half) / half)
+
+
 def rotated(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
     """RoPE on [B, T, N, H], pairs (i, i + H/2)."""
     half = x.shape[-1] // 2
-    angles = positions[..., None, None].astype(x.dtype) * theta ** (-jnp.arange(half).reshape(1, 1, 1, -1) / half)
+    angles = positions[..., None, None].astype(x.dtype) * frequencies(2 * half, theta).reshape(1, 1, 1, -1)
     first, second = x[..., :half], x[..., half:]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -18,13 +18,21 @@ class Recording(NamedTuple):
     output_weights: jax.Array | None = None
 
 
-def replay(recording, inputs, positions, caches, carry, attend, logit_positions):
-    """Follows `acckv_jax.StepFn` with the recording as parameters; the logits are the attention output, flattened."""
-    q, k, v = (jax.vmap(lambda tokens, at: tokens[at])(x, positions) for x in recording[:3])
-    more = {} if recording.output_weights is None else {"output_weights": recording.output_weights}
-    out, cache, carry = attend(0, q, k, v, caches[0], carry, **more)
+def replay_layers(recordings, inputs, positions, caches, carry, attend, logit_positions):
+    """Follows `acckv_jax.StepFn`, a recording for each layer as parameters; the logits are the last layer's output."""
+    after = []
+    for number, (recording, cache) in enumerate(zip(recordings, caches, strict=True)):
+        q, k, v = (jax.vmap(lambda tokens, at: tokens[at])(x, positions) for x in recording[:3])
+        more = {} if recording.output_weights is None else {"output_weights": recording.output_weights}
+        out, cache, carry = attend(number, q, k, v, cache, carry, **more)
+        after.append(cache)
     out = jax.vmap(lambda tokens, row: tokens[row])(out, logit_positions)
-    return out.reshape(out.shape[0], -1), (cache,), carry
+    return out.reshape(out.shape[0], -1), tuple(after), carry
+
+
+def replay(recording, *call):
+    """`replay_layers` of one layer."""
+    return replay_layers([recording], *call)
 
 
 DECODER = kv.Decoder(replay, num_layers=1)

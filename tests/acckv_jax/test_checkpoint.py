@@ -272,11 +272,12 @@ def test_the_format_of_these_fields_is_1():
     fields = {name: " ".join(field.name for field in dataclasses.fields(kind)) for name, kind in CLASSES.items()}
     assert FORMAT == 1 and fields == {
         "KVCache": "stacks length delta",
-        "LayerCache": "k v index modality valid multiplicity mass budget next_slot finite reserved_slots",
+        "LayerCache": "k v index modality valid multiplicity mass budget next_slot finite recent_queries "
+        "reserved_slots",
         "QuantizedSlots": "codes scale zero free per_channel",
         "DecodeState": "cache token active key",
         "Scored": "cache sums inputs queries window complete",
-        "QuerySet": "rows last weight exclude_diagonal",
+        "QuerySet": "rows last weight exclude_diagonal reduce",
         "Generation": "tokens num_tokens cache_bytes kept state",
         "CacheBytes": "prompt reserved metadata",
     }

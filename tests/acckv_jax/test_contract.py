@@ -219,10 +219,12 @@ def test_a_bfloat16_cache_is_pruned_as_its_values_in_float32(name):
 
 
 def most_of_a_head(policy: kv.CachePolicy, slots: np.ndarray, bucket: np.ndarray) -> np.ndarray:
-    """Slots that one head may hold where the mean over heads may be `slots`."""
+    """Slots that one head of one layer may hold where `slots` are the mean over heads (AdaKV) or layers (MadaKV)."""
     for one in (policy, *(inside(policy) if isinstance(policy, kv.Wrapper) else ())):
         if isinstance(one, kv.AdaKV):
             return np.minimum(bucket, np.round(one.most * slots).astype(int))
+        if isinstance(one, kv.MadaKV):
+            return np.minimum(bucket, np.floor(one.most * slots).astype(int))
     return slots
 
 
@@ -249,18 +251,21 @@ def test_rule_5_bytes_and_valid_slots(name):
         most = allowed(policy, LENGTHS, number)
         assert layer.slots == layer.keys.shape[2] == layer.values.shape[2] == capacity + reserved
         np.testing.assert_array_equal(layer.budget, most)
-        assert (layer.valid.sum((1, 2)) <= most * MODEL.kv_heads).all()
-        assert (layer.valid.sum(-1) <= most_of_a_head(policy, most, LENGTHS)[:, None]).all()
         inner = policy
         while isinstance(inner, kv.Wrapper):
             inner = inner.inner
-        if getattr(inner, "gate", "none") == "none" or getattr(inner, "refill", False):
-            np.testing.assert_array_equal(layer.valid.sum((1, 2)), most * MODEL.kv_heads)
+        assert (layer.valid.sum(-1) <= most_of_a_head(policy, most, LENGTHS)[:, None]).all()
+        if not isinstance(inner, kv.MadaKV):
+            assert (layer.valid.sum((1, 2)) <= most * MODEL.kv_heads).all()
+            if getattr(inner, "gate", "none") == "none" or getattr(inner, "refill", False):
+                np.testing.assert_array_equal(layer.valid.sum((1, 2)), most * MODEL.kv_heads)
     for number, (layer, capacity) in enumerate(zip(run.decoded.layers, capacities, strict=True)):
         assert layer.slots == layer.keys.shape[2] == capacity + reserved
         grown = reserved if policy.evict_every else STEPS  # between two prunes a row may use its reserved slots
         most = most_of_a_head(policy, allowed(policy, LENGTHS, number), LENGTHS)
         assert (layer.valid.sum(-1) <= most[:, None] + grown).all()
+    mean = np.mean([layer.valid.sum(-1).mean(1) for layer in run.pruned.layers], axis=0)  # over heads and layers
+    assert (mean <= np.mean([allowed(policy, LENGTHS, layer) for layer in range(MODEL.layers)], axis=0)).all()
     counts = kv.kept_counts(run.pruned)
     for layer, count in zip(run.pruned.layers, counts, strict=True):
         assert sum(count.values()) == pytest.approx(layer.valid.sum() / layer.valid[..., 0].size)

@@ -45,7 +45,8 @@ def in_chunks() -> tuple[jax.Array, kv.Scored]:
     def run(params, first, second, prompts):
         common = {"policies": policies}
         _, scored = kv.score(DECODER, params, first, prompts[0], **common, complete=False)
-        return kv.score(DECODER, params, second, prompts[1], **common, before=scored)
+        logits, scored = kv.score(DECODER, params, second, prompts[1], **common, before=scored)
+        return logits, kv.probe(DECODER, params, inputs.question, inputs.question_prompt, scored, policies)
 
     return jax.jit(run)(params_of(), inputs.tokens[:, :PREFIX], more, prompts)
 

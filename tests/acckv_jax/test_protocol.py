@@ -10,7 +10,7 @@ import pytest
 
 import acckv_jax as kv
 from acckv_jax.testing import tiny_decoder
-from tests.oracles.tiny_transformer_numpy import dense_run
+from tests.acckv_jax.tiny_dense import dense_run
 from tests.tolerances import FP32
 
 
@@ -68,10 +68,10 @@ def kept(cache: kv.KVCache) -> np.ndarray:
 def expected(policy: kv.CachePolicy) -> np.ndarray:
     kept = []
     runs = dense_run(PARAMS, INPUTS)
-    for layer, (x, v, _) in enumerate(runs):
+    for layer, (x, _, _, v, _) in enumerate(runs):
         heads = v.shape[1]
         if isinstance(policy, FirstLayersChoice):
-            score = np.repeat(runs[0][2][:, :, -1].mean(1)[:, None], heads, 1)
+            score = np.repeat(runs[0].attention[:, :, -1].mean(1)[:, None], heads, 1)
         elif isinstance(policy, Novel):
             score = np.repeat(np.linalg.norm(x - np.roll(x, 1, 1), axis=-1)[:, None], heads, 1)
         else:

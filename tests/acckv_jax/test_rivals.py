@@ -12,6 +12,7 @@ import pytest
 import acckv_jax as kv
 from acckv_jax.testing import TinyTransformer
 from tests.acckv_jax.recorded import DECODER, Recording, record
+from tests.acckv_jax.tiny_dense import dense_run
 from tests.oracles.cases import decided_cases, pad, random_case, random_stream
 from tests.oracles.every_n_numpy import Slots, decode, floors_and_mass
 from tests.oracles.fastv_numpy import fastv_prefill
@@ -19,7 +20,6 @@ from tests.oracles.h2o_numpy import h2o_prefill, heavy_and_recent
 from tests.oracles.look_m_numpy import look_m_prefill
 from tests.oracles.mix_kv_numpy import mix_kv_prefill
 from tests.oracles.streaming_numpy import sinks_and_recent
-from tests.oracles.tiny_transformer_numpy import dense_run
 from tests.tiers import quick_first, quick_only
 from tests.tolerances import FP32
 

@@ -2,11 +2,15 @@
 
 import dataclasses
 import re
+import shutil
 
 import pytest
 
 import acckv_jax as kv
-from tests.docs.pages import ROOT
+import models
+from models.smolav.params import FOLDER
+from tests.docs.pages import ROOT, blocks, run
+from tests.small_smolav import small_smolav
 
 PAGE = (ROOT / "docs/policies.md").read_text()
 ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.splitlines() if line.startswith("| `")]
@@ -29,7 +33,7 @@ def options(thing, known: set[str]) -> list[str]:
 def test_every_policy_is_in_the_table(name):
     policy, (title, _, reads, listed, source) = kv.POLICIES[name](), POLICIES[name]
     assert title == f"`{type(policy).__name__}`"
-    assert bool(policy.queries) == bool(reads)
+    assert bool(policy.queries or policy.needs or policy.recent_queries) == bool(reads)
     if not isinstance(policy, kv.AccKV):
         assert re.findall(r"`([^`]+)`", listed) == options(policy, {"budget"})
     if "arXiv" in source:
@@ -47,3 +51,17 @@ def test_every_wrapper_is_in_the_table(name):
 
 def test_nothing_else_is_in_the_tables():
     assert list(POLICIES) == list(kv.POLICIES) and WRAPPERS.keys() == kv.WRAPPERS.keys()
+
+
+def test_blocks_of_the_library_run():
+    run("docs/policies.md", {"kv": kv}, [block for block in blocks("docs/policies.md") if "model" not in block])
+
+
+@pytest.mark.complete
+def test_all_blocks_run(tmp_path, monkeypatch):
+    """With a small SmolAV in the place of the whole."""
+    monkeypatch.setattr(models, "load", lambda name: small_smolav(), raising=False)
+    shutil.copy(FOLDER / "demo" / "demo.mp4", tmp_path / "clip.mp4")
+    monkeypatch.chdir(tmp_path)
+    found = run("docs/policies.md", {})
+    assert found["first"].policy == kv.KVzip(budget=0.2) and len(found["policy"].shares) > 1

@@ -90,6 +90,14 @@ def test_a_killed_run_continues_without_losing_or_repeating_an_answer(whole, tmp
         assert task.read == read
 
 
+def test_a_policy_with_a_second_pass_is_asked_as_others_are(tmp_path):
+    path = tmp_path / "letters.jsonl"
+    found = ask(path, policies=("kvzip", "knorm"), budgets=("24",), examples=1)
+    answers = [row for row in lines(path)[1:] if row["policy"] == "kvzip"]
+    assert len(answers) == 4 and len({row["answer"] for row in answers}) > 1
+    assert [v.policy for v in found.variants] == ["full", "kvzip", "knorm"]
+
+
 def test_a_finished_run_asks_nothing_and_more_is_added(whole, tmp_path):
     path, changes = tmp_path / "letters.jsonl", {"first": int(BROKEN) - 1}
     before = summary(ask(path, **changes, budgets=BUDGETS[1:]))

@@ -55,6 +55,13 @@ def asked(model, questions, out, **more):
     return [json.loads(line) for line in out.read_text().splitlines()], loaded
 
 
+def test_a_policy_that_reads_clips_twice_is_refused(small_model, questions, tmp_path, capsys):
+    arguments = ["--batch", f"{questions}", "--out", f"{tmp_path / 'answers.jsonl'}", "--policy", "protected(kvzip)"]
+    assert main([*arguments, "--budget", "60"]) == 2
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "Policy protected(kvzip) reads every prompt twice, which this program does not do" in shown
+
+
 def test_batches_answer_as_single_runs_do_and_a_killed_run_goes_on(small_model, questions, clips, tmp_path):
     out = tmp_path / "answers.jsonl"
     rows, _ = asked(small_model, questions, out)

@@ -65,8 +65,8 @@ def capture_attention(module, query, key, value, attention_mask, **kwargs):
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
-def build(family: str, shape: tuple[int, int, int], seed: int) -> torch.nn.Module:
-    """A one-layer model with random weights, larger than usual so that attention is far from uniform."""
+def build(family: str, shape: tuple[int, int, int], seed: int, layers: int = 1) -> torch.nn.Module:
+    """A model of one or several layers, with weights larger than usual so that attention is far from uniform."""
     heads, kv_heads, dim = shape
     config_class, model_class = {
         "qwen2": (Qwen2Config, Qwen2ForCausalLM),
@@ -77,7 +77,7 @@ def build(family: str, shape: tuple[int, int, int], seed: int) -> torch.nn.Modul
         vocab_size=VOCAB,
         hidden_size=heads * dim,
         intermediate_size=64,
-        num_hidden_layers=1,
+        num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         initializer_range=0.25,

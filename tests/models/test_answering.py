@@ -40,7 +40,7 @@ def media(seconds, seed=0):
     return Media(frames, np.sin(np.arange(round(seconds * 16000)) / (8 + seed)).astype(np.float32) / 4)
 
 
-@pytest.mark.parametrize("name", quick_only(POLICIES, ("snapkv",)))
+@pytest.mark.parametrize("name", quick_only(POLICIES, ("snapkv", "kvzip")))
 def test_a_question_gets_the_same_answer_alone_and_among_others(name, model, clip):
     policy = kv.make_policy(name, budget=1.0 if name == "full" else 0.2)
     ask = functools.partial(models.answer, model, policy=policy, max_new_tokens=TOKENS)
@@ -54,9 +54,13 @@ def test_a_question_gets_the_same_answer_alone_and_among_others(name, model, cli
     assert (alone.token_ids, alone.prompt_tokens) == (among.token_ids, among.prompt_tokens)
     # Two buckets instead of one may allocate a few slots more, but never let a row keep more.
     length = np.array([sum(alone.prompt_tokens.values())])
-    for layer, (one, other) in enumerate(zip(alone.kept, among.kept, strict=True)):
+    for one, other in zip(alone.kept, among.kept, strict=True):
         assert one == pytest.approx(other)
-        assert sum(one.values()) <= allowed(policy, length, layer)
+    kept = [sum(one.values()) for one in alone.kept]
+    if name in ("pyramid_kv", "mada_kv"):  # a budget for all layers together
+        assert np.mean(kept) - 0.5 <= round(policy.budget * length[0])
+    else:
+        assert all(slots <= allowed(policy, length, layer) for layer, slots in enumerate(kept))
 
 
 def test_bytes_are_what_the_budget_promises(model):

@@ -28,7 +28,7 @@ from models.errors import UserError
 from models.files import whole_folder
 from models.layers.init import Params
 from models.over_decoder import decoder_of
-from models.policies import build_policy, parse_budget
+from models.policies import build_policy, check_one_pass, parse_budget
 from train.exports.opened import Opened, open_model
 
 WEIGHTS, MANIFEST = "weights.safetensors", "manifest.json"
@@ -121,6 +121,8 @@ def export_stablehlo(name: str, out: Path, options: ProgramOptions, dtype: np.dt
     model = open_model(name)
     policy = _policy(options, model.tau)
     _check_fits(options, policy, model)
+    layers = model.decoder.num_hidden_layers
+    fitted = policy.for_layers(layers)
     whole = model.load(dtype)
     params = whole["decoder"] if model.reads_media else whole
     with whole_folder(out) as draft:
@@ -131,7 +133,7 @@ def export_stablehlo(name: str, out: Path, options: ProgramOptions, dtype: np.dt
             "how": HOW,
             "model": name,
             "policy": f"{policy}",
-            "slots": [policy.capacity(options.length, layer) for layer in range(model.decoder.num_hidden_layers)],
+            "slots": [fitted.capacity(options.length, layer) for layer in range(layers)],
             **{key: getattr(options, key) for key in ("length", "batch", "new_tokens", "steps")},
             "stop_token_ids": model.stop_token_ids,
             "weights": WEIGHTS,
@@ -277,6 +279,7 @@ def _check_fits(options: ProgramOptions, policy: kv.CachePolicy, model: Opened) 
             f"at most {longest}."
         )
     none, all_tokens = np.zeros(options.batch, int), np.full(options.batch, options.length)
+    check_one_pass({options.policy: policy})
     try:
         policy.check_layers(model.decoder.num_hidden_layers)
         policy.check(kv.TokenCounts(text=none, video=all_tokens, audio=none))

@@ -29,9 +29,11 @@ class LetterModel:
         scales = {"embed": 4, "q": 16, "o": 4}  # sharp attention: else a letter is followed by itself
         self.params = params | {name: scale * params[name] for name, scale in scales.items()}
 
+    def embed_text(self, ids: Sequence[int]) -> EmbeddedPrompt:
+        return EmbeddedPrompt.of(np.array(ids, np.int32), np.full(len(ids), Modality.TEXT))
+
     def encode_question(self, text: str) -> EmbeddedPrompt:
-        ids = np.array([ord(c) - 96 if c.isalpha() else 31 for c in text], np.int32)
-        return EmbeddedPrompt.of(ids, np.full(len(ids), Modality.TEXT))
+        return self.embed_text([ord(c) - 96 if c.isalpha() else 31 for c in text.lower()])
 
     def encode_next_question(self, answer: str, text: str) -> EmbeddedPrompt:
         return self.encode_question(f"{answer} {text}")

@@ -111,8 +111,11 @@ def test_every_policy_answers(layout, model, clip, capsys):
     for row in rows:
         policy = kv.make_policy(row["policy"], budget=0.2)
         length = np.array([sum(row["tokens"].values())])
-        for number, layer in enumerate(row["kept"]):
-            assert sum(layer.values()) <= allowed(policy, length, number)
+        layers = [sum(layer.values()) for layer in row["kept"]]
+        if row["policy"] in ("pyramid_kv", "mada_kv"):  # a budget for all layers together
+            assert np.mean(layers) - 0.5 <= round(0.2 * length[0])
+        else:
+            assert all(kept <= allowed(policy, length, number) for number, kept in enumerate(layers))
         assert "acckv" not in row["policy"] or all(layer["text"] == row["tokens"]["text"] for layer in row["kept"])
 
 
