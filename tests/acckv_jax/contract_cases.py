@@ -216,7 +216,7 @@ def scored_by(name: str) -> kv.Scored:
 
 def is_by_row(path: Any) -> bool:
     """Whether a leaf of a `Scored` has rows, or is a parameter of its layer."""
-    return not jax.tree_util.keystr(path).endswith("['output_weights']")
+    return not jax.tree_util.keystr(path).endswith(("['output_weights']", "['rotary_frequencies']"))
 
 
 def place_params(params: dict, model: Llama = MODEL) -> dict:
@@ -241,8 +241,15 @@ def place_inputs(inputs: Inputs) -> Inputs:
 def place_scored(scored: kv.Scored, heads: str | None = "tensor") -> kv.Scored:
     """Rows on `data` and KV heads on `tensor`, for every leaf that has them."""
 
+    inputs = {
+        "output_weights": (heads,),
+        "rotary_frequencies": (),
+        "hidden_states": ("data",),
+        "unrotated_q": ("data", None, heads),
+    }
+
     def place(path: Any, x: jax.Array) -> jax.Array:
-        spec = ("data", heads, None, None)[: x.ndim] if x.ndim != 1 else ("data",)
-        return jax.device_put(x, mesh_spec(*(spec if is_by_row(path) else (heads,))))
+        spec = inputs.get(getattr(path[-1], "key", None), ("data", heads)[: x.ndim])
+        return jax.device_put(x, mesh_spec(*spec))
 
     return jax.tree_util.tree_map_with_path(place, scored)
