@@ -33,7 +33,10 @@ from tests.acckv_jax.test_contract import assert_same_cache, is_quantized
 from tests.tiers import quick_first, quick_only
 from tests.tolerances import FP32, LOGITS, QUANTIZED
 
-OF_ALL_HEADS = {"tova": 1, "fastv": 1, "protected_fastv": 1, "clie_snapkv": 1, "clie_acckv_plus_every_4": 1, "omni_mem": 4}
+OF_ALL_HEADS = {
+    **dict.fromkeys(("tova", "fastv", "protected_fastv", "clie_snapkv", "clie_acckv_plus_every_4"), 1),
+    "omni_mem": 4,
+}
 """Policies with a score for all heads of a token, a sum over devices: how many such numbers are summed at once."""
 COLLECTIVE = re.compile(r"= (.+?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
 SHAPE = re.compile(r"[a-z]\w*\[([\d,]*)\]")
