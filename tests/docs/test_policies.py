@@ -38,7 +38,7 @@ def test_every_policy_is_in_the_table(name):
         assert re.findall(r"`([^`]+)`", listed) == options(policy, {"budget"})
     if "arXiv" in source:
         assert len(set(re.findall(r"\d{4}\.\d{5}", source))) == 1
-    (rule,) = re.findall(r"none \(the\n.*?\. (.*) have a rule for that", PAGE)
+    (rule,) = re.findall(r"none \(the\n.*?\. (.*?)\s+have a rule for that", PAGE, re.DOTALL)
     assert (f"`{name}`" in rule) == policy.can_evict
 
 
