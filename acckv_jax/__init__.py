@@ -59,6 +59,7 @@ from acckv_jax.wrappers import (
     PerLayer,
     Protected,
     Quantized,
+    Retold,
     Smoothed,
     Wrapper,
 )
@@ -97,6 +98,7 @@ __all__ = [
     "Protected",
     "PyramidKV",
     "Quantized",
+    "Retold",
     "QuerySet",
     "RKV",
     "Random",

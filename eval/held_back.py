@@ -4,12 +4,14 @@ The prefill's own logits are those of the full cache, whatever the policy. So th
 back and run on the pruned cache: an answer of one token shows what the policy lost, too.
 """
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import acckv_jax
@@ -18,7 +20,7 @@ from acckv_jax.generate import for_decoding
 from acckv_jax.sharding import on_host
 from eval.metrics import CUT_OFF
 from eval.policies import check_layers, check_policies
-from models.batching import Batch, padded
+from models.batching import padded
 from models.errors import UserError
 from models.interface import EmbeddedPrompt
 from models.layers.init import Params
@@ -55,11 +57,14 @@ class Padding:
         question: of questions, and the last rows of the prefix that a policy's window needs, to a multiple of this.
         rows: conversations that run at once, if there are more than one: several runs share the prefill of the prefix,
             and missing rows are filled up with the first.
+        caches: pruned caches of equal shapes, with as many conversations each, that answer at once; missing ones are
+            filled up with the first.
     """
 
     prefix: tuple[int, ...] = ()
     question: int = 64
     rows: int = 1
+    caches: int = 1
 
 
 class Said(NamedTuple):
@@ -125,49 +130,109 @@ def answers(
     if any(policy.second_pass for policy in reading):
         read = retold(model, prefix, shared, read, reading)
 
+    lengths = [_multiple(turn, padding) for turn in prompts[1:]]
+
     @functools.lru_cache(1)  # several blocks at once would take as much memory as all conversations
-    def read_block(start: int) -> tuple[acckv_jax.Scored, list[Batch]]:
+    def read_block(start: int) -> tuple[acckv_jax.Scored, list[list[EmbeddedPrompt]]]:
         """`padding.rows` conversations as all policies read them: their first questions, scored, and their turns."""
         rows = [start + row if start + row < conversations else start for row in range(padding.rows)]
         first, *later = ([turn[row] for row in rows] for turn in prompts)
         tails = [prefix.then(question).split(shared)[1] for question in first]
         held_back = [tail.split(len(tail) - 1) for tail in tails]
         repeated = acckv_jax.repeat_rows(read, len(rows))
-        _, scored = score(**_multiple([chunk for chunk, _ in held_back], padding).arguments(), before=repeated)
-        return scored, [padded([last for _, last in held_back], 1), *(_multiple(turn, padding) for turn in later)]
+        chunks = [chunk for chunk, _ in held_back]
+        _, scored = score(**padded(chunks, _multiple(chunks, padding)).arguments(), before=repeated)
+        return scored, [[last for _, last in held_back], *later]
 
-    for name, policy in policies.items():
-        if name in wanted:
-            said: list[Said] = []
-            for start in range(0, conversations, padding.rows):
-                said += _converse(model, *read_block(start), policy, max_new_tokens)
-            yield name, said[:conversations]
+    waiting: dict[Any, list[_Pruned]] = collections.defaultdict(list)
+    said: dict[Name, dict[int, list[Said]]] = collections.defaultdict(dict)
+    blocks = range(0, conversations, padding.rows)
+
+    def answered(together: list[_Pruned]) -> Iterator[tuple[Name, list[Said]]]:
+        """What these caches answer, and the names that have answered everything."""
+        for one, found in zip(
+            together, _converse(model, together, lengths, padding.caches, max_new_tokens), strict=True
+        ):
+            said[one.name][one.start] = found
+            if len(said[one.name]) == len(blocks):
+                yield one.name, [row for start in blocks for row in said[one.name][start]][:conversations]
+
+    for start in blocks:
+        for name, policy in policies.items():
+            if name not in wanted:
+                continue
+            scored, turns = read_block(start)
+            cache = acckv_jax.prune(scored, policy, reserved_slots=policy.reserved_slots(max_new_tokens))
+            one = _Pruned(name, start, cache, policy.while_decoding(), turns, live_bytes(cache))
+            waiting[one.shapes].append(one)
+            if len(waiting[one.shapes]) == padding.caches:
+                yield from answered(waiting.pop(one.shapes))
+    for together in waiting.values():
+        yield from answered(together)
 
 
-def _multiple(chunks: Sequence[EmbeddedPrompt], padding: Padding) -> Batch:
-    return padded(chunks, -(-max(len(chunk) for chunk in chunks) // padding.question) * padding.question)
+@dataclasses.dataclass(frozen=True)
+class _Pruned:
+    """A pruned cache that is to answer: whose it is, from which conversation on, its turns and its rows' bytes."""
+
+    name: Any
+    start: int
+    cache: acckv_jax.KVCache
+    policy: CachePolicy
+    turns: list[list[EmbeddedPrompt]]
+    sizes: list[int]
+
+    @property
+    def shapes(self) -> tuple:
+        """What caches that answer at once have in common."""
+        leaves, structure = jax.tree.flatten(self.cache)
+        return self.policy, structure, tuple((x.shape, x.dtype) for x in leaves)
+
+
+def _multiple(chunks: Sequence[EmbeddedPrompt], padding: Padding) -> int:
+    return -(-max(len(chunk) for chunk in chunks) // padding.question) * padding.question
 
 
 def _converse(
-    model: Model, scored: acckv_jax.Scored, turns: Sequence[Batch], policy: CachePolicy, max_new_tokens: int
-) -> list[Said]:
-    """What is said in all rows."""
-    cache = acckv_jax.prune(scored, policy, reserved_slots=policy.reserved_slots(max_new_tokens))
-    sizes, by_turn = live_bytes(cache), []
-    extend = functools.partial(acckv_jax.jitted.extend, model.decoder, model.params, policy=policy.while_decoding())
-    logits, cache = extend(**turns[0].arguments(), cache=cache)
-    for turn in turns[1:]:
-        following = extend(**turn.arguments(), cache=cache)  # before decoding, which uses up the cache
+    model: Model, together: list[_Pruned], lengths: Sequence[int], caches: int, max_new_tokens: int
+) -> list[list[Said]]:
+    """What is said in all rows of caches of equal shapes; `lengths` are those of the turns after the first."""
+    filled = [*together, *[together[0]] * (caches - len(together))]
+    cache, policy, by_turn = _joined([one.cache for one in filled]), together[0].policy, []
+    extend = functools.partial(acckv_jax.jitted.extend, model.decoder, model.params, policy=policy)
+    rows = [[chunk for one in filled for chunk in one.turns[turn]] for turn in range(len(together[0].turns))]
+    logits, cache = extend(**padded(rows[0], 1).arguments(), cache=cache)
+    for turn, length in zip(rows[1:], lengths, strict=True):
+        following = extend(**padded(turn, length).arguments(), cache=cache)  # before decoding, which uses up the cache
         by_turn.append(_decoded(model, policy, logits, cache, max_new_tokens))
         logits, cache = following
     by_turn.append(_decoded(model, policy, logits, cache, max_new_tokens))
-    return [Said(list(said), size) for *said, size in zip(*by_turn, sizes, strict=True)]
+    said = iter(zip(*by_turn, strict=True))
+    return [[Said(list(next(said)), size) for size in one.sizes] for one in together]
+
+
+def _joined(caches: Sequence[acckv_jax.KVCache]) -> acckv_jax.KVCache:
+    """The rows of caches of equal shapes as one batch; `next_slot`, which has none, is equal in all."""
+    if len(caches) == 1:
+        return caches[0]
+
+    def rows(axis: int, first: jax.Array, *others: jax.Array) -> jax.Array:
+        return first if first.ndim <= axis else jnp.concatenate([first, *others], axis)
+
+    stacks = tuple(
+        jax.tree.map(functools.partial(rows, int(one[0].is_stack)), *one)
+        for one in zip(*(cache.stacks for cache in caches), strict=True)
+    )
+    length, delta = (jnp.concatenate([getattr(cache, name) for cache in caches]) for name in ("length", "delta"))
+    return acckv_jax.KVCache(stacks, length, delta)
 
 
 def live_bytes(cache: acckv_jax.KVCache) -> list[int]:
     """By row, the bytes of its kept tokens: keys, values, scales and what else a slot holds. Free slots do not count.
 
-    A policy that allocates more than it fills looks the better for it; `acckv_jax.cache_bytes` counts that.
+    A policy that allocates more than it fills looks the better for it; `acckv_jax.cache_bytes` counts that. Keys and
+    values in float32 count as bfloat16, which caches are in wherever their size matters: on a CPU integers would
+    otherwise seem to save twice what they do.
     """
     sizes = np.zeros(cache.length.shape[0])
     for stack in cache.stacks:
@@ -176,8 +241,9 @@ def live_bytes(cache: acckv_jax.KVCache) -> list[int]:
         slots = valid.shape[-1] - stack.reserved_slots
         rows = np.moveaxis(valid, -3, 0).reshape(len(sizes), -1).sum(-1)
         prompt_slots = valid.size // valid.shape[-1] * slots
+        halved = isinstance(stack.k, jax.Array) and stack.k.dtype == jnp.float32
         about = sum(leaf.dtype.itemsize for leaf in jax.tree.leaves(stack) if leaf.shape == valid.shape)
-        sizes += rows * (size.prompt / prompt_slots + about)
+        sizes += rows * (size.prompt / prompt_slots / (1 + halved) + about)
     return [round(size) for size in sizes.tolist()]
 
 
@@ -189,7 +255,7 @@ def _decoded(
     state = acckv_jax.start_decoding(logits, for_decoding(model.decoder, cache), jax.random.key(0), stop_token_ids=stop)
     tokens = on_host(state.token)[:, None]
     if max_new_tokens > 1:
-        options = {"policy": policy.while_decoding(), "steps": max_new_tokens - 1, "stop_token_ids": stop}
+        options = {"policy": policy, "steps": max_new_tokens - 1, "stop_token_ids": stop}
         made, number, _ = acckv_jax.jitted.decode(model.decoder, model.params, state, **options)
         tokens = np.concatenate([tokens, on_host(made)[:, : int(number)]], axis=1)
     return [_text(model, row) for row in tokens.tolist()]

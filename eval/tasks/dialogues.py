@@ -12,4 +12,4 @@ from train.data.av_compose import TURNS, Set
 class Dialogues(ComposedTask):
     set: ClassVar[Set] = "dialogues"
     max_new_tokens: ClassVar[int] = 4
-    padding: ClassVar[Padding] = dataclasses.replace(ComposedTask.padding, rows=len(TURNS))
+    padding: ClassVar[Padding] = dataclasses.replace(ComposedTask.padding, rows=len(TURNS), caches=4)

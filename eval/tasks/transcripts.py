@@ -13,7 +13,7 @@ class Transcripts(ComposedTask):
     set: ClassVar[Set] = "transcripts"
     metric: ClassVar[str] = "word_error_rate"
     max_new_tokens: ClassVar[int] = 128  # 60 words of up to two tokens, and the end
-    padding: ClassVar[Padding] = dataclasses.replace(ComposedTask.padding, rows=2)
+    padding: ClassVar[Padding] = dataclasses.replace(ComposedTask.padding, rows=2, caches=8)
 
     @classmethod
     def group(cls, kind: str, subkind: str, group: str) -> str:
