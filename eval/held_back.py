@@ -7,7 +7,7 @@ back and run on the pruned cache: an answer of one token shows what the policy l
 import collections
 import dataclasses
 import functools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
@@ -121,15 +121,7 @@ def answers(
     for question in prompts[0]:
         check_policies(named, prefix.then(question).modality[:-1])
 
-    reading = tuple({(p.queries, p.needs, p.window, p.recent_queries): p for p in policies.values()}.values())
-    score = functools.partial(acckv_jax.jitted.score, model.decoder, model.params, policies=reading)
-    shared = max(1, len(prefix) - max(policy.window for policy in reading))
-    head = prefix.split(shared)[0]
-    length = next((n for n in padding.prefix if len(head) <= n), acckv_jax.bucket_length(len(head)))
-    _, read = score(**padded([head], length).arguments(), complete=False)
-    if any(policy.second_pass for policy in reading):
-        read = retold(model, prefix, shared, read, reading)
-
+    score, read, shared = read_prefix(model, prefix, policies.values(), padding.prefix)
     lengths = [_multiple(turn, padding) for turn in prompts[1:]]
 
     @functools.lru_cache(1)  # several blocks at once would take as much memory as all conversations
@@ -169,6 +161,32 @@ def answers(
                 yield from answered(waiting.pop(one.shapes))
     for together in waiting.values():
         yield from answered(together)
+
+
+def read_prefix(
+    model: Model, prefix: EmbeddedPrompt, policies: Iterable[CachePolicy], lengths: Sequence[int] = ()
+) -> tuple[Callable[..., tuple[jax.Array, acckv_jax.Scored]], acckv_jax.Scored, int]:
+    """Reads what all questions share, once for all policies, with the second pass of those that have one.
+
+    Args:
+        model: the model.
+        prefix: what all prompts begin with.
+        policies: whose statistics are wanted.
+        lengths: that the prefix is padded to, see `Padding`.
+
+    Returns:
+        `score` for what follows (its `before` is the second result), the prefix as far as every policy's window leaves
+        it to that, and its length.
+    """
+    reading = tuple({(p.queries, p.needs, p.window, p.recent_queries): p for p in policies}.values())
+    score = functools.partial(acckv_jax.jitted.score, model.decoder, model.params, policies=reading)
+    shared = max(1, len(prefix) - max(policy.window for policy in reading))
+    head = prefix.split(shared)[0]
+    length = next((n for n in lengths if len(head) <= n), acckv_jax.bucket_length(len(head)))
+    _, read = score(**padded([head], length).arguments(), complete=False)
+    if any(policy.second_pass for policy in reading):
+        read = retold(model, prefix, shared, read, reading)
+    return score, read, shared
 
 
 @dataclasses.dataclass(frozen=True)

@@ -120,8 +120,8 @@ def overlaps(task: Task, policies: dict[str, CachePolicy], examples: int) -> lis
     sums = np.zeros(())
     for id in task.ids[:examples]:
         example = task.example(id)
-        prompt = example.prefix.then(task.prompt(example.conversations[0][:1]))
-        sums = sums + overlap([kept for _, kept in kept_by(task.model, prompt, policies)])
+        question = task.prompt(example.conversations[0][:1])
+        sums = sums + overlap([kept for _, kept in kept_by(task.model, example.prefix, question, policies)])
     return (sums / examples).round(4).tolist()
 
 
@@ -163,8 +163,7 @@ def run(options: Options, load: benchmark.Loader = benchmark.load_task) -> None:
         shares = overlaps(task, policies, min(first.examples, OVERLAP_EXAMPLES))
         result["overlap"] = {"budget": float(LOOKED_AT), "policies": list(policies), "shares": shares}
         if isinstance(task, HeldOutTask):
-            shown = clip_retention(task.model, f"{CLIP}", QUESTION, policies)
-            pictures = {one["policy"]: one.pop("picture") for one in shown}
+            pictures, shown = clip_retention(task.model, f"{CLIP}", QUESTION, policies)
             result["clip"] = {"question": QUESTION, "policies": shown}
     if is_first():
         write_text(options.out / "scoreboard.json", json.dumps(result, indent=1) + "\n")

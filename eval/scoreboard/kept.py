@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 
 import acckv_jax as kv
 from acckv_jax.sharding import on_host
-from eval.held_back import Model
+from eval.held_back import Model, read_prefix
 from eval.policies import check_layers, check_policies
 from models.batching import padded
 from models.interface import EmbeddedPrompt
@@ -32,21 +32,24 @@ class Kept(NamedTuple):
         return (self.tokens > 0).mean(1)
 
 
-def kept_by(model: Model, prompt: EmbeddedPrompt, policies: Mapping[str, kv.CachePolicy]) -> Iterator[tuple[str, Kept]]:
+def kept_by(
+    model: Model, prefix: EmbeddedPrompt, question: EmbeddedPrompt, policies: Mapping[str, kv.CachePolicy]
+) -> Iterator[tuple[str, Kept]]:
     """What each policy keeps of a prompt, of which the last token is held back as in a benchmark.
 
     Raises:
         UserError: if a budget is too small, or a policy is made for another decoder.
     """
-    read, _ = prompt.split(len(prompt) - 1)
+    whole = prefix.then(question)
+    prompt, _ = whole.split(len(whole) - 1)
     check_layers(policies, model.decoder.num_layers)
-    check_policies(policies, read.modality)
-    batch = padded([read], kv.bucket_length(len(read)))
-    reading = tuple({(p.queries, p.needs, p.window): p for p in policies.values()}.values())
-    _, scored = kv.jitted.score(model.decoder, model.params, **batch.arguments(), policies=reading)
+    check_policies(policies, prompt.modality)
+    score, read, shared = read_prefix(model, prefix, policies.values())
+    rest = prompt.split(shared)[1]
+    _, scored = score(**padded([rest], kv.bucket_length(len(rest))).arguments(), before=read)
     for name, policy in policies.items():
         cache = kv.prune(scored, policy)
-        yield name, Kept(np.stack([tokens_of(layer, len(read)) for layer in cache.layers]), read.modality)
+        yield name, Kept(np.stack([tokens_of(layer, len(prompt)) for layer in cache.layers]), prompt.modality)
 
 
 def tokens_of(layer: kv.LayerCache, length: int) -> Float[np.ndarray, "K T"]:

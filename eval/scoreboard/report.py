@@ -14,6 +14,8 @@ TEMPLATE = Path(__file__).with_name("report.html.j2")
 TURNS = {"first": "first question", "later": "later questions"}
 ALWAYS = ("acckv", "acckv_plus", "random")
 """Policies that every curve shows in colour, if they are there."""
+TENTH, BEST = 0.105, 8
+"""Largest share of the full cache's bytes of a line in the summary, and how many policies that has beside `ALWAYS`."""
 
 
 def write_report(path: Path, result: Mapping[str, Any], pictures: Mapping[str, str]) -> None:
@@ -28,7 +30,8 @@ def write_report(path: Path, result: Mapping[str, Any], pictures: Mapping[str, s
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=strict)
     environment.filters |= {"score": _score, "signed": _signed, "size": _size, "percent": lambda x: f"{100 * x:.0f} %"}
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    parts = {"tasks": _tasks(result), "overlap": _overlap(result), "clip": result.get("clip")}
+    tasks = _tasks(result)
+    parts = {"tasks": tasks, "summary": _summary(tasks), "overlap": _overlap(result), "clip": result.get("clip")}
     shown = {policy: Markup(picture) for policy, picture in pictures.items()}
     write_text(path, template.render(result=result, pictures=shown, **parts))
 
@@ -54,6 +57,32 @@ def _tasks(result: Mapping[str, Any]) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _summary(tasks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The best policies at about a tenth of the full cache's bytes, over all tasks and turns, and those always shown.
+
+    Of a policy that was asked at several budgets the largest cache counts that is no larger than `TENTH`.
+    """
+    columns, found = [], dict[str, list[Mapping[str, Any] | None]]()
+    for number, part in enumerate(task for task in tasks if any(line["share"] for line, _ in task["rows"])):
+        columns.append(part)
+        for line, _ in sorted(part["rows"], key=lambda row: row[0]["share"] or 0):
+            if line["policy"] == "full" or 0 < (line["share"] or 0) <= TENTH:
+                own = found.setdefault(line["policy"], [])
+                own += [None] * (number + 1 - len(own))
+                own[number] = line
+    whole = {name: own for name, own in found.items() if len(own) == len(columns) and None not in own}
+
+    def loss(name: str) -> float:
+        """Mean difference to the full cache, positive where it is worse."""
+        gains = [line["to_full"]["value"] * (1 if line["lower_is_better"] else -1) for line in whole[name] if line]
+        return sum(gains) / len(gains)
+
+    ranked = sorted((name for name in whole if name != "full"), key=loss) if columns else []
+    kept = [name for number, name in enumerate(ranked) if number < BEST or name in ALWAYS]
+    rows = [(name, whole[name]) for name in (*(["full"] if "full" in whole else []), *kept)]
+    return {"columns": columns, "rows": rows, "best": ranked[0] if ranked else None}
 
 
 def _by_group(lines: Sequence[Mapping[str, Any]], of: Mapping[str, Any]) -> list[Mapping[str, Any]]:

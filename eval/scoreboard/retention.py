@@ -23,16 +23,20 @@ ALONE, MERGED = np.array([0.13, 0.44, 0.71]), np.array([0.90, 0.45, 0.05])
 
 def clip_retention(
     model: AVModel, clip: str, question: str, policies: Mapping[str, CachePolicy]
-) -> list[dict[str, Any]]:
-    """By policy its name, a picture as SVG, and how many tokens of each modality it keeps, mean over layers and heads.
+) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    """What policies keep of a clip.
+
+    Returns:
+        Pictures as SVG, of the clip under the name "" and of what each policy keeps under its own; and by policy its
+        name and how many tokens of each modality it keeps, mean over layers and heads.
 
     Raises:
         UserError: if the clip cannot be read, or a budget is too small for it.
     """
     media = model.load_media(clip_path(clip))
-    prompt = models.encode(model, clip).prompt.then(model.encode_question(question))
-    found = []
-    for name, kept in kept_by(model, prompt, policies):
+    prefix, asked = models.encode(model, clip).prompt, model.encode_question(question)
+    pictures, found = {"": timeline(media)}, []
+    for name, kept in kept_by(model, prefix, asked, policies):
         counts = {
             kind.name.lower(): (
                 round(float((kept.tokens[..., kept.modality == kind] > 0).mean((0, 1)).sum()), 1),
@@ -40,37 +44,58 @@ def clip_retention(
             )
             for kind in (Modality.TEXT, Modality.VIDEO, Modality.AUDIO)
         }
-        found.append({"policy": name, "picture": picture(media, kept), "kept": counts})
-    return found
+        pictures[name] = retention_map(kept, _seconds(media))
+        found.append({"policy": name, "kept": counts})
+    return pictures, found
 
 
-def picture(media: Media, kept: Kept) -> str:
-    """Pictures, their tokens by layer, the sound, and its tokens by layer, over the seconds of the clip, as SVG.
-
-    Tokens of a modality are taken to follow each other evenly in time, as encoders emit them.
-    """
+def timeline(media: Media) -> str:
+    """The pictures and the sound of a clip over its seconds, as SVG; it lines up with a `retention_map`."""
     sound = media.audio if media.audio is not None else np.zeros(0, np.float32)
     frames = media.frames if media.frames is not None else np.zeros((0, 1, 1, 3), np.uint8)
-    seconds = max(len(frames) / media.fps, len(sound) / SAMPLE_RATE, 1.0)
-    figure = Figure(figsize=(WIDTH, 5.6), layout="constrained")
-    strip, video, wave, audio = figure.subplots(4, 1, sharex=True, height_ratios=(1, 2.4, 0.7, 2.4))
-    for start, end, frame in _thumbnails(frames, media.fps, seconds):
+    figure, (strip, wave) = _over_time(_seconds(media), 1.1, (1, 0.7))
+    for start, end, frame in _thumbnails(frames, media.fps):
         strip.imshow(frame, extent=(start, end, 0, 1), aspect="auto")
-    strip.set_yticks([])
     strip.set_ylim(0, 1)
     peaks = _peaks(sound)
     wave.fill_between(np.linspace(0, len(sound) / SAMPLE_RATE, len(peaks)), -peaks, peaks, color="0.4", lw=0)
-    wave.set_yticks([])
-    for axis, kind, name in ((video, Modality.VIDEO, "picture"), (audio, Modality.AUDIO, "sound")):
+    for axis, name in ((strip, "pictures"), (wave, "sound")):
+        axis.set_yticks([])
+        axis.set_ylabel(name, fontsize=7)
+        axis.tick_params(labelbottom=False)
+    wave.set_xlim(0, _seconds(media))
+    return svg(figure)
+
+
+def retention_map(kept: Kept, seconds: float) -> str:
+    """Which tokens of pictures and of sound each layer keeps, over the seconds of the clip, as SVG.
+
+    Tokens of a modality are taken to follow each other evenly in time, as encoders emit them.
+    """
+    figure, axes = _over_time(seconds, 3.2, (1, 1))
+    for axis, kind, name in zip(axes, (Modality.VIDEO, Modality.AUDIO), ("pictures", "sound"), strict=True):
         tokens = kept.tokens[..., kept.modality == kind]
         if tokens.shape[-1]:
             extent = (0, seconds, len(tokens) - 0.5, -0.5)
             axis.imshow(_coloured(tokens), extent=extent, aspect="auto", interpolation="none")
-        axis.set_ylabel(f"layer\n({name} tokens)", fontsize=8)
+        axis.set_ylabel(f"layer ({name})", fontsize=7)
         axis.tick_params(labelsize=7)
-    audio.set_xlim(0, seconds)
-    audio.set_xlabel("seconds", fontsize=8)
+    axes[-1].set_xlim(0, seconds)
+    axes[-1].set_xlabel("seconds", fontsize=8)
     return svg(figure)
+
+
+def _seconds(media: Media) -> float:
+    sound = 0 if media.audio is None else len(media.audio) / SAMPLE_RATE
+    return max(sound, 0 if media.frames is None else len(media.frames) / media.fps, 1.0)
+
+
+def _over_time(seconds: float, height: float, ratios: tuple[float, ...]) -> tuple[Figure, Any]:
+    """Axes above each other, whose sides are where those of every other such figure are."""
+    figure = Figure(figsize=(WIDTH, height))
+    axes = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
+    figure.subplots_adjust(left=0.08, right=0.99, top=0.97, bottom=0.45 / height if height > 2 else 0.03, hspace=0.12)
+    return figure, axes
 
 
 def _coloured(tokens: Float[np.ndarray, "L K T"]) -> Float[np.ndarray, "L T 3"]:
@@ -80,7 +105,7 @@ def _coloured(tokens: Float[np.ndarray, "L K T"]) -> Float[np.ndarray, "L T 3"]:
 
 
 def _thumbnails(
-    frames: UInt8[np.ndarray, "n h w 3"], fps: float, seconds: float
+    frames: UInt8[np.ndarray, "n h w 3"], fps: float
 ) -> Sequence[tuple[float, float, UInt8[np.ndarray, "h w 3"]]]:
     """Beginning and end of each picture, and the picture, small."""
     number = min(THUMBNAILS, len(frames))

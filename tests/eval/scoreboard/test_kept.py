@@ -15,7 +15,7 @@ def prompt(small_model, tmp_path_factory):
     frames = np.random.default_rng(0).integers(0, 255, (3, 64, 80, 3)).astype(np.uint8)
     write_clip(path, frames, 1, np.sin(np.arange(48000) / 8).astype(np.float32) / 4)
     prefix = small_model.encode_media(small_model.load_media(path), small_model.layouts[0])
-    return prefix.then(small_model.encode_question("What is shown?"))
+    return prefix, small_model.encode_question("What is shown?")
 
 
 def test_kept_tokens(small_model, prompt):
@@ -23,9 +23,11 @@ def test_kept_tokens(small_model, prompt):
         "full": kv.Full(),
         "recent": kv.StreamingLLM(budget=20, sinks=4),
         "merging": kv.AccKV(budget=0.5, gate="none"),
+        "retold": kv.KVzip(budget=0.5),
     }
-    found = dict(kept_by(small_model, prompt, policies))
-    length, decoder = len(prompt) - 1, small_model.decoder_config
+    found = dict(kept_by(small_model, *prompt, policies))
+    modality = prompt[0].then(prompt[1]).modality[:-1]
+    length, decoder = len(modality), small_model.decoder_config
     shape = (decoder.num_hidden_layers, decoder.num_key_value_heads, length)
     assert all(one.tokens.shape == shape for one in found.values())
     assert (found["full"].tokens == 1).all() and (found["full"].by_layer == 1).all()
@@ -35,14 +37,17 @@ def test_kept_tokens(small_model, prompt):
     assert ((merging > 0).sum(-1) == round(length / 2)).all()
     np.testing.assert_allclose(merging.sum(-1), length, rtol=1e-6)  # nothing is lost, tokens are merged
     assert (merging > 1).any()
-    assert (found["full"].modality == prompt.modality[:-1]).all()
+    assert (found["full"].modality == modality).all()
+    # What came after the second pass stays.
+    assert (found["retold"].tokens[..., -len(prompt[1]) + 1 :] == 1).all()
+    assert ((found["retold"].tokens > 0).sum(-1) == round(length / 2)).all()
 
 
 def test_a_random_choice_of_one_modality(small_model, prompt):
-    read = prompt.modality[:-1]
+    read = prompt[0].then(prompt[1]).modality[:-1]
     text, video = (int((read == kind).sum()) for kind in (kv.Modality.TEXT, kv.Modality.VIDEO))
     few, all_of_it = kv.Random(budget=text + 2, only="video"), kv.Random(budget=text + video, only="video")
-    found = dict(kept_by(small_model, prompt, {"few": few, "all": all_of_it}))
+    found = dict(kept_by(small_model, *prompt, {"few": few, "all": all_of_it}))
     assert (found["few"].tokens[..., read == kv.Modality.VIDEO].sum(-1) == 2).all()
     assert (found["all"].tokens[..., read == kv.Modality.VIDEO] == 1).all()
     for kept in found.values():
@@ -52,7 +57,7 @@ def test_a_random_choice_of_one_modality(small_model, prompt):
 
 def test_a_budget_that_is_too_small(small_model, prompt):
     with pytest.raises(BudgetError, match="Policy acckv: .*budget 1 "):
-        next(kept_by(small_model, prompt, {"acckv": kv.AccKV(budget=1)}))
+        next(kept_by(small_model, *prompt, {"acckv": kv.AccKV(budget=1)}))
 
 
 def test_overlap():

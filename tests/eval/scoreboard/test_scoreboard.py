@@ -75,7 +75,7 @@ def test_the_report_needs_no_network_and_says_what_is_measured(folder):
         assert all(f"{value}".startswith(("#", "data:")) for value in fetched)
     for words in ("first question", "later questions", "snapkv", "to full cache", "How far policies choose the same"):
         assert words in page.text
-    assert sum(tag == "svg" for tag, _ in page.tags) == 3 + 3
+    assert sum(tag == "svg" for tag, _ in page.tags) == 3 + 1 + 3
     assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in page.tags
 
 
