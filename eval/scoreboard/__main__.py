@@ -53,7 +53,7 @@ class Options:
     out: Path = Path("scoreboard")
     """Folder of the answers and the result."""
     suite: str = "default"
-    """What is asked: default, or smoke, a minute of it."""
+    """What is asked: default, text (SmolLM2), or smoke, a minute of it."""
     examples: int | None = None
     """How many examples of each task; default: as the suite says."""
     policies: tuple[str, ...] | None = None
@@ -92,15 +92,16 @@ def measure(options: Options, load: benchmark.Loader = benchmark.load_task) -> l
             entry.first,
             devices=options.devices,
         )
-        found.setdefault(entry.task, []).append(benchmark.measure(asked, options.out / f"{entry.task}.jsonl", load))
-    return [answers_of(task, measured) for task, measured in found.items()]
+        measured = benchmark.measure(asked, options.out / f"{entry.task}.jsonl", load)
+        found.setdefault(entry.title or entry.task, []).append(measured)
+    return [answers_of(title, measured) for title, measured in found.items()]
 
 
-def answers_of(task: str, measured: list[Measured]) -> Answers:
-    """The answers of all entries of a task."""
+def answers_of(title: str, measured: list[Measured]) -> Answers:
+    """The answers of all entries of a table."""
     rows = {variant: one.rows(variant) for one in measured for variant in one.variants}
     metric = measured[0].metric
-    return Answers.of(task, metric, (row for own in rows.values() for row in own), lower_is_better="error" in metric)
+    return Answers.of(title, metric, (row for own in rows.values() for row in own), lower_is_better="error" in metric)
 
 
 def weights_by_kind(task: HeldOutTask, examples: int) -> dict[str, list[tuple[str, np.ndarray]]]:
@@ -133,7 +134,7 @@ def result_of(answers: list[Answers], command: str) -> tuple[dict[str, Any], lis
         "about": about_run(command),
         "lines": [as_json(line) for line in lines],
         "comparisons": [as_json(comparison) for comparison in comparisons],
-        "claims": [claim.as_json() for one in answers for claim in claims_of(one)],
+        "claims": [claim.as_json() for claim in claims_of(answers)],
     }, lines
 
 

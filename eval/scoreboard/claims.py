@@ -19,7 +19,7 @@ from eval import bootstrap
 from eval.bootstrap import Estimate
 from eval.held_back import Model
 from eval.results import Variant
-from eval.scoreboard.table import ALL, MARGINS, Answers, Part
+from eval.scoreboard.table import ALL, Answers, Part
 from models.batching import padded
 from models.interface import EmbeddedPrompt
 
@@ -117,8 +117,18 @@ def _rank_correlation(weights: Float[np.ndarray, " L"]) -> float:
     return float(found.statistic)
 
 
-def claims_of(answers: Answers) -> Iterator[Claim]:
-    """Claims (ii) to (v), as far as the answers have what they need."""
+def claims_of(tables: Sequence[Answers]) -> Iterator[Claim]:
+    """Claims (ii) to (v) by all tables, as far as their answers have what a claim needs."""
+    by_number: dict[str, Claim] = {}
+    for answers in tables:
+        for claim in _claims_of_one(answers):
+            before = by_number.get(claim.number)
+            numbers = (*before.numbers, *claim.numbers) if before else claim.numbers
+            by_number[claim.number] = dataclasses.replace(claim, numbers=numbers)
+    yield from (by_number[number] for number in sorted(by_number))
+
+
+def _claims_of_one(answers: Answers) -> Iterator[Claim]:
     gain = _Gains(answers)
     tests: list[tuple[str, str, str, Callable[[], Iterator[Number]]]] = [
         (
@@ -170,7 +180,8 @@ class _Gains:
                     ours, theirs = self.answers.scores(own, part), self.answers.scores(rival, part)
                     pair = (theirs, ours) if part.lower_is_better else (ours, theirs)
                     group = "" if part.group == ALL else f", {part.group}"
-                    yield f"{part.turn} questions{group}, budget {budget}", part, bootstrap.difference(*pair)
+                    label = f"{part.task}, {part.turn} questions{group}, budget {budget}"
+                    yield label, part, bootstrap.difference(*pair)
 
 
 def _numbers(gain: _Gains, others: Mapping[str, str]) -> Iterator[Number]:
@@ -183,7 +194,7 @@ def _merging(gain: _Gains) -> Iterator[Number]:
     for label, _, found in gain.of("acckv", CROSS):
         yield _number(f"within over across: {label}", found)
     for label, part, found in gain.of("acckv", "acckv:merge=none"):
-        yield _number(f"within over none: {label}", found, -MARGINS[part.turn])
+        yield _number(f"within over none: {label}", found, -part.margin)
 
 
 def _dropping(gain: _Gains) -> Iterator[Number]:

@@ -18,6 +18,16 @@ CONTROLS = ("random:only=video", "random:only=audio")
 """What is left without one of the modalities."""
 
 
+RIVALS = (*(name for name in POLICIES if name != "full"), *WRAPPED)
+INTEGERS = tuple(f"quantized({name}):bits=4" for name in ("random", "snapkv", "acckv_plus"))
+"""Policies whose kept tokens are stored in 4 bits: at these budgets as many bytes as the others at .1 and .05."""
+INTEGER_BUDGETS = ("0.3", "0.15")
+HEADLINE = ("random", "snapkv", "acckv", "acckv_plus")
+"""Policies that are asked about many clips."""
+MUTED = ("random",)
+"""Beside the full cache, where the sound or the pictures are left out: both must fall to chance."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """A task of a scoreboard.
@@ -28,20 +38,33 @@ class Entry:
         first: number of the first example: tuning uses others than the report.
         policies: beside the full cache.
         budgets: as `eval.benchmark` takes them.
+        title: of its tables; the task's name if it is empty. Entries of one title are lines of one table, which is
+            about the examples that all of them have answered.
     """
 
     task: str
     examples: int
     first: int = 0
-    policies: tuple[str, ...] = (*(name for name in POLICIES if name != "full"), *WRAPPED)
+    policies: tuple[str, ...] = RIVALS
     budgets: tuple[str, ...] = ("0.5", "0.2", "0.1", "0.05")
+    title: str = ""
 
 
 SUITES: dict[str, tuple[Entry, ...]] = {
     "default": (
         Entry("clips", 200),
         Entry("clips", 200, policies=(*ABLATIONS, *CONTROLS), budgets=("0.2", "0.1")),
+        Entry("clips", 200, policies=INTEGERS, budgets=INTEGER_BUDGETS),
+        Entry("transcripts", 40, budgets=("0.2", "0.1")),
+        Entry("transcripts", 40, policies=INTEGERS, budgets=INTEGER_BUDGETS),
+        Entry("clips", 1000, policies=HEADLINE, budgets=("0.1",), title="clips, the main rows"),
+        Entry("dialogues_without_sound", 20, policies=MUTED, budgets=("0.2",)),
+        Entry("dialogues_without_pictures", 20, policies=MUTED, budgets=("0.2",)),
+    ),
+    "text": (
+        Entry("pass_key", 40, budgets=("0.2", "0.1")),
+        Entry("keys", 40, budgets=("0.2", "0.1")),
     ),
     "smoke": (Entry("clips", 2, policies=("random", "snapkv", "acckv"), budgets=("0.2",)),),
 }
-"""By name. An entry may name the task of another one: both are lines of one table."""
+"""By name: `text` asks SmolLM2, the others SmolAV."""

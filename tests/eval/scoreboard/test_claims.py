@@ -62,7 +62,7 @@ def test_verdicts():
         "h2o": lambda i: i % 2,
         "snapkv": lambda i: 1,
     }
-    found = {claim.number: claim for claim in claims_of(answers(scores))}
+    found = {claim.number: claim for claim in claims_of([answers(scores)])}
     assert found.keys() == {"ii", "iv", "v"}
     assert found["ii"].verdict == "holds"
     gate = [one for one in found["iv"].numbers if "gate" in one.about]
@@ -70,5 +70,5 @@ def test_verdicts():
     beaten = {one.about.split(":")[0]: one.verdict for one in found["v"].numbers}
     assert beaten["h2o"] == "holds" and beaten["snapkv"] == "open"
     assert found["v"].verdict == "open"
-    worse = claims_of(answers(scores | {"acckv": lambda i: i % 3 == 0}))
+    worse = claims_of([answers(scores | {"acckv": lambda i: i % 3 == 0})])
     assert {claim.number: claim.verdict for claim in worse}["v"] == "fails"
