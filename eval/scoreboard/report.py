@@ -10,7 +10,7 @@ from markupsafe import Markup
 from eval.scoreboard.curves import SHOWN, overlap_map, score_curves
 from models.files import write_text
 
-TEMPLATE = Path(__file__).with_name("report.html.j2")
+TEMPLATES = Path(__file__).with_name("templates")
 TURNS = {"first": "first question", "later": "later questions"}
 ALWAYS = ("acckv", "acckv_plus", "random")
 """Policies that every curve shows in colour, if they are there."""
@@ -26,14 +26,23 @@ def write_report(path: Path, result: Mapping[str, Any], pictures: Mapping[str, s
         result: as in scoreboard.json.
         pictures: by policy, what it keeps of the clip in `result`, as SVG.
     """
-    strict = jinja2.StrictUndefined
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=strict)
-    environment.filters |= {"score": _score, "signed": _signed, "size": _size, "percent": lambda x: f"{100 * x:.0f} %"}
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     tasks = _tasks(result)
     parts = {"tasks": tasks, "summary": _summary(tasks), "overlap": _overlap(result), "clip": result.get("clip")}
-    shown = {policy: Markup(picture) for policy, picture in pictures.items()}
-    write_text(path, template.render(result=result, pictures=shown, **parts))
+    write_page(path, "report", pictures, result=result, **parts)
+
+
+def write_page(path: Path, template: str, pictures: Mapping[str, str], **values: Any) -> None:
+    """Writes a page from one of the templates, with pictures as SVG by name."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"score": _score, "signed": _signed, "size": _size, "percent": lambda x: f"{100 * x:.0f} %"}
+    shown = {name: Markup(picture) for name, picture in pictures.items()}
+    write_text(path, environment.get_template(f"{template}.html.j2").render(pictures=shown, **values))
 
 
 def _tasks(result: Mapping[str, Any]) -> list[dict[str, Any]]:
