@@ -57,7 +57,7 @@ SUITES: dict[str, tuple[Entry, ...]] = {
         Entry("clips", 200, policies=INTEGERS, budgets=INTEGER_BUDGETS),
         Entry("transcripts", 40, budgets=("0.2", "0.1")),
         Entry("transcripts", 40, policies=INTEGERS, budgets=INTEGER_BUDGETS),
-        Entry("clips", 1000, policies=HEADLINE, budgets=("0.1",), title="clips, the main rows"),
+        Entry("clips", 1000, first=1000, policies=HEADLINE, budgets=("0.1",), title="clips, the main rows"),
         Entry("dialogues_without_sound", 20, policies=MUTED, budgets=("0.2",)),
         Entry("dialogues_without_pictures", 20, policies=MUTED, budgets=("0.2",)),
     ),
