@@ -3,7 +3,8 @@
     python -m eval.benchmark --task clips --policies snapkv 'protected(acckv)' --budgets 0.2 0.1 --examples 100
 
 The full cache is always among the policies. Every answer is written to a file as soon as it is there; the same command
-continues a run that was stopped. First and later questions on one cache are counted apart.
+continues a run that was stopped, and asks again what could not be asked. First and later questions on one cache are
+counted apart.
 """
 
 import collections
@@ -120,12 +121,14 @@ class Measured:
 
     def rows(self, variant: Variant) -> list[Row]:
         """All answers under a policy at a budget, about the examples that all could be asked."""
-        return [row for id in self.ids if id not in self.errors for row in self.results.of(id, variant)]
+        errors = self.errors
+        return [row for id in self.ids if id not in errors for row in self.results.of(id, variant)]
 
     @property
     def errors(self) -> dict[str, str]:
         """Sentences by example that could not be read or asked."""
-        return {id: self.results.errors[id] for id in self.ids if id in self.results.errors}
+        errors = self.results.errors
+        return {id: errors[id] for id in self.ids if id in errors and self.results.unanswered(id, self.variants)}
 
 
 def measure(options: Options, answers: Path | None, load: Loader = load_task) -> Measured:
@@ -174,7 +177,7 @@ def measure(options: Options, answers: Path | None, load: Loader = load_task) ->
 def collect(task: Task, policies: Policies, ids: Sequence[str], found: Results) -> None:
     """Asks what `found` does not hold yet, and adds it.
 
-    An example that cannot be read or asked is a row with its error, and the run continues.
+    An example that cannot be read or asked is a row with its error, and the run continues; a later run asks it again.
 
     Raises:
         UserError: if a budget is too small for an example.

@@ -1,11 +1,12 @@
 """Answers of a benchmark in a file of JSON lines, which a run that was killed at any moment continues.
 
-The first line says whose answers they are, and each further line is one answer, or an example that cannot be asked.
+The first line says whose answers they are, and each further line is one answer, or an example that cannot be asked. The
+first line comes with the first answers, so that a run which fails before has said nothing about the file.
 """
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,16 +46,17 @@ class Variant(NamedTuple):
 class Results:
     """Answers, each once."""
 
-    def __init__(self, lines: Lines | None = None) -> None:
-        """Keeps answers in memory, and appends them to a file if there is one."""
+    def __init__(self, lines: Lines | None = None, heading: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Keeps answers in memory, and appends them to a file if there is one, the first of them after `heading`."""
         self._lines = lines
+        self._heading = heading
         self._answers: dict[tuple[str, Variant], dict[int, Row]] = {}
         self.errors: dict[str, str] = {}
-        """Sentences by example that cannot be asked."""
+        """Why an example could not be asked when it last was; void as soon as it is answered."""
 
     def unanswered(self, example: str, variants: Iterable[Variant]) -> list[Variant]:
-        """The variants that have not answered all questions of an example; none if it cannot be asked."""
-        return [v for v in variants if example not in self.errors and not self._complete(example, v)]
+        """The variants that have not answered all questions of an example."""
+        return [variant for variant in variants if not self._complete(example, variant)]
 
     def _complete(self, example: str, variant: Variant) -> bool:
         rows = self._answers.get((example, variant), {})
@@ -65,14 +67,15 @@ class Results:
         return [row for _, row in sorted(self._answers.get((example, variant), {}).items())]
 
     def add(self, rows: Iterable[Row]) -> None:
-        """Adds those rows that are not there yet, to the file too.
+        """Adds those rows that are not there yet, to the file too; an error takes the place of the one before.
 
         Raises:
             OSError: if the file cannot take them; it keeps what it had, and a later run continues there.
         """
         new = [row for row in rows if self._keep(row)]
-        if self._lines is not None:
-            self._lines.append(new)
+        if self._lines is not None and new:
+            self._lines.append([*self._heading, *new])
+            self._heading = ()
 
     def share(self) -> None:
         """In several processes: adds what the first one has."""
@@ -82,8 +85,9 @@ class Results:
 
     def _keep(self, row: Row) -> bool:
         if "error" in row:
+            new = self.errors.get(row["example"]) != row["error"]
             self.errors[row["example"]] = row["error"]
-            return True
+            return new
         variant = Variant(row["policy"], json.dumps(row["budget"]))
         rows = self._answers.setdefault((row["example"], variant), {})
         return rows.setdefault(row["question"], row) is row
@@ -99,7 +103,6 @@ def opened(path: Path | None, about: Mapping[str, Any]) -> Iterator[Results]:
 
     Raises:
         UserError: if the file holds something else, another run is writing to it, or it cannot be opened.
-        OSError: if nothing can be written to it.
     """
     if path is None:
         yield Results()
@@ -109,11 +112,9 @@ def opened(path: Path | None, about: Mapping[str, Any]) -> Iterator[Results]:
         if not lines.before and not first.startswith(lines.torn):
             raise UserError(f"{path} holds no answers of a benchmark; name another file.")
         _check_about(path, first, about)
-        rows = [_parsed(path, number, line) for number, line in enumerate(rest, 2)]
-        lines.append([] if lines.before else [about])
-        results = Results(lines)
-        for row in rows:
-            results._keep(row)
+        results = Results(lines, [] if lines.before else [about])
+        for number, line in enumerate(rest, 2):
+            results._keep(_parsed(path, number, line))
         yield results
 
 

@@ -7,9 +7,10 @@ import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from acckv_jax.budget import slots_of
+from acckv_jax.budget import TokenCounts, slots_of
 from acckv_jax.cache import LayerCache
 from acckv_jax.modality import Modality
 from acckv_jax.policy import CachePolicy, Context
@@ -51,6 +52,10 @@ class MadaKV(CachePolicy):
             raise ValueError(f"coverage is a share of attention, above 0 and at most 1, not {self.coverage}.")
         if self.most < 1.0:
             raise ValueError(f"most is a multiple of the budget, at least 1, not {self.most}.")
+
+    def needed_slots(self, counts: TokenCounts) -> tuple[np.ndarray | int, str]:
+        """A slot, or two where video and audio stand without text, which else takes what rounding leaves."""
+        return 1 + ((counts.text == 0) & (counts.video > 0) & (counts.audio > 0)), "a row needs"
 
     @property
     def queries(self) -> tuple[QuerySet, ...]:

@@ -52,7 +52,7 @@ class OmniMem(CachePolicy):
 
     def needed_slots(self, counts: TokenCounts) -> tuple[np.ndarray | int, str]:
         """The text must fit."""
-        return counts.text, TEXT_NEEDS
+        return np.maximum(counts.text, 1), TEXT_NEEDS
 
     @property
     def queries(self) -> tuple[QuerySet, ...]:

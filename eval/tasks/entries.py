@@ -25,15 +25,16 @@ class Entry:
 
     @classmethod
     def read(cls, file: Path) -> "Entry":
-        """All that a file of JSON holds.
+        """All that a file of JSON holds; of JSON lines (.jsonl) a list of the lines that are not empty.
 
         Raises:
-            UserError: if it cannot be read, or is no JSON.
+            UserError: if it cannot be read, or is no JSON; of JSON lines it names the line.
         """
-        try:
-            return cls(json.loads(read_text(file)), f"{file}")
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{file} is not readable JSON ({error}); copy it again from where it came from.") from error
+        text = read_text(file)
+        if file.suffix != ".jsonl":
+            return cls(_parsed(text, f"{file}"), f"{file}")
+        lines = enumerate(text.split("\n"), 1)  # other ends of lines than this may stand inside of texts
+        return cls([_parsed(line, f"{file}, line {number},") for number, line in lines if line.strip()], f"{file}")
 
     def at(self, key: str) -> "Entry":
         """What stands at a key."""
@@ -74,3 +75,10 @@ class Entry:
             name = {str: "text", list: "list", dict: "object", float: "number"}[kind]
             raise UserError(f"{self.place} is no {name} with something in it; docs/tasks.md says which file is read.")
         return self.value
+
+
+def _parsed(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place} is not readable JSON ({error}); copy it again from where it came from.") from error

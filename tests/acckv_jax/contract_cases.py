@@ -71,20 +71,27 @@ CONTRACT: dict[str, kv.CachePolicy] = {
     "protected_fastv": kv.Protected(kv.FastV(budget=0.4, filter_layer=1), first=5, last=2),
     "per_layer_acckv_plus": kv.PerLayer(kv.AccKV.plus(budget=0.4), shares=(1.25, 0.75)),
     "per_layer_h2o_every_4": kv.PerLayer(kv.H2O(budget=0.3, evict_every=4), shares=(0.5, 1.5)),
+    "quantized_4_snapkv": kv.Quantized(kv.SnapKV(budget=0.3, window_size=8), bits=4),
     "quantized_acckv": kv.Quantized(kv.AccKV(budget=0.4, tau=0.1)),
     "quantized_h2o_every_4": kv.Quantized(kv.H2O(budget=0.3, evict_every=4)),
-    "quantized_4_snapkv": kv.Quantized(kv.SnapKV(budget=0.3, window_size=8), bits=4),
     "ada_kv_snapkv": kv.AdaKV(kv.SnapKV(budget=0.3, window_size=8)),
     "ada_kv_acckv_plus": kv.AdaKV(kv.AccKV.plus(budget=0.4), most=1.5),
     "ada_kv_h2o_every_4": kv.AdaKV(kv.H2O(budget=0.3, evict_every=4), most=1.5),
     "critical_kv_snapkv": kv.CriticalKV(kv.SnapKV(budget=0.3, window_size=8)),
     "critical_kv_ada_kv_h2o": kv.CriticalKV(kv.AdaKV(kv.H2O(budget=0.3, evict_every=0))),
     "retold_h2o_every_4": kv.Retold(kv.H2O(budget=0.3, evict_every=4)),
-    "smoothed_snapkv": kv.Smoothed(kv.SnapKV(budget=0.3, window_size=8)),
     "smoothed_h2o_every_4": kv.Smoothed(kv.H2O(budget=0.3, evict_every=4)),
+    "smoothed_snapkv": kv.Smoothed(kv.SnapKV(budget=0.3, window_size=8)),
     "clie_snapkv": kv.CLIE(kv.SnapKV(budget=0.3, window_size=8), scored_layers=1),
     "clie_acckv_plus_every_4": kv.CLIE(kv.AccKV.plus(budget=0.4, evict_every=4), scored_layers=1),
 }
+"""Every policy by its own name, every wrapper, and further options of both."""
+
+ONE_OF_EACH = (
+    *kv.POLICIES,
+    *{type(case): name for name, case in reversed(CONTRACT.items()) if isinstance(case, kv.Wrapper)}.values(),
+)
+"""Every policy, and the first case of every wrapper: quick where values are compared."""
 
 
 def pyramid(policy: kv.PyramidKV, length: int, layer: int) -> int:

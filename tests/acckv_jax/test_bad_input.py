@@ -19,6 +19,7 @@ from tests.acckv_jax.contract_cases import (
     episode,
     params_of,
     random_inputs,
+    read_prompt,
     run_episode,
     scored_by,
 )
@@ -27,6 +28,7 @@ from tests.tiers import quick_only
 from tests.tolerances import FP32, QUANTIZED
 
 prune = jax.jit(kv.prune, static_argnames=("policy", "reserved_slots"))
+read = jax.jit(read_prompt, static_argnames=("decoder", "policy", "reserved_slots"))
 
 
 @pytest.mark.parametrize("name", kv.POLICIES)
@@ -218,11 +220,29 @@ def test_a_prompt_of_text_alone_needs_the_whole_budget():
         CONTRACT[name].with_budget(1.0).check(kv.count_tokens(prompt))
 
 
-def test_a_budget_that_rounds_to_nothing():
+NO_MINIMUM = {"acckv_without_b_min": kv.AccKV(b_min=0)}
+
+
+@pytest.mark.parametrize("name", [*(name for name in CONTRACT if name != "full"), *NO_MINIMUM])
+def test_a_budget_that_rounds_to_nothing(name):
     counts = kv.count_tokens(kv.make_prompt(np.ones((1, 12), int)))
-    for name in ("h2o", "random", "acckv"):
-        with pytest.raises(ValueError, match="smallest possible budget is 1"):
-            kv.make_policy(name, budget=0.04, **({"b_min": 0} if name == "acckv" else {})).check(counts)
+    with pytest.raises(ValueError, match=r"smallest possible budget is [1-9]"):
+        (CONTRACT | NO_MINIMUM)[name].with_budget(0.04).check(counts)
+
+
+@pytest.mark.parametrize("name", quick_only(CONTRACT, ("mada_kv", "omni_mem")))
+def test_the_smallest_budget_of_a_prompt_without_text_keeps_something(name):
+    policy, inputs = CONTRACT[name].with_budget(1), random_inputs()
+    ids = np.asarray(inputs.prompt.modality)
+    inputs = inputs._replace(prompt=kv.make_prompt(np.where(ids == kv.Modality.TEXT, kv.Modality.VIDEO, ids), LENGTHS))
+    counts = kv.count_tokens(inputs.prompt)
+    try:
+        policy.check(counts)
+    except ValueError as error:
+        policy = policy.with_budget(int(re.search(r"smallest possible budget is (\d+)", str(error))[1]))
+        policy.check(counts)
+    _, cache = read(DECODER, params_of(), inputs, policy, reserved_slots=0)
+    assert all(layer.valid.any((1, 2)).all() for layer in cache.layers)  # of AdaKV's heads some may keep nothing
 
 
 def test_one_slot_and_the_whole_are_different_policies():

@@ -21,6 +21,7 @@ from tests.acckv_jax.contract_cases import (
     GARBAGE,
     LENGTHS,
     MODEL,
+    ONE_OF_EACH,
     QUESTION,
     QUESTIONS,
     STEPS,
@@ -33,7 +34,7 @@ from tests.acckv_jax.contract_cases import (
     scored_by,
 )
 from tests.acckv_jax.dense import dense_logits, episode_masks, merged_slots
-from tests.tiers import ONE_OF_EACH, REPRESENTATIVES, quick_only
+from tests.tiers import REPRESENTATIVES, quick_only
 from tests.tolerances import BF16, FP32, LOGITS, QUANTIZED, STEP
 
 every_policy = pytest.mark.parametrize("name", quick_only(CONTRACT, (*REPRESENTATIVES, *ONE_OF_EACH)))
@@ -73,8 +74,9 @@ def assert_same_cache(actual: kv.KVCache, expected: kv.KVCache, **tolerance):
                 np.testing.assert_allclose(a[mine], b[slots], err_msg=close, **off)
 
 
-def test_the_table_has_every_policy():
-    assert set(kv.POLICIES) <= set(CONTRACT)
+def test_the_table_has_every_policy_and_wrapper():
+    assert kv.POLICIES.keys() - CONTRACT.keys() == set()
+    assert set(kv.WRAPPERS.values()) - set(map(type, CONTRACT.values())) == set()
 
 
 @every_policy

@@ -29,11 +29,30 @@ def test_half_the_cache_is_freed(page):
     assert page["result"].cache_bytes.prompt == 2 * 2 * 2 * 32 * 16 * 4  # layers, k and v, heads, slots, size, bytes
 
 
+@pytest.mark.parametrize("half_life", [0.5, 0.002])  # the factors of the second are zero in float32
+def test_attention_fades_with_age(page, half_life):
+    prompt = (page[name] for name in ("decoder", "params", "inputs", "prompt"))
+    policy = page["Fading"](budget=24, half_life=half_life)
+    _, scored = kv.jitted.score(*prompt, (policy,))
+    sums, kept = np.asarray(scored.sums[1][0], float)[0], kv.prune(scored, policy).layers[1].index[0]
+    for head in range(2):
+        scores = np.log2(sums[head]) - (1 - np.arange(64) / 64) / half_life
+        np.testing.assert_array_equal(kept[head], np.sort(np.argsort(-scores)[:24]))
+
+
+@pytest.mark.parametrize("half_life", [0.0, -1.0, float("nan"), float("inf"), "long"])
+def test_wrong_options(page, half_life):
+    with pytest.raises(ValueError, match="half_life"):
+        page["Fading"](half_life=half_life)
+
+
 def test_text_first(page, layers):
     for layer in layers(page["TextFirst"](budget=20)):
         assert set(range(4)) | set(range(60, 64)) <= set(np.asarray(layer.index)[0, 0].tolist())
     with pytest.raises(ValueError, match="text, which is kept whole, needs 8"):
         page["TextFirst"](budget=7).check(kv.count_tokens(page["prompt"]))
+    with pytest.raises(ValueError, match="smallest possible budget is 1"):
+        page["TextFirst"](budget=0.04).check(kv.count_tokens(kv.make_prompt(np.ones((1, 12), int))))
 
 
 def test_merged_slots_hold_every_token(page, layers):

@@ -21,6 +21,7 @@ from eval.benchmark import Options, main, measure, print_summary, run, summary
 from eval.held_back import Padding
 from eval.metrics import METRICS
 from eval.tasks.registry import TASKS
+from models.errors import UserError
 from tests.eval.tasks.letters import BROKEN, Letters
 from tests.tiers import quick_first, quick_only
 
@@ -86,8 +87,7 @@ def test_a_killed_run_continues_without_losing_or_repeating_an_answer(whole, tmp
         ask(path, task, first=int(BROKEN) - 1)
         assert path.read_bytes() == content
         done = [id for id in ("11", "13") if kept.count(f'"example": "{id}"'.encode()) == 20]
-        read = [id for id in ("11", BROKEN, "13") if id not in done and f'"{id}", "error"'.encode() not in kept]
-        assert task.read == read
+        assert task.read == [id for id in ("11", BROKEN, "13") if id not in done]
 
 
 def test_a_policy_with_a_second_pass_is_asked_as_others_are(tmp_path):
@@ -98,16 +98,61 @@ def test_a_policy_with_a_second_pass_is_asked_as_others_are(tmp_path):
     assert [v.policy for v in found.variants] == ["full", "kvzip", "knorm"]
 
 
-def test_a_finished_run_asks_nothing_and_more_is_added(whole, tmp_path):
+def test_a_finished_run_asks_nothing_but_what_could_not_be_asked_and_more_is_added(whole, tmp_path):
     path, changes = tmp_path / "letters.jsonl", {"first": int(BROKEN) - 1}
     before = summary(ask(path, **changes, budgets=BUDGETS[1:]))
     few, task = path.read_bytes(), Letters()
     ask(path, task, **changes, budgets=BUDGETS[1:])
-    assert (task.read, path.read_bytes()) == ([], few)
+    assert (task.read, path.read_bytes()) == ([BROKEN], few)
     ask(path, task, **changes)
-    assert task.read == ["11", "13"] and path.read_bytes().startswith(few)
+    assert task.read == [BROKEN, "11", BROKEN, "13"] and path.read_bytes().startswith(few)
     assert sorted(path.read_bytes().splitlines()) == sorted(whole.read_bytes().splitlines())
     assert summary(ask(path, **changes, budgets=BUDGETS[1:])) == before  # other budgets of the file do not count
+
+
+@dataclasses.dataclass(frozen=True)
+class Moody(Letters):
+    """The text that is broken elsewhere says what `mood` does, and is whole without any."""
+
+    mood: str | None = None
+
+    def example(self, id):
+        if self.mood is not None and id == BROKEN:
+            raise UserError(self.mood)
+        return super().example("0" if id == BROKEN else id)
+
+
+def test_what_could_not_be_asked_is_asked_again(tmp_path):
+    """Its answers take the place of the error, and an error that of another."""
+    path, changes = tmp_path / "letters.jsonl", {"first": int(BROKEN) - 1, "policies": ("snapkv",), "budgets": ("24",)}
+    for mood in ("It is missing.", "It is missing.", "It is empty."):
+        assert summary(ask(path, Moody(mood=mood), **changes))["errors"] == {BROKEN: mood}
+    assert [row["error"] for row in lines(path)[1:] if "error" in row] == ["It is missing.", "It is empty."]
+    mended = summary(ask(path, Moody(), **changes))
+    assert mended == summary(ask(tmp_path / "other.jsonl", Moody(), **changes))
+    assert (mended["examples"], mended["errors"]) == (3, {})
+    found = [line for line in path.read_bytes().splitlines() if b'"error"' not in line]
+    assert sorted(found) == sorted((tmp_path / "other.jsonl").read_bytes().splitlines())
+
+
+def test_an_error_under_one_policy_is_none_of_the_others(tmp_path):
+    path, changes = tmp_path / "letters.jsonl", {"first": int(BROKEN), "examples": 1}
+    before = summary(ask(path, Moody(), policies=("knorm",), **changes))
+    with pytest.raises(UserError, match="None of the 1 examples can be asked"):
+        ask(path, Moody(mood="It is missing."), policies=("tova",), **changes)
+    assert summary(ask(path, Moody(mood="It is missing."), policies=("knorm",), **changes)) == before
+
+
+def test_a_run_that_fails_before_it_asks_leaves_no_answers_of_other_data(tmp_path):
+    def fail(*_):
+        raise UserError("There is no such folder.")
+
+    path = tmp_path / "letters.jsonl"
+    with pytest.raises(UserError, match="There is no such folder"):
+        measure(options(data=tmp_path / "wrong"), path, fail)
+    assert path.read_bytes() == b""
+    ask(path, data=tmp_path / "right", examples=1)
+    assert lines(path)[0]["data"] == f"{tmp_path}/right"
 
 
 def test_turns_and_groups_are_apart(whole):
@@ -257,14 +302,14 @@ def test_other_files_are_refused_and_stay_as_they_are(content, sentence, whole, 
 def test_two_runs_do_not_share_a_file(tmp_path):
     path = tmp_path / "letters.jsonl"
     with results.opened(path, {"task": "letters"}):
-        with pytest.raises(benchmark.UserError, match="Another run is writing to"):
+        with pytest.raises(UserError, match="Another run is writing to"):
             ask(path)
 
 
 def test_a_conversation_too_long_for_the_model_is_left_out(monkeypatch, tmp_path):
     task = Letters()
     monkeypatch.setattr(task.model, "max_context", 64 + 2 * 12 + 4)
-    with pytest.raises(benchmark.UserError, match="None of the 1"):
+    with pytest.raises(UserError, match="None of the 1"):
         monkeypatch.setattr(task.model, "max_context", 40)
         ask(tmp_path / "letters.jsonl", task, examples=1)
     assert "the model can tell 40 apart" in lines(tmp_path / "letters.jsonl")[1]["error"]

@@ -24,7 +24,7 @@ def folder(tmp_path):
     shutil.copy(DEMO / "demo.mp4", tmp_path)
     (tmp_path / "broken.mp4").write_text("no clip")
     questions = json.loads((DEMO / "questions.json").read_text())["questions"]
-    video, audio, both = ([q["kind"], q["question"], q["answer"]] for q in questions)
+    video, audio, both = ({"group": q["kind"], "question": q["question"], "answer": q["answer"]} for q in questions)
     listed = {"broken.mp4": [[video, audio]], "demo.mp4": [[video, audio], [both, video]]}
     (tmp_path / "clips.json").write_text(json.dumps(listed))
     return tmp_path
@@ -39,6 +39,18 @@ def test_without_its_data_the_task_says_what_it_needs(page, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     assert main(["--task", "folder"]) == 2
     assert "This task reads a folder with clips and a clips.json; name it with --data." in capsys.readouterr().err
+
+
+def test_a_mistake_in_its_data_is_one_sentence(folder, page, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    for content, sentence in (
+        ('{"demo.mp4": [[{"group": "video", "question": "?"}]]}', "'demo.mp4', entry 1, entry 1 has no 'answer'"),
+        ('{"demo.mp4": [[', "clips.json is not readable JSON"),
+    ):
+        (folder / "clips.json").write_text(content)
+        assert main(["--task", "folder", "--data", "."]) == 2
+        shown = capsys.readouterr().err
+        assert sentence in shown and "Traceback" not in shown
 
 
 @pytest.mark.complete

@@ -105,7 +105,9 @@ def read(name, folder):
 
 
 def test_every_official_task_has_a_folder():
-    assert [*folders.FOLDERS] == [*PROMPTS] == [*FIRST] == OFFICIAL
+    assert [*folders.FOLDERS] == [*PROMPTS] == [*FIRST] == OFFICIAL, (
+        "each official task has an entry of FOLDERS in folders.py, and of PROMPTS and FIRST here, in the order of TASKS"
+    )
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
