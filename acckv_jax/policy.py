@@ -204,7 +204,7 @@ class CachePolicy:
 
     @property
     def second_pass(self) -> bool:
-        """Whether it reads what further tokens attend to: `probe` must then run before `prune`."""
+        """Whether it reads what further tokens attend to, for which `probe` must run before `prune`."""
         return any(queries.rows == "probe" for queries in self.queries)
 
     @property

@@ -21,11 +21,12 @@ BLOCK = 64
 
 @dataclasses.dataclass(frozen=True)
 class CriticalKV(Wrapper):
-    """Chooses one part of a head's slots by the inner policy's scores, the others by scores times |W_O v|.
+    """Chooses one part of a head's slots by the inner policy's scores, the others by scores times `|W_O v|`.
 
-    |W_O v| is the L1 norm of what a token's value adds to the layer's output through a query head, mean over the query
-    heads of the KV head. How many slots a head keeps is what the inner policy would keep, so `CriticalKV(AdaKV(...))`
-    is the paper's Ada-KV variant. Between decode steps W_O is not at hand: eviction is the inner policy's.
+    `|W_O v|` is the L1 norm of what a token's value adds to the layer's output through a query head, mean over the
+    query heads of the KV head. How many slots a head keeps is what the inner policy would keep, so
+    `CriticalKV(AdaKV(...))` is the paper's Ada-KV variant. Between decode steps W_O is not at hand: eviction is
+    the inner policy's.
 
     Attributes:
         inner: the policy inside, which scores by attention.
