@@ -82,7 +82,7 @@ def test_the_report_needs_no_network_and_says_what_is_measured(folder):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--suite", "none"], "Unknown suite 'none'; choose one of default, smoke."),
+        (["--suite", "none"], "Unknown suite 'none'; choose one of default, text, smoke."),
         (["--suite", "smoke", "--policies", "snapkw"], "unknown policy 'snapkw'"),
         (["--suite", "smoke", "--budgets", "no"], "Budget 'no' is no number"),
     ],
