@@ -214,12 +214,16 @@ def scored_by_all() -> kv.Scored:
 
 
 def scored_by(name: str) -> kv.Scored:
-    """The prompt with one policy's sums and inputs."""
+    """The prompt with one policy's sums, inputs and recent queries."""
     scored, policy = scored_by_all(), CONTRACT[name]
+    cache = scored.cache
+    if not policy.recent_queries:
+        layers = (dataclasses.replace(layer, recent_queries=None) for layer in cache.stacks)
+        cache = dataclasses.replace(cache, stacks=tuple(layers))
     own = zip(*(scored.attention_sums(queries) for queries in policy.queries), strict=True)
     sums = tuple(own) if policy.queries else ((),) * MODEL.layers
     inputs = tuple({name: x for name, x in one.items() if name in policy.needs} for one in scored.inputs)
-    return dataclasses.replace(scored, sums=sums, inputs=inputs, queries=policy.queries, window=policy.window)
+    return kv.Scored(cache, sums, inputs, policy.queries, policy.window, scored.complete)
 
 
 def is_by_row(path: Any) -> bool:
