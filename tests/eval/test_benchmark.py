@@ -198,7 +198,7 @@ class FourCaches(Letters):
     padding = Padding(prefix=(64,), question=16, rows=1, caches=4)
 
 
-@pytest.mark.parametrize("kind", quick_only((OneByOne, ThreeRows, FourCaches), (OneByOne, FourCaches)))
+@pytest.mark.parametrize("kind", quick_only((OneByOne, ThreeRows, FourCaches), (FourCaches,)))
 def test_conversations_answer_alike_however_many_run_at_once(whole, tmp_path, kind):
     ask(tmp_path / "letters.jsonl", kind(), first=int(BROKEN) - 1)
     found, expected = ((path).read_bytes().splitlines() for path in (tmp_path / "letters.jsonl", whole))

@@ -143,6 +143,7 @@ def request(id, options=GREEDY, context=("the text",), messages=None):
     return Instance((*context, messages or (lambda document: document), options, id, "demo", "test"))
 
 
+@pytest.mark.complete
 def test_answers_are_those_of_the_model(made, small_model, tmp_path, logged):
     """Both forms of a request; a system message; a clip that cannot be read."""
     (tmp_path / "broken.mp4").write_bytes(b"")

@@ -56,6 +56,7 @@ def test_a_second_question_is_another_one_of_the_clip(task):
     assert [second for _, second in pairs] == [*asked[1:], asked[0]]
 
 
+@pytest.mark.complete
 def test_result_has_a_row_per_policy_budget_and_question(task, tmp_path, capsys):
     options = Options(clips=1, budgets=(0.5,), policies=(), option=("acckv:merge=none",), out=tmp_path / "out.json")
     run(options, load=lambda *_: task)

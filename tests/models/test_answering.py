@@ -40,7 +40,7 @@ def media(seconds, seed=0):
     return Media(frames, np.sin(np.arange(round(seconds * 16000)) / (8 + seed)).astype(np.float32) / 4)
 
 
-@pytest.mark.parametrize("name", quick_only(POLICIES, ("snapkv", "kvzip")))
+@pytest.mark.parametrize("name", quick_only(POLICIES, ("snapkv",)))
 def test_a_question_gets_the_same_answer_alone_and_among_others(name, model, clip):
     policy = kv.make_policy(name, budget=1.0 if name == "full" else 0.2)
     ask = functools.partial(models.answer, model, policy=policy, max_new_tokens=TOKENS)

@@ -44,6 +44,7 @@ def folder(small_model, tmp_path_factory):
     return out
 
 
+@pytest.mark.complete
 def test_files(folder):
     result = json.loads((folder / "scoreboard.json").read_text())
     whole = [line for line in result["lines"] if line["group"] == "all"]
@@ -67,6 +68,7 @@ def test_files(folder):
     assert len(answers) == len(set(answers))
 
 
+@pytest.mark.complete
 def test_the_report_needs_no_network_and_says_what_is_measured(folder):
     page = Text((folder / "report.html").read_text())
     for tag, attributes in page.tags:
