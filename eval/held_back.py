@@ -124,7 +124,6 @@ def answers(
     score, read, shared = read_prefix(model, prefix, policies.values(), padding.prefix)
     lengths = [_multiple(turn, padding) for turn in prompts[1:]]
 
-    @functools.lru_cache(1)  # several blocks at once would take as much memory as all conversations
     def read_block(start: int) -> tuple[acckv_jax.Scored, list[list[EmbeddedPrompt]]]:
         """`padding.rows` conversations as all policies read them: their first questions, scored, and their turns."""
         rows = [start + row if start + row < conversations else start for row in range(padding.rows)]
@@ -150,15 +149,16 @@ def answers(
                 yield one.name, [row for start in blocks for row in said[one.name][start]][:conversations]
 
     for start in blocks:
+        scored, turns = read_block(start)
         for name, policy in policies.items():
             if name not in wanted:
                 continue
-            scored, turns = read_block(start)
             cache = acckv_jax.prune(scored, policy, reserved_slots=policy.reserved_slots(max_new_tokens))
             one = _Pruned(name, start, cache, policy.while_decoding(), turns, live_bytes(cache))
-            waiting[one.shapes].append(one)
-            if len(waiting[one.shapes]) == padding.caches:
-                yield from answered(waiting.pop(one.shapes))
+            shapes = one.shapes
+            waiting[shapes].append(one)
+            if len(waiting[shapes]) == padding.caches:
+                yield from answered(waiting.pop(shapes))
     for together in waiting.values():
         yield from answered(together)
 

@@ -7,7 +7,6 @@ Without a clip it is the bundled one.
 """
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ import tyro
 import models
 from eval.policies import split_variant
 from eval.scoreboard.report import write_page
-from eval.scoreboard.retention import clip_retention
+from eval.scoreboard.retention import CLIP, QUESTION, clip_retention
 from models import command
 from models.acckv_tau import TAU
 from models.devices import Devices, OnDevices, is_first
@@ -26,8 +25,6 @@ from models.errors import UserError
 from models.interface import AVModel
 from models.media.paths import clip_path
 from models.policies import build_policy, parse_budget
-
-DEMO = Path(models.__file__).parent / "smolav" / "demo"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +54,7 @@ def run(options: Options, load: Callable[[str], AVModel] = models.load) -> None:
     """
     clip, question = options.clip, options.question
     if clip is None:
-        clip = f"{DEMO / 'demo.mp4'}"
-        question = json.loads((DEMO / "questions.json").read_text())["questions"][0]["question"]
+        clip, question = CLIP, QUESTION
     if not question:
         raise UserError("No question was asked; write it after the clip, in quotes.")
     command.check_output(options.out)

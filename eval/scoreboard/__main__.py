@@ -28,7 +28,7 @@ from eval.scoreboard.about import about_run
 from eval.scoreboard.claims import claims_of, grows_with_depth, video_weights
 from eval.scoreboard.kept import kept_by, overlap
 from eval.scoreboard.report import write_report
-from eval.scoreboard.retention import clip_retention
+from eval.scoreboard.retention import CLIP, QUESTION, clip_retention
 from eval.scoreboard.suite import SUITES, Entry
 from eval.scoreboard.table import FULL, Answers, Line, as_csv, as_json, comparisons_of, lines_of
 from eval.tasks.interface import Task
@@ -38,8 +38,6 @@ from models.devices import Devices, OnDevices, is_first
 from models.errors import UserError
 from models.files import write_text
 
-DEMO = Path(models.__file__).parent / "smolav" / "demo"
-CLIP, QUESTION = DEMO / "demo.mp4", json.loads((DEMO / "questions.json").read_text())["questions"][0]["question"]
 FOCUS = ("acckv", "acckv_plus")
 """Policies that are compared with all others."""
 LOOKED_AT, OVERLAP_EXAMPLES, WEIGHED = "0.2", 5, 50
@@ -164,7 +162,7 @@ def run(options: Options, load: benchmark.Loader = benchmark.load_task) -> None:
         shares = overlaps(task, policies, min(first.examples, OVERLAP_EXAMPLES))
         result["overlap"] = {"budget": float(LOOKED_AT), "policies": list(policies), "shares": shares}
         if isinstance(task, HeldOutTask):
-            pictures, shown = clip_retention(task.model, f"{CLIP}", QUESTION, policies)
+            pictures, shown = clip_retention(task.model, CLIP, QUESTION, policies)
             result["clip"] = {"question": QUESTION, "policies": shown}
     if is_first():
         write_text(options.out / "scoreboard.json", json.dumps(result, indent=1) + "\n")

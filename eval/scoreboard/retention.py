@@ -1,6 +1,8 @@
 """What a policy keeps of one clip: a timeline with the pictures, the sound, and every layer's tokens."""
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,9 @@ from models.media.clip import Media
 from models.media.paths import clip_path
 from models.media.waveform import SAMPLE_RATE
 
+DEMO = Path(models.__file__).parent / "smolav" / "demo"
+CLIP, QUESTION = f"{DEMO / 'demo.mp4'}", json.loads((DEMO / "questions.json").read_text())["questions"][0]["question"]
+"""The clip that comes with SmolAV, and the first question about it."""
 THUMBNAILS = 12
 ALONE, MERGED = np.array([0.13, 0.44, 0.71]), np.array([0.90, 0.45, 0.05])
 """Colours of tokens that are kept as they are, and of those that others were merged into."""
