@@ -131,8 +131,19 @@ class Measured:
         return {id: errors[id] for id in self.ids if id in errors and self.results.unanswered(id, self.variants)}
 
 
-def measure(options: Options, answers: Path | None, load: Loader = load_task) -> Measured:
+def measure(
+    options: Options,
+    answers: Path | None,
+    load: Loader = load_task,
+    also: Sequence[tuple[Sequence[str], Sequence[str]]] = (),
+) -> Measured:
     """Asks what the file `answers` does not hold yet; without a file, everything.
+
+    Args:
+        options: task, examples, policies and budgets.
+        answers: file.
+        load: makes the task.
+        also: further policies, each with budgets of their own, about the same examples, which are read once for all.
 
     Raises:
         UserError: on any mistake in the options or the file, a budget that is too small for an example, or if no
@@ -147,7 +158,12 @@ def measure(options: Options, answers: Path | None, load: Loader = load_task) ->
     command.check_output(answers)
     command.check_output(options.out)
     kind = TASKS[options.task]
-    build_policies(options.policies, options.budgets, kind)  # mistakes are found before a large model is loaded
+
+    def build(task: type[Task] | Task, tau: float | None = None) -> Policies:
+        sets = ((options.policies, options.budgets), *also)
+        return dict(pair for names, budgets in sets for pair in build_policies(names, budgets, task, tau).items())
+
+    build(kind)  # mistakes are found before a large model is loaded
     model = options.model or kind.default_model
     about = {
         "task": options.task,
@@ -162,7 +178,7 @@ def measure(options: Options, answers: Path | None, load: Loader = load_task) ->
         found = stack.enter_context(results.opened(answers if is_first() else None, about))
         found.share()
         task = load(options.task, model, options.data)
-        policies = build_policies(options.policies, options.budgets, kind, TAU.get(task.model.family))
+        policies = build(kind, TAU.get(task.model.family))
         ids = task.ids[options.first : options.first + options.examples]
         if not ids:
             raise UserError(f"Task {options.task} has {len(task.ids)} examples, and --first {options.first} is none.")

@@ -28,6 +28,9 @@ from models.retelling import retold
 
 Name = TypeVar("Name")
 
+SHORT = 16
+"""Tokens of an answer up to which a loop over layers that are unrolled takes longer to compile than it saves."""
+
 
 class Model(Protocol):
     """What a task asks of a language model; every `models.interface.AVModel` is one."""
@@ -57,8 +60,8 @@ class Padding:
         question: of questions, and the last rows of the prefix that a policy's window needs, to a multiple of this.
         rows: conversations that run at once, if there are more than one: several runs share the prefill of the prefix,
             and missing rows are filled up with the first.
-        caches: pruned caches of equal shapes, with as many conversations each, that answer at once; missing ones are
-            filled up with the first.
+        caches: most pruned caches of equal shapes, with as many conversations each, that answer at once; fewer are
+            filled up with the first to a power of two.
     """
 
     prefix: tuple[int, ...] = ()
@@ -141,9 +144,7 @@ def answers(
 
     def answered(together: list[_Pruned]) -> Iterator[tuple[Name, list[Said]]]:
         """What these caches answer, and the names that have answered everything."""
-        for one, found in zip(
-            together, _converse(model, together, lengths, padding.caches, max_new_tokens), strict=True
-        ):
+        for one, found in zip(together, _converse(model, together, lengths, max_new_tokens), strict=True):
             said[one.name][one.start] = found
             if len(said[one.name]) == len(blocks):
                 yield one.name, [row for start in blocks for row in said[one.name][start]][:conversations]
@@ -211,11 +212,10 @@ def _multiple(chunks: Sequence[EmbeddedPrompt], padding: Padding) -> int:
     return -(-max(len(chunk) for chunk in chunks) // padding.question) * padding.question
 
 
-def _converse(
-    model: Model, together: list[_Pruned], lengths: Sequence[int], caches: int, max_new_tokens: int
-) -> list[list[Said]]:
+def _converse(model: Model, together: list[_Pruned], lengths: Sequence[int], max_new_tokens: int) -> list[list[Said]]:
     """What is said in all rows of caches of equal shapes; `lengths` are those of the turns after the first."""
-    filled = [*together, *[together[0]] * (caches - len(together))]
+    missing = (1 << (len(together) - 1).bit_length()) - len(together)
+    filled = [*together, *[together[0]] * missing]
     cache, policy, by_turn = _joined([one.cache for one in filled]), together[0].policy, []
     extend = functools.partial(acckv_jax.jitted.extend, model.decoder, model.params, policy=policy)
     rows = [[chunk for one in filled for chunk in one.turns[turn]] for turn in range(len(together[0].turns))]
@@ -270,7 +270,9 @@ def _decoded(
 ) -> list[str]:
     """Greedy answers of all rows."""
     stop = model.stop_token_ids
-    state = acckv_jax.start_decoding(logits, for_decoding(model.decoder, cache), jax.random.key(0), stop_token_ids=stop)
+    if max_new_tokens > SHORT:
+        cache = for_decoding(model.decoder, cache)
+    state = acckv_jax.start_decoding(logits, cache, jax.random.key(0), stop_token_ids=stop)
     tokens = on_host(state.token)[:, None]
     if max_new_tokens > 1:
         options = {"policy": policy, "steps": max_new_tokens - 1, "stop_token_ids": stop}

@@ -24,6 +24,15 @@ def word_error_rate(answer: str, references: Sequence[str]) -> float:
     return min(_word_errors(words, reference.lower().split()) for reference in references)
 
 
+def capped_word_error_rate(answer: str, references: Sequence[str]) -> float:
+    """`word_error_rate`, at most 1: an answer that never ends is as bad as none, and does not outweigh all others.
+
+    Raises:
+        ValueError: if a reference is empty.
+    """
+    return min(1.0, word_error_rate(answer, references))
+
+
 def _word_errors(words: list[str], right: list[str]) -> float:
     if not right:
         raise ValueError("a reference without words has no word error rate.")
@@ -87,6 +96,7 @@ def _common_subsequence(words: list[str], others: list[str]) -> int:
 
 METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {
     "accuracy": exact_match,  # of what a task reads out of an answer
+    "capped_word_error_rate": capped_word_error_rate,
     "exact_match": exact_match,
     "rouge_l": rouge_l,
     "word_error_rate": word_error_rate,

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -80,26 +81,34 @@ def measure(options: Options, load: benchmark.Loader = benchmark.load_task) -> l
     Raises:
         UserError: on any mistake in the options or the folder.
     """
-    found: dict[str, list[Measured]] = {}
-    for entry in entries_of(options):
-        asked = benchmark.Options(
-            entry.task,
-            entry.policies,
-            entry.budgets,
-            entry.examples,
-            entry.first,
-            devices=options.devices,
-        )
-        measured = benchmark.measure(asked, options.out / f"{entry.task}.jsonl", load)
-        found.setdefault(entry.title or entry.task, []).append(measured)
-    return [answers_of(title, measured) for title, measured in found.items()]
+    found = []
+    for (task, first, examples, title), entries in tables_of(entries_of(options)).items():
+        (policies, budgets), *also = ((entry.policies, entry.budgets) for entry in entries)
+        asked = benchmark.Options(task, policies, budgets, examples, first, devices=options.devices)
+        measured = benchmark.measure(asked, options.out / f"{task}.jsonl", load, also)
+        found.append(answers_of(title or task, measured))
+    return found
 
 
-def answers_of(title: str, measured: list[Measured]) -> Answers:
-    """The answers of all entries of a table."""
-    rows = {variant: one.rows(variant) for one in measured for variant in one.variants}
-    metric = measured[0].metric
-    return Answers.of(title, metric, (row for own in rows.values() for row in own), lower_is_better="error" in metric)
+def tables_of(entries: Iterable[Entry]) -> dict[tuple[str, int, int, str], list[Entry]]:
+    """Entries of one table by task, first example, number of examples and title: they are asked together.
+
+    Raises:
+        ValueError: if entries of one title are about other examples.
+    """
+    tables: dict[tuple[str, int, int, str], list[Entry]] = {}
+    for entry in entries:
+        tables.setdefault((entry.task, entry.first, entry.examples, entry.title), []).append(entry)
+    titles = [title or task for task, _, _, title in tables]
+    if len(set(titles)) < len(titles):
+        raise ValueError(f"Entries of one title must be about the same examples: {', '.join(titles)}.")
+    return tables
+
+
+def answers_of(title: str, measured: Measured) -> Answers:
+    """The answers of a table."""
+    rows = (row for variant in measured.variants for row in measured.rows(variant))
+    return Answers.of(title, measured.metric, rows, lower_is_better="error" in measured.metric)
 
 
 def weights_by_kind(task: HeldOutTask, examples: int) -> dict[str, list[tuple[str, np.ndarray]]]:

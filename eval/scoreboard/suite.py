@@ -4,8 +4,15 @@ import dataclasses
 
 from acckv_jax import POLICIES
 
-WRAPPED = ("protected(random)", "protected(h2o)", "ada_kv(snapkv)", "critical_kv(snapkv)", "smoothed(snapkv)")
-"""Beside every policy: random tokens behind the same protection as StreamingLLM's, and wrappers of the best rival."""
+WRAPPED = (
+    "protected(random):first=4,last=4",
+    "protected(h2o):first=4,last=4",
+    "ada_kv(snapkv)",
+    "critical_kv(snapkv)",
+    "smoothed(snapkv)",
+)
+"""Beside every policy: random tokens, and H2O's, behind a protection that fits into every budget; wrappers of the best
+rival."""
 ABLATIONS = (
     "acckv:rows=text",
     "acckv:merge=none",
@@ -20,8 +27,7 @@ CONTROLS = ("random:only=video", "random:only=audio")
 
 RIVALS = (*(name for name in POLICIES if name != "full"), *WRAPPED)
 INTEGERS = tuple(f"quantized({name}):bits=4" for name in ("random", "snapkv", "acckv_plus"))
-"""Policies whose kept tokens are stored in 4 bits: at these budgets as many bytes as the others at .1 and .05."""
-INTEGER_BUDGETS = ("0.3", "0.15")
+"""Policies whose kept tokens are stored in 4 bits: three times the tokens in as many bytes."""
 HEADLINE = ("random", "snapkv", "acckv", "acckv_plus")
 """Policies that are asked about many clips."""
 MUTED = ("random",)
@@ -38,8 +44,8 @@ class Entry:
         first: number of the first example: tuning uses others than the report.
         policies: beside the full cache.
         budgets: as `eval.benchmark` takes them.
-        title: of its tables; the task's name if it is empty. Entries of one title are lines of one table, which is
-            about the examples that all of them have answered.
+        title: of its tables; the task's name if it is empty. Entries of one title are lines of one table, about the
+            same examples.
     """
 
     task: str
@@ -52,11 +58,13 @@ class Entry:
 
 SUITES: dict[str, tuple[Entry, ...]] = {
     "default": (
-        Entry("clips", 200),
+        Entry("clips", 200, budgets=("0.5", "0.2", "0.1")),
         Entry("clips", 200, policies=(*ABLATIONS, *CONTROLS), budgets=("0.2", "0.1")),
-        Entry("clips", 200, policies=INTEGERS, budgets=INTEGER_BUDGETS),
+        Entry("clips", 200, policies=INTEGERS, budgets=("0.6", "0.3")),
+        Entry("long_clips", 100, budgets=("0.05",)),
+        Entry("long_clips", 100, policies=INTEGERS, budgets=("0.15",)),
         Entry("transcripts", 40, budgets=("0.2", "0.1")),
-        Entry("transcripts", 40, policies=INTEGERS, budgets=INTEGER_BUDGETS),
+        Entry("transcripts", 40, policies=INTEGERS, budgets=("0.3",)),
         Entry("clips", 1000, first=1000, policies=HEADLINE, budgets=("0.1",), title="clips, the main rows"),
         Entry("dialogues_without_sound", 20, policies=MUTED, budgets=("0.2",)),
         Entry("dialogues_without_pictures", 20, policies=MUTED, budgets=("0.2",)),

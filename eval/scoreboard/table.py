@@ -21,6 +21,8 @@ Turn = Literal["first", "later"]
 ALL = "all"
 """The group that all questions of a turn belong to."""
 FULL, RANDOM = "full", "random"
+EQUAL = 0.05
+"""Caches whose bytes differ by no more than this part are of equal size."""
 MARGINS: Mapping[Turn, float] = {"first": 0.01, "later": 0.03}
 """How much worse than the full cache a policy may be and still counts as not inferior, by turn; of error rates, .03."""
 
@@ -84,21 +86,23 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A paired difference between two policies at one budget.
+    """A paired difference between two policies at one budget, or in as many bytes.
 
     Attributes:
         part: what it is about.
-        budget: of both.
         policy: the one that is compared with all others.
+        budget: of this policy.
         rival: the other.
+        rival_budget: of the rival; another one where integers keep more tokens in as many bytes.
         gain: of the policy over its rival, positive where it is better.
         corrected: its probability, corrected for all rivals of this policy, part and budget (Holm).
     """
 
     part: Part
-    budget: float | int
     policy: str
+    budget: float | int
     rival: str
+    rival_budget: float | int
     gain: Estimate
     corrected: float
 
@@ -154,6 +158,11 @@ class Answers:
         sizes = [size for size in by_example.values() if size is not None]
         return float(np.mean(sizes)) if sizes and len(sizes) == len(by_example) else None
 
+    def equal_bytes(self, variant: Variant, other: Variant) -> bool:
+        """Whether both are known to take as many bytes, but for 5 %."""
+        one, two = self.cache_bytes(variant), self.cache_bytes(other)
+        return one is not None and two is not None and abs(one - two) <= EQUAL * max(one, two)
+
 
 def _turn(row: Row) -> Turn:
     return "first" if row["turn"] == 1 else "later"
@@ -192,23 +201,29 @@ def lines_of(answers: Answers) -> list[Line]:
 
 
 def comparisons_of(answers: Answers, policies: Iterable[str], rivals: Iterable[str] | None = None) -> list[Comparison]:
-    """Each of some policies against all others (or the rivals named) at the same budget, in every part."""
+    """Each of some policies against all others (or the rivals named), in every part: at the same budget, and at those
+    budgets at which they take as many bytes.
+    """
     chosen = list(policies)
     found: list[Comparison] = []
-    budgets = list(dict.fromkeys(variant.budget for variant in answers.rows if variant.policy != FULL))
-    for part, budget, policy in itertools.product(answers.parts(), budgets, chosen):
-        at = {variant.policy: variant for variant in answers.rows if variant.budget == budget}
-        if policy not in at:
+    for part, own in itertools.product(answers.parts(), answers.rows):
+        if own.policy not in chosen:
             continue
-        others = [name for name in at if name != policy and name != FULL and (rivals is None or name in rivals)]
-        own, gains = answers.scores(at[policy], part), []
-        for rival in others:
-            other = answers.scores(at[rival], part)
-            gains.append(difference(other, own) if part.lower_is_better else difference(own, other))
+        others = [
+            other
+            for other in answers.rows
+            if other.policy not in (FULL, own.policy)
+            and (rivals is None or other.policy in rivals)
+            and (other.budget == own.budget or answers.equal_bytes(own, other))
+        ]
+        scores, gains = answers.scores(own, part), []
+        for other in others:
+            pair = scores, answers.scores(other, part)
+            gains.append(difference(*(reversed(pair) if part.lower_is_better else pair)))
         corrected = holm([gain.p or 0.0 for gain in gains])
         found += [
-            Comparison(part, budget_of(at[policy]), policy, rival, gain, p)
-            for rival, gain, p in zip(others, gains, corrected, strict=True)
+            Comparison(part, own.policy, budget_of(own), other.policy, budget_of(other), gain, p)
+            for other, gain, p in zip(others, gains, corrected, strict=True)
         ]
     return found
 

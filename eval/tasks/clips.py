@@ -6,6 +6,8 @@ the first: this is where a policy shows what it lost.
 
 import collections
 import dataclasses
+import functools
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from eval.held_back import Padding
@@ -13,6 +15,9 @@ from eval.held_out import GROUPS, HeldOutTask, as_asked, group_of, layout_of
 from eval.tasks.interface import Example
 from train.data.clips import Clip
 from train.data.questions import Question, questions
+
+LONG = 20
+"""Seconds of a long clip."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +33,16 @@ class Clips(HeldOutTask):
         asked = [as_asked(clip, number, question) for question in one_of_each(clip, number)]
         pairs = zip(asked, [*asked[1:], asked[0]], strict=True)
         return Example(self.model.encode_features(media, layout_of(number)), tuple(pairs))
+
+
+@dataclasses.dataclass(frozen=True)
+class LongClips(Clips):
+    """Those of at least 20 seconds: a twentieth of their prompt holds the text that some policies keep whole."""
+
+    @functools.cached_property
+    def ids(self) -> Sequence[str]:
+        """Numbers of clips."""
+        return [id for id in super().ids if self.clips.pool.clip(int(id)).seconds >= LONG]
 
 
 def one_of_each(clip: Clip, number: int) -> list[Question]:

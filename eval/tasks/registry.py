@@ -3,7 +3,7 @@
 from eval.composed import ComposedTask
 from eval.tasks.avhbench import AVHBench
 from eval.tasks.avsd import Avsd
-from eval.tasks.clips import Clips
+from eval.tasks.clips import Clips, LongClips
 from eval.tasks.clips_full import ClipsFull
 from eval.tasks.daily_omni import DailyOmni
 from eval.tasks.dialogues import Dialogues
@@ -26,6 +26,7 @@ COMPOSED: dict[str, type[ComposedTask]] = {
 }
 TASKS: dict[str, type[Task]] = {
     "clips": Clips,
+    "long_clips": LongClips,
     "clips_full": ClipsFull,
     "music_avqa": MusicAvqa,
     "avsd": Avsd,

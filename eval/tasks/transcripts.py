@@ -11,7 +11,7 @@ from train.data.av_compose import Set
 @dataclasses.dataclass(frozen=True)
 class Transcripts(ComposedTask):
     set: ClassVar[Set] = "transcripts"
-    metric: ClassVar[str] = "word_error_rate"
+    metric: ClassVar[str] = "capped_word_error_rate"
     max_new_tokens: ClassVar[int] = 128  # 60 words of up to two tokens, and the end
     padding: ClassVar[Padding] = dataclasses.replace(ComposedTask.padding, rows=2, caches=8)
 

@@ -110,6 +110,20 @@ def test_a_finished_run_asks_nothing_but_what_could_not_be_asked_and_more_is_add
     assert summary(ask(path, **changes, budgets=BUDGETS[1:])) == before  # other budgets of the file do not count
 
 
+def test_policies_with_budgets_of_their_own_read_an_example_once(whole, tmp_path):
+    path, task = tmp_path / "letters.jsonl", Letters()
+    first = int(BROKEN) - 1
+    found = measure(
+        options(policies=POLICIES[:1], first=first), path, lambda *_: task, also=[(POLICIES[1:], BUDGETS[1:])]
+    )
+    assert [(v.policy, v.budget) for v in found.variants[1:]] == [
+        *((POLICIES[0], budget) for budget in BUDGETS),
+        (POLICIES[1], BUDGETS[1]),
+    ]
+    assert task.read == ["11", BROKEN, "13"]
+    assert set(path.read_bytes().splitlines()) < set(whole.read_bytes().splitlines())
+
+
 @dataclasses.dataclass(frozen=True)
 class Moody(Letters):
     """The text that is broken elsewhere says what `mood` does, and is whole without any."""
@@ -249,7 +263,7 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path, monkeypatch, capsy
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--task", "poems"], "Unknown task 'poems'; choose one of clips, clips_full, "),
+        (["--task", "poems"], "Unknown task 'poems'; choose one of clips, long_clips, clips_full, "),
         (["--policies", "lru"], "unknown policy 'lru'; choose one of full,"),
         (["--policies", "protected(lru)"], "unknown policy 'lru'"),
         (["--policies", "snapkv:speed=9"], "Policy snapkv has no option 'speed'"),

@@ -37,6 +37,7 @@ def test_exact_match(answer, references, score):
 )
 def test_word_error_rate(answer, references, score):
     assert METRICS["word_error_rate"](answer, references) == pytest.approx(score)
+    assert METRICS["capped_word_error_rate"](answer, references) == pytest.approx(min(score, 1))
 
 
 def test_a_reference_without_words_has_no_error_rate():

@@ -7,7 +7,8 @@ from html.parser import HTMLParser
 import pytest
 
 from eval.held_out import HeldOutClips
-from eval.scoreboard.__main__ import Options, main, run
+from eval.scoreboard.__main__ import Options, main, run, tables_of
+from eval.scoreboard.suite import SUITES, Entry
 from eval.tasks.clips import Clips
 
 
@@ -98,3 +99,12 @@ def test_a_folder_that_is_a_file(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["--suite", "smoke", "--out", str(tmp_path / "file")]) == 2
     assert "file is no folder; name another --out." in capsys.readouterr().err
+
+
+def test_entries_of_a_table_are_asked_together():
+    entries = [Entry("clips", 2), Entry("clips", 2, first=5, title="others"), Entry("clips", 2, budgets=("0.3",))]
+    assert tables_of(entries) == {("clips", 0, 2, ""): entries[::2], ("clips", 5, 2, "others"): [entries[1]]}
+    with pytest.raises(ValueError, match="Entries of one title must be about the same examples: clips, clips"):
+        tables_of([Entry("clips", 2), Entry("clips", 3)])
+    for suite in SUITES.values():
+        tables_of(suite)

@@ -75,6 +75,15 @@ def test_comparisons_are_corrected_for_their_number(answers):
     assert comparisons_of(answers, ["good"], rivals=["snapkv"]) == [] == comparisons_of(answers, ["unknown"])
 
 
+def test_comparisons_at_another_budget_need_equal_bytes(answers):
+    sizes = {0.3: 104, 0.6: 106, 0.9: None}
+    good = [r for r in rows() if r.get("policy") == "good"]
+    integers = [r | {"policy": "integers", "budget": b, "bytes": size} for b, size in sizes.items() for r in good]
+    found = comparisons_of(Answers.of("clips", "exact_match", [*rows(), *integers]), ["integers"])
+    pairs = {(c.budget, c.rival, c.rival_budget) for c in found}
+    assert pairs == {(0.3, "good", 0.1), (0.3, "random", 0.1)}
+
+
 def test_errors_count_downwards():
     wrong = [
         row(i, p, b, 1, s) for i in range(8) for p, b, s in (("full", 1.0, 0.1), ("a", 0.1, 0.12), ("b", 0.1, 0.5))

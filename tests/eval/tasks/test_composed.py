@@ -86,7 +86,7 @@ def test_transcripts_are_scored_by_word_errors(small_model, records, tmp_path):
     task = TASKS["transcripts"](small_model, records["transcripts"])
     options = Options("transcripts", policies=("snapkv",), budgets=("0.5",), examples=1)
     result = summary(measure(options, tmp_path / "answers.jsonl", lambda *_: task))
-    assert result["metric"] == "word_error_rate"
+    assert result["metric"] == "capped_word_error_rate"
     assert {row["policy"]: row["groups"]["pictures"]["asked"] for row in result["rows"]} == {"full": 1, "snapkv": 1}
     assert all(row["all"]["score"] > 0.5 for row in result["rows"])  # the small model is random
 
