@@ -59,7 +59,6 @@ from acckv_jax.wrappers import (
     PerLayer,
     Protected,
     Quantized,
-    Retold,
     Smoothed,
     Wrapper,
 )
@@ -100,7 +99,6 @@ __all__ = [
     "QuerySet",
     "RKV",
     "Random",
-    "Retold",
     "Sample",
     "Scored",
     "ShardingRules",

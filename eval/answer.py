@@ -25,7 +25,7 @@ from eval.perf.roofline import measured_bandwidth
 from eval.report import answer_tables, summary
 from models import command
 from models.acckv_tau import TAU
-from models.answering import EncodedClip, checked_key, question_prompt
+from models.answering import BUDGET, EncodedClip, checked_key, question_prompt
 from models.devices import Devices, OnDevices
 from models.errors import UserError
 from models.interface import AVModel
@@ -55,9 +55,10 @@ class Options:
     Hugging Face hub."""
     policy: str | None = None
     """How to prune the cache, alone or in wrappers, such as 'protected(snapkv)'; the default is the measured best,
-    acckv_plus. See --compare for all."""
+    quantized(acckv_plus) in 4 bits. See --compare for all."""
     budget: str | None = None
-    """With a decimal point the fraction of the prompt that is kept; an integer is a number of slots. Default: 0.2"""
+    """With a decimal point the fraction of the prompt that is kept; an integer is a number of slots. Default: 0.2; of
+    the default policy 0.3, which are a tenth of the full cache's bytes."""
     option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """An option of the policy as NAME=VALUE; may be repeated."""
     layout: str | None = None
@@ -85,8 +86,10 @@ class Options:
     devices: OnDevices = Devices()
 
 
-DEFAULT_POLICY = "acckv_plus"
+DEFAULT_POLICY, DEFAULT_OPTIONS = "quantized(acckv_plus)", ("bits=4",)
+"""`models.answering.default_policy` as typed."""
 DEFAULT_BUDGET = 0.2
+"""Of any other policy."""
 
 
 def run(options: Options, out: Console, err: Console, load: Loader = models.load) -> None:
@@ -111,7 +114,7 @@ def run(options: Options, out: Console, err: Console, load: Loader = models.load
     if options.follow_up and (compare or options.stats):
         raise UserError("--follow-up is one conversation under one policy; leave out --compare and --stats.")
     checked_key(options.seed)
-    budget, sampler = choose_budget(options), choose_sampler(options)
+    budget, sampler = choose_budget(options, compare=compare), choose_sampler(options)
     choose_policies(options, budget, compare=compare)  # mistakes are reported before a large model is loaded
     clips = [clip_path(text) for text in (clip, *options.clip_too)]
     with contextlib.ExitStack() as on_devices, progress_bar(err) as progress:
@@ -243,15 +246,15 @@ def check_question(question: str) -> None:
         raise UserError("A question is not UTF-8; set the terminal to UTF-8, or type plain letters.") from error
 
 
-def choose_budget(options: Options) -> float | int:
+def choose_budget(options: Options, *, compare: bool = False) -> float | int:
     """The budget as typed, or the default one.
 
     Raises:
         UserError: if it is no budget, or the policy has none.
     """
     if options.budget is None:
-        return DEFAULT_BUDGET
-    if options.policy == "full" and not options.compare:
+        return BUDGET if options.policy is None and not compare else DEFAULT_BUDGET
+    if options.policy == "full" and not compare:
         raise UserError("--policy full keeps the whole cache and has no budget; leave out --budget.")
     return parse_budget(options.budget)
 
@@ -276,14 +279,17 @@ def choose_policies(
     """The policies to answer with, by name; `tau` is the model's, where the user gives none."""
     defaults: dict[str, Any] = {} if tau is None else {"tau": tau}
     if not compare:
-        name = DEFAULT_POLICY if options.policy is None else options.policy
-        return {name: build_policy(name, budget, options.option, **defaults)}
+        if options.policy is not None:
+            return {options.policy: build_policy(options.policy, budget, options.option, **defaults)}
+        return {DEFAULT_POLICY: build_policy(DEFAULT_POLICY, budget, [*DEFAULT_OPTIONS, *options.option], **defaults)}
     if options.option:
         raise UserError("--option belongs to one policy; name it with --policy instead of --compare.")
     if options.policy:
         raise UserError(f"--compare shows every policy; leave it out, or leave out --policy {options.policy}.")
     names = POLICIES if options.compare else DEMO_POLICIES
-    return {name: build_policy(name, 1.0 if name == "full" else budget, **defaults) for name in names}
+    found = {name: build_policy(name, 1.0 if name == "full" else budget, **defaults) for name in names}
+    best = budget if options.budget else BUDGET
+    return found | {DEFAULT_POLICY: build_policy(DEFAULT_POLICY, best, DEFAULT_OPTIONS, **defaults)}
 
 
 def read_clips(

@@ -100,14 +100,14 @@ class AccKV(CachePolicy):
 
     @classmethod
     def plus(cls, **options: Any) -> Self:
-        """The strongest variant found for SmolAV (models/smolav/variants.json); any option can be overridden.
+        """The strongest variant found for SmolAV; any option can be overridden.
 
         Example:
             >>> import acckv_jax as kv
             >>> kv.AccKV.plus(budget=0.2).split
-            'weighted'
+            'proportional'
         """
-        preset = {"rows": "text", "n_min": 64, "split": "weighted", "gate": "none", "log_multiplicity": True}
+        preset = {"rows": "text", "n_min": 64, "split": "proportional", "gate": "none", "log_multiplicity": True}
         return cls(**(preset | options))
 
     @classmethod

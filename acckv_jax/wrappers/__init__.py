@@ -8,7 +8,6 @@ from acckv_jax.wrappers.evict_every import EvictEvery
 from acckv_jax.wrappers.per_layer import PerLayer
 from acckv_jax.wrappers.protected import Protected
 from acckv_jax.wrappers.quantized import Quantized
-from acckv_jax.wrappers.retold import Retold
 from acckv_jax.wrappers.smoothed import Smoothed
 
 WRAPPERS: dict[str, type[Wrapper]] = {
@@ -19,7 +18,6 @@ WRAPPERS: dict[str, type[Wrapper]] = {
     "per_layer": PerLayer,
     "protected": Protected,
     "quantized": Quantized,
-    "retold": Retold,
     "smoothed": Smoothed,
 }
 
@@ -32,7 +30,6 @@ __all__ = [
     "PerLayer",
     "Protected",
     "Quantized",
-    "Retold",
     "Smoothed",
     "Wrapper",
 ]

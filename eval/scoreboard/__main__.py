@@ -30,7 +30,7 @@ from eval.scoreboard.claims import claims_of, grows_with_depth, video_weights
 from eval.scoreboard.kept import kept_by, overlap
 from eval.scoreboard.report import write_report
 from eval.scoreboard.retention import CLIP, QUESTION, clip_retention
-from eval.scoreboard.suite import SUITES, Entry
+from eval.scoreboard.suite import BEST, SUITES, Entry
 from eval.scoreboard.table import FULL, Answers, Line, as_csv, as_json, comparisons_of, lines_of
 from eval.tasks.interface import Task
 from eval.tasks.registry import TASKS
@@ -39,7 +39,7 @@ from models.devices import Devices, OnDevices, is_first
 from models.errors import UserError
 from models.files import write_text
 
-FOCUS = ("acckv", "acckv_plus")
+FOCUS = ("acckv", "acckv_plus", BEST)
 """Policies that are compared with all others."""
 LOOKED_AT, OVERLAP_EXAMPLES, WEIGHED = "0.2", 5, 50
 """Budget at which selections are compared and shown, examples of which they are, and of which layers are weighed."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 WIDTH = 7.0
@@ -25,6 +26,13 @@ def score_curves(lines: Rows, title: str, shown: Sequence[str]) -> str:
     """
     figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
     axis = figure.subplots()
+    draw_curves(axis, lines, title, shown)
+    axis.legend(fontsize=8, ncols=2)
+    return svg(figure)
+
+
+def draw_curves(axis: Axes, lines: Rows, title: str, shown: Sequence[str]) -> None:
+    """The picture of `score_curves`, without its legend."""
     full = next(line for line in lines if line["policy"] == "full")
     axis.axhline(full["score"]["value"], color="black", lw=1, ls="--", label="full cache")
     axis.axhspan(full["score"]["low"] or 0, full["score"]["high"] or 0, color="black", alpha=0.07, lw=0)
@@ -50,8 +58,6 @@ def score_curves(lines: Rows, title: str, shown: Sequence[str]) -> str:
     axis.set_ylabel(lines[0]["metric"].replace("_", " "))
     axis.set_title(title, loc="left", fontsize=11)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8, ncols=2)
-    return svg(figure)
 
 
 def overlap_map(policies: Sequence[str], shares: Sequence[Sequence[float]]) -> str:

@@ -8,13 +8,14 @@ import jinja2
 from markupsafe import Markup
 
 from eval.scoreboard.curves import SHOWN, overlap_map, score_curves
+from eval.scoreboard.suite import BEST
 from models.files import write_text
 
 TEMPLATES = Path(__file__).with_name("templates")
 TURNS = {"first": "first question", "later": "later questions"}
-ALWAYS = ("acckv", "acckv_plus", "random")
+ALWAYS = (BEST, "acckv", "acckv_plus", "random")
 """Policies that every curve shows in colour, if they are there."""
-TENTH, BEST = 0.105, 8
+TENTH, MOST = 0.105, 8
 """Largest share of the full cache's bytes of a line in the summary, and how many policies that has beside `ALWAYS`."""
 
 
@@ -89,7 +90,7 @@ def _summary(tasks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return sum(gains) / len(gains)
 
     ranked = sorted((name for name in whole if name != "full"), key=loss) if columns else []
-    kept = [name for number, name in enumerate(ranked) if number < BEST or name in ALWAYS]
+    kept = [name for number, name in enumerate(ranked) if number < MOST or name in ALWAYS]
     rows = [(name, whole[name]) for name in (*(["full"] if "full" in whole else []), *kept)]
     return {"columns": columns, "rows": rows, "best": ranked[0] if ranked else None}
 

@@ -23,7 +23,7 @@ LONG = 20
 @dataclasses.dataclass(frozen=True)
 class Clips(HeldOutTask):
     max_new_tokens: ClassVar[int] = 4
-    padding: ClassVar[Padding] = Padding(prefix=(512, 832), question=64, rows=len(GROUPS), caches=4)
+    padding: ClassVar[Padding] = Padding(prefix=(512, 832), question=24, rows=len(GROUPS), caches=8)
     # SnapKV's window fits into a tenth of the shortest clip. Answers are too short to evict anything while decoding.
     policy_options: ClassVar[dict[str, Any]] = {"window_size": 16, "evict_every": 0}
 

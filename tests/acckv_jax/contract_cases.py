@@ -79,7 +79,6 @@ CONTRACT: dict[str, kv.CachePolicy] = {
     "ada_kv_h2o_every_4": kv.AdaKV(kv.H2O(budget=0.3, evict_every=4), most=1.5),
     "critical_kv_snapkv": kv.CriticalKV(kv.SnapKV(budget=0.3, window_size=8)),
     "critical_kv_ada_kv_h2o": kv.CriticalKV(kv.AdaKV(kv.H2O(budget=0.3, evict_every=0))),
-    "retold_h2o_every_4": kv.Retold(kv.H2O(budget=0.3, evict_every=4)),
     "smoothed_h2o_every_4": kv.Smoothed(kv.H2O(budget=0.3, evict_every=4)),
     "smoothed_snapkv": kv.Smoothed(kv.SnapKV(budget=0.3, window_size=8)),
     "clie_snapkv": kv.CLIE(kv.SnapKV(budget=0.3, window_size=8), scored_layers=1),

@@ -44,7 +44,6 @@ SMOKE = {
     "eval.perf.mergenet": "tests/eval/perf/test_mergenet.py::test_times",
     "eval.perf.mergenet --topology": "tests/eval/perf/test_mergenet.py::test_memory",
     "eval.perf.throughput": "tests/eval/perf/test_throughput.py::test_rows",
-    "eval.policy_accuracy": "tests/eval/test_policy_accuracy.py::test_result_has_a_row_per_policy_budget_and_question",
     "eval.retention": "tests/eval/test_retention.py::test_the_page_shows_the_clip_and_every_policy",
     "models.hub.weights": "tests/models/hub/test_weights.py::test_command",
     "sphinx": "tests/docs/test_site.py::test_pages_are_there",

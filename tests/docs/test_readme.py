@@ -48,15 +48,19 @@ def test_clip_quick_start(monkeypatch, tmp_path, capsys):
 
 
 def test_numbers_of_policies_are_the_measured_ones():
-    rows = json.loads((ROOT / "models/smolav/policy_accuracy.json").read_text())["rows"]
-    readme = (ROOT / "README.md").read_text()
-    table = re.findall(r"^\| `(\w+)`[^|]*\|.*\| (\.\d+) \| (\.\d+) \|$", readme, re.MULTILINE)
-    budget = {row["policy"]: {1.0, 0.2} for row in rows}
-    measured = {(r["policy"], r["question"]): r["all"] for r in rows if r["budget"] in budget[r["policy"]]}
-    assert {name for name, *_ in table} == {policy for policy, _ in measured}
+    lines = json.loads((ROOT / "docs/scoreboard/default/scoreboard.json").read_text())["lines"]
+    measured = {
+        (line["policy"].removesuffix(":bits=4"), line["turn"]): line["score"]["value"]
+        for line in lines
+        if (line["task"], line["group"]) == ("clips", "all") and line["budget"] in (1.0, 0.3, 0.1)
+    }  # in 4 bits .3 of the tokens, else .1: a tenth of the bytes
+    table = re.findall(
+        r"^\| `([^`]+)`[^|]*\|.*\| (\.\d+) \| (\.\d+) \|$", (ROOT / "README.md").read_text(), re.MULTILINE
+    )
+    assert {"full", "random", "acckv", "quantized(acckv_plus)"} <= {name for name, *_ in table}
     for name, *values in table:
-        for question, value in zip(("first", "second"), values, strict=True):
-            assert float(value) == pytest.approx(measured[name, question], abs=6e-4)
+        for turn, value in zip(("first", "later"), values, strict=True):
+            assert float(value) == pytest.approx(measured[name, turn], abs=6e-4)
 
 
 @pytest.mark.parametrize("page", MARKDOWN, ids=lambda page: page.relative_to(ROOT).as_posix())

@@ -108,7 +108,7 @@ def test_the_example_of_two_processes(clip, omni):
     environment = os.environ | {"PYTHON": sys.executable}
     found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS)
     assert found.returncode == 0, found.stderr
-    assert json.loads(found.stdout)["policy"] == "acckv_plus"
+    assert json.loads(found.stdout)["policy"] == "quantized(acckv_plus)"
 
 
 @pytest.mark.complete

@@ -64,12 +64,15 @@ def test_a_question_gets_the_same_answer_alone_and_among_others(name, model, cli
 
 
 def test_bytes_are_what_the_budget_promises(model):
-    found = models.answer(model, CLIP, QUESTIONS[0], max_new_tokens=TOKENS)  # the default keeps a fifth
+    ask = functools.partial(models.answer, model, CLIP, QUESTIONS[0], max_new_tokens=TOKENS)
+    found = ask(policy=kv.AccKV.plus(budget=0.2))
     bucket = bucket_length(sum(found.prompt_tokens.values()))
     decoder = model.config.decoder
     slot = 2 * decoder.num_hidden_layers * decoder.num_key_value_heads * decoder.head_dim * 4
     assert found.full_cache_bytes == bucket * slot
     assert found.cache_bytes.prompt == round(0.2 * bucket) * slot
+    default = ask()  # .3 of the tokens in 4 bits each instead of 32, and their scales
+    assert 0.3 / 8 * bucket * slot < default.cache_bytes.prompt < 0.1 * bucket * slot
 
 
 @pytest.mark.complete
@@ -133,8 +136,10 @@ def test_clips_one_after_the_other(layout, model):
     ask = functools.partial(
         models.answer, model, question="What?", policy=kv.Full(), layout=layout, max_new_tokens=TOKENS
     )
-    assert ask(clip=apart).token_ids == ask(clip=joined).token_ids != ask(clip=apart[::-1]).token_ids
-    both = model.encode_media([first, second], layout)
+    assert ask(clip=apart).token_ids == ask(clip=joined).token_ids
+    both, turned = (model.encode_media(clips, layout) for clips in ([first, second], [second, first]))
+    shown, otherwise = (np.concatenate(prompt.buffers)[prompt.rows] for prompt in (both, turned))
+    assert shown.shape == otherwise.shape and np.abs(shown - otherwise).max() > 0.01
     assert both.count(kv.Modality.VIDEO) == 5 * 16 and both.count(kv.Modality.AUDIO) == 50
     changes = np.count_nonzero(np.diff(both.modality))
     assert changes == (2 if layout == "blocks" else 10)  # from text to pictures to sound, or by turns

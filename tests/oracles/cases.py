@@ -24,7 +24,7 @@ QUERY_HEADS, KV_HEADS, HEAD_DIM, BUCKET = 4, 2, 16, 96
 OPTION_SETS: dict[str, dict[str, Any]] = {
     "acckv": {"budget": 0.3},
     "acckv_slots": {"budget": 24},
-    "acckv_plus": {"budget": 0.3, "rows": "text", "n_min": 64, "split": "weighted", "gate": "none"},
+    "acckv_plus": {"budget": 0.3, "rows": "text", "n_min": 64, "split": "proportional", "gate": "none"},
     "text_quantile_refill": {
         "budget": 0.3,
         "rows": "text",

@@ -23,7 +23,7 @@ def test_kept_tokens(small_model, prompt):
         "full": kv.Full(),
         "recent": kv.StreamingLLM(budget=20, sinks=4),
         "merging": kv.AccKV(budget=0.5, gate="none"),
-        "retold": kv.KVzip(budget=0.5),
+        "kvzip": kv.KVzip(budget=0.5),
     }
     found = dict(kept_by(small_model, *prompt, policies))
     modality = prompt[0].then(prompt[1]).modality[:-1]
@@ -39,8 +39,8 @@ def test_kept_tokens(small_model, prompt):
     assert (merging > 1).any()
     assert (found["full"].modality == modality).all()
     # What came after the second pass stays.
-    assert (found["retold"].tokens[..., -len(prompt[1]) + 1 :] == 1).all()
-    assert ((found["retold"].tokens > 0).sum(-1) == round(length / 2)).all()
+    assert (found["kvzip"].tokens[..., -len(prompt[1]) + 1 :] == 1).all()
+    assert ((found["kvzip"].tokens > 0).sum(-1) == round(length / 2)).all()
 
 
 def test_a_random_choice_of_one_modality(small_model, prompt):

@@ -1,15 +1,12 @@
-"""Accuracy under policies: its answers are those of an unpruned model where nothing is pruned, and users' mistakes."""
-
-import json
+"""The task `clips`: its answers are those of an unpruned model where nothing is pruned, and which questions it asks."""
 
 import pytest
 
 import acckv_jax as kv
 from eval.benchmark import build_policies
-from eval.held_out import GROUPS, HeldOutClips
+from eval.held_out import HeldOutClips
 from eval.metrics import CUT_OFF
-from eval.policy_accuracy import Options, main, run
-from eval.tasks.clips import Clips, one_of_each
+from eval.tasks.clips import LONG, Clips, LongClips, one_of_each
 from models.answering import EncodedClip, answer
 from models.interface import EmbeddedPrompt
 
@@ -56,35 +53,9 @@ def test_a_second_question_is_another_one_of_the_clip(task):
     assert [second for _, second in pairs] == [*asked[1:], asked[0]]
 
 
-@pytest.mark.complete
-def test_result_has_a_row_per_policy_budget_and_question(task, tmp_path, capsys):
-    options = Options(clips=1, budgets=(0.5,), policies=(), option=("acckv:merge=none",), out=tmp_path / "out.json")
-    run(options, load=lambda *_: task)
-    result = json.loads(options.out.read_text())
-    rows = {(row["policy"], row["budget"], row["question"]): row for row in result["rows"]}
-    assert list(rows) == [(p, b, q) for p, b in (("full", 1), ("acckv:merge=none", 0.5)) for q in ("first", "second")]
-    for row in rows.values():
-        assert sum(row[group]["asked"] for group in GROUPS) == len(task.example("0").conversations)
-        assert 0 <= row["all"] <= 1
-    assert "acckv:merge=none" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["--clips", "0"], "--clips must be at least 1, not 0"),
-        (["--first", "990", "--clips", "20"], "not 990 to 1009"),
-        (["--policies", "lru"], "unknown policy 'lru'; choose one of full,"),
-        (["--budgets", "1.5"], "budget 1.5 is no fraction"),
-        (["--option", "acckv"], "Variant 'acckv' names no option"),
-        (["--option", "acckv:merge=no"], "merge of policy acckv cannot be 'no'"),
-        (["--option", "lru:merge=none"], "unknown policy 'lru'"),
-        (["--policies", "protected(lru)"], "unknown policy 'lru'"),
-    ],
-)
-def test_mistakes_exit_with_2(arguments, sentence, capsys):
-    assert main(arguments) == 2
-    shown = capsys.readouterr()
-    assert sentence in shown.err
-    assert shown.err.count("\n") == 1
-    assert shown.out == ""
+def test_long_clips_are_the_long_ones_of_all(task):
+    found = LongClips(task.model, task.clips).ids
+    assert {id for id in task.ids[:100] if task.clips.pool.clip(int(id)).seconds >= LONG} == set(found) & set(
+        task.ids[:100]
+    )
+    assert 0 < len(found) < len(task.ids)
