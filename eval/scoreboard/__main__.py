@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import tyro
 from rich.console import Console
@@ -87,6 +88,7 @@ def measure(options: Options, load: benchmark.Loader = benchmark.load_task) -> l
         asked = benchmark.Options(task, policies, budgets, examples, first, devices=options.devices)
         measured = benchmark.measure(asked, options.out / f"{task}.jsonl", load, also)
         found.append(answers_of(title or task, measured))
+        jax.clear_caches()  # programs of a hundred variants fill most of the 65,530 mappings that a process may have
     return found
 
 

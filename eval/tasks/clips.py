@@ -1,7 +1,7 @@
-"""One question of each kind about each held-out clip, under cache policies; and a second one on the same cache.
+"""Two questions of different kinds about each held-out clip, under cache policies; each also after the other one.
 
-The second question is another one of the clip's, asked after the first was answered, on the cache that was pruned for
-the first: this is where a policy shows what it lost.
+The second question is asked after the first was answered, on the cache that was pruned for the first: this is where a
+policy shows what it lost.
 """
 
 import collections
@@ -23,16 +23,15 @@ LONG = 20
 @dataclasses.dataclass(frozen=True)
 class Clips(HeldOutTask):
     max_new_tokens: ClassVar[int] = 4
-    padding: ClassVar[Padding] = Padding(prefix=(512, 832), question=24, rows=len(GROUPS), caches=8)
+    padding: ClassVar[Padding] = Padding(prefix=(832,), question=24, rows=2, caches=16)
     # SnapKV's window fits into a tenth of the shortest clip. Answers are too short to evict anything while decoding.
     policy_options: ClassVar[dict[str, Any]] = {"window_size": 16, "evict_every": 0}
 
     def example(self, id: str) -> Example:
         """The clip of this number."""
         [(number, clip, media)] = self.clips.numbered([int(id)])
-        asked = [as_asked(clip, number, question) for question in one_of_each(clip, number)]
-        pairs = zip(asked, [*asked[1:], asked[0]], strict=True)
-        return Example(self.model.encode_features(media, layout_of(number)), tuple(pairs))
+        one, other = (as_asked(clip, number, question) for question in two_kinds(clip, number))
+        return Example(self.model.encode_features(media, layout_of(number)), ((one, other), (other, one)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +44,11 @@ class LongClips(Clips):
         return [id for id in super().ids if self.clips.pool.clip(int(id)).seconds >= LONG]
 
 
-def one_of_each(clip: Clip, number: int) -> list[Question]:
-    """One question of each group that the clip has, another one for each clip."""
+def two_kinds(clip: Clip, number: int) -> list[Question]:
+    """Questions of two groups that the clip has, other ones for each clip: four clips in a row ask each group twice."""
     grouped = collections.defaultdict(list)
     for question in questions(clip):
         grouped[group_of(question)].append(question)
-    return [grouped[group][number % len(grouped[group])] for group in GROUPS if grouped[group]]
+    groups = [group for group in GROUPS if grouped[group]]
+    chosen = (groups[(number + i) % len(groups)] for i in range(2))
+    return [grouped[group][number // len(groups) % len(grouped[group])] for group in chosen]

@@ -4,9 +4,9 @@ import pytest
 
 import acckv_jax as kv
 from eval.benchmark import build_policies
-from eval.held_out import HeldOutClips
+from eval.held_out import GROUPS, HeldOutClips
 from eval.metrics import CUT_OFF
-from eval.tasks.clips import LONG, Clips, LongClips, one_of_each
+from eval.tasks.clips import LONG, Clips, LongClips, two_kinds
 from models.answering import EncodedClip, answer
 from models.interface import EmbeddedPrompt
 
@@ -35,7 +35,7 @@ def test_without_pruning_answers_are_those_of_the_whole_prompt(task):
         clip = EncodedClip(task.model, before)
         return answer(task.model, clip, text, policy=kv.Full(), max_new_tokens=4).text
 
-    for conversation, said in list(zip(example.conversations, found["full"], strict=True))[:2]:
+    for conversation, said in list(zip(example.conversations, found["full"], strict=True)):
         first, second = (text.removesuffix(CUT_OFF).strip() for text in said.answers)
         question, following = conversation
         assert first == alone(example.prefix, question.text)
@@ -45,17 +45,20 @@ def test_without_pruning_answers_are_those_of_the_whole_prompt(task):
         assert second == alone(before, following.text)
 
 
-def test_a_second_question_is_another_one_of_the_clip(task):
-    [(number, clip, _)] = task.clips.numbered([3])
-    asked = [question.text for question in one_of_each(clip, number)]
-    pairs = [(first.text, second.text) for first, second in task.example("3").conversations]
-    assert [first for first, _ in pairs] == asked
-    assert [second for _, second in pairs] == [*asked[1:], asked[0]]
+def test_each_of_two_questions_is_asked_first_and_second(task):
+    kinds = []
+    for clip_number in range(16):
+        [(number, clip, _)] = task.clips.numbered([clip_number])
+        one, other = (question.text for question in two_kinds(clip, number))
+        conversations = task.example(str(clip_number)).conversations
+        assert [[turn.text for turn in asked] for asked in conversations] == [[one, other], [other, one]]
+        kinds.append({turn.group for turn in conversations[0]})
+        assert len(kinds[-1]) == 2
+    for layout in (0, 1):  # every kind in both
+        assert set.union(*kinds[layout::2]) == set(GROUPS)
 
 
 def test_long_clips_are_the_long_ones_of_all(task):
-    found = LongClips(task.model, task.clips).ids
-    assert {id for id in task.ids[:100] if task.clips.pool.clip(int(id)).seconds >= LONG} == set(found) & set(
-        task.ids[:100]
-    )
-    assert 0 < len(found) < len(task.ids)
+    long, first = LongClips(task.model, task.clips).ids, task.ids[:100]
+    assert [id for id in first if task.clips.pool.clip(int(id)).seconds >= LONG] == [id for id in first if id in long]
+    assert 0 < len(long) < len(task.ids)
