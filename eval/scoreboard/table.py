@@ -218,8 +218,8 @@ def comparisons_of(answers: Answers, policies: Iterable[str], rivals: Iterable[s
         ]
         scores, gains = answers.scores(own, part), []
         for other in others:
-            pair = scores, answers.scores(other, part)
-            gains.append(difference(*(reversed(pair) if part.lower_is_better else pair)))
+            theirs = answers.scores(other, part)
+            gains.append(difference(theirs, scores) if part.lower_is_better else difference(scores, theirs))
         corrected = holm([gain.p or 0.0 for gain in gains])
         found += [
             Comparison(part, own.policy, budget_of(own), other.policy, budget_of(other), gain, p)
